@@ -1,0 +1,69 @@
+"""Every error Penstock raises on purpose, in one tree.
+
+    PenstockError
+    ├── ConfigError           a flag, file or model folder is wrong: refused at start
+    │   ├── ModelError        the model folder cannot be served (file and reason)
+    │   └── MemoryPlanError   weights and KV cache do not fit (with the arithmetic)
+    ├── RequestError          the caller's request is wrong (HTTP 4xx, never retried)
+    └── RetryableError        nothing is wrong with the request; try again (HTTP 503 or an error frame)
+        ├── PrefillLost       the prefill worker was lost, late, busy or sent something invalid
+        ├── WorkerLost        a worker was lost or is stuck
+        ├── Overloaded        no capacity within the request's deadline
+        └── TransferError     a KV transfer failed
+"""
+
+
+class PenstockError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class ConfigError(PenstockError):
+    """A flag, file or model folder is wrong; the process refuses to start."""
+
+
+class ModelError(ConfigError):
+    """The model folder cannot be served."""
+
+
+class MemoryPlanError(ConfigError):
+    """Weights and KV cache do not fit the memory budget."""
+
+
+class RequestError(PenstockError):
+    """The request is wrong and would be wrong anywhere. `field` names the offending part."""
+
+    def __init__(self, message: str, *, field: str | None = None, code: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.field = field
+        self.code = code
+        self.status = status
+
+
+class RetryableError(PenstockError):
+    """The request is fine and may succeed elsewhere or later."""
+
+    code = "retryable"
+
+
+class PrefillLost(RetryableError):
+    """The prefill worker was lost, late, busy or sent something invalid."""
+
+    code = "prefill_lost"
+
+
+class WorkerLost(RetryableError):
+    """A worker died, fell silent or is stuck."""
+
+    code = "worker_lost"
+
+
+class Overloaded(RetryableError):
+    """No capacity within the request's deadline."""
+
+    code = "overloaded"
+
+
+class TransferError(RetryableError):
+    """A KV transfer failed."""
+
+    code = "transfer_failed"
