@@ -1,0 +1,115 @@
+"""One way to configure: each component has one frozen dataclass, and its flags and environment come from the fields.
+
+A field is written once with its default, unit and sentence; `add_flags` makes `--kv-bytes` of `kv_bytes`, and
+`PENSTOCK_KV_BYTES` in the environment sets its default. Sizes accept suffixes (`512MiB`, `4GiB`).
+"""
+
+import argparse
+import dataclasses
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+from penstock.errors import ConfigError
+
+T = TypeVar("T")
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def option(default: T, help: str, *, unit: str = "", choices: tuple[str, ...] = ()) -> T:
+    """A dataclass field with its sentence (`help`), unit and, where the set is closed, its choices."""
+    metadata = {"help": help, "unit": unit, "choices": choices}
+    return typing.cast("T", dataclasses.field(default=default, metadata=metadata))
+
+
+def parse_bytes(text: str) -> int:
+    """`"512MiB"` -> 536870912. Raises ConfigError for anything that is not a size."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?(?:ib)?)b?", text.strip().lower())
+    if match is None or match[2] not in _UNITS:
+        raise ConfigError(f"{text!r} is not a size; write for example 536870912, 512MiB or 4GiB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def add_flags(parser: argparse.ArgumentParser, config: type[Any], *, skip: tuple[str, ...] = ()) -> None:
+    """Adds one flag per field of the dataclass `config` to `parser`."""
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        if field.name in skip or not field.init:
+            continue
+        text, unit = field.metadata["help"], field.metadata["unit"]
+        shown = "none" if field.default is None or field.default == "" else field.default
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"),
+            type=_parser_of(hints[field.name], unit),
+            default=os.environ.get("PENSTOCK_" + field.name.upper(), field.default),
+            choices=field.metadata["choices"] or None,
+            metavar=None if field.metadata["choices"] else (unit or field.name).upper().replace(" ", "_"),
+            help=f"{text} (default: {shown}{' ' + unit if unit and field.default is not None else ''})".replace(
+                "%", "%%"
+            ),
+        )
+
+
+def from_flags(config: type[T], args: argparse.Namespace, **fixed: Any) -> T:
+    """Builds `config` from parsed flags; `fixed` names the fields that were not flags."""
+    names = {field.name for field in dataclasses.fields(typing.cast("Any", config)) if field.init}
+    values = {name: getattr(args, name) for name in names if name not in fixed and hasattr(args, name)}
+    return config(**values, **fixed)
+
+
+def from_mapping(config: type[T], values: Mapping[str, Any]) -> T:
+    """Builds `config` from a mapping. Raises ConfigError for an unknown key, naming the nearest valid one."""
+    names = [field.name for field in dataclasses.fields(typing.cast("Any", config)) if field.init]
+    for key in values:
+        if key not in names:
+            raise ConfigError(f"unknown key {key!r} for {config.__name__}; {_nearest(key, names)}")
+    return config(**values)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose message for an unknown flag names the nearest valid one."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        if unknown:
+            message += f"; {_nearest(unknown[1], list(self._option_string_actions))}"
+        super().error(message)
+
+
+def _nearest(word: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"valid are {', '.join(sorted(names))}"
+
+
+def _parser_of(hint: Any, unit: str) -> Callable[[str], Any]:
+    """The function that turns a flag's text into a value of type `hint`."""
+    if isinstance(hint, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if hint is bool:
+        return _parse_bool
+    if hint is int and unit == "bytes":
+        return _as_argument(parse_bytes)
+    return typing.cast("Callable[[str], Any]", hint)
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() in ("true", "yes", "1", "on"):
+        return True
+    if text.lower() in ("false", "no", "0", "off"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
+
+
+def _as_argument(parse: Callable[[str], T]) -> Callable[[str], T]:
+    def parse_argument(text: str) -> T:
+        try:
+            return parse(text)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parse_argument
