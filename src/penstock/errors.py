@@ -1,15 +1,15 @@
 """Every error Penstock raises on purpose, in one tree.
 
-    PenstockError
-    ├── ConfigError           a flag, file or model folder is wrong: refused at start
-    │   ├── ModelError        the model folder cannot be served (file and reason)
-    │   └── MemoryPlanError   weights and KV cache do not fit (with the arithmetic)
-    ├── RequestError          the caller's request is wrong (HTTP 4xx, never retried)
-    └── RetryableError        nothing is wrong with the request; try again (HTTP 503 or an error frame)
-        ├── PrefillLost       the prefill worker was lost, late, busy or sent something invalid
-        ├── WorkerLost        a worker was lost or is stuck
-        ├── Overloaded        no capacity within the request's deadline
-        └── TransferError     a KV transfer failed
+PenstockError
+├── ConfigError           a flag, file or model folder is wrong: refused at start
+│   ├── ModelError        the model folder cannot be served (file and reason)
+│   └── MemoryPlanError   weights and KV cache do not fit (with the arithmetic)
+├── RequestError          the caller's request is wrong (HTTP 4xx, never retried)
+└── RetryableError        nothing is wrong with the request; try again (HTTP 503 or an error frame)
+    ├── PrefillLost       the prefill worker was lost, late, busy or sent something invalid
+    ├── WorkerLost        a worker was lost or is stuck
+    ├── Overloaded        no capacity within the request's deadline
+    └── TransferError     a KV transfer failed
 """
 
 
