@@ -1,0 +1,157 @@
+"""What a worker's front process and its engine process say to each other over their pipe.
+
+Both directions are batches of msgspec messages, at most one batch per engine step: never one message per token.
+"""
+
+from typing import TypeAlias
+
+from msgspec import Struct, msgpack
+
+from penstock.protocol import Accepted, Done, Error, Events, Finished, GenerateRequest, Load, Peer, Ticket, Tokens
+
+# Front to engine.
+
+
+class Generate(Struct, frozen=True, tag=True):
+    """Answer this request here. With `request.prefill` set, its prompt's KV arrives by tickets (PrefillArrived)."""
+
+    request: GenerateRequest
+
+
+class Prefill(Struct, frozen=True, tag=True):
+    """Compute this request's prompt, publish tickets, and hold the blocks until Cancel (the end of the lease)."""
+
+    request: GenerateRequest
+
+
+class Lookup(Struct, frozen=True, tag=True):
+    """Publish tickets for the longest cached run of these hashes and hold the blocks until Cancel."""
+
+    request_id: str
+    hashes: tuple[bytes, ...]
+
+
+class PrefillArrived(Struct, frozen=True, tag=True):
+    """A frame of the prefill worker's answer for a Generate with `prefill`."""
+
+    request_id: str
+    frame: Accepted | Ticket
+
+
+class PrefillFailed(Struct, frozen=True, tag=True):
+    """The prefill worker was lost, refused or sent an error. Ends the request with `prefill_lost`."""
+
+    request_id: str
+    reason: str
+
+
+class Cancel(Struct, frozen=True, tag=True):
+    """The caller is gone, or a lease ends: free everything of this request. Unknown ids are ignored."""
+
+    request_id: str
+
+
+class Snapshot(Struct, frozen=True, tag=True):
+    """Ask for a snapshot of the prefix cache, for a new subscriber of `/events`."""
+
+
+class ClearCache(Struct, frozen=True, tag=True):
+    """Forget all cached blocks and change every epoch."""
+
+
+class Stop(Struct, frozen=True, tag=True):
+    """Leave the process now."""
+
+
+ToEngine: TypeAlias = (
+    Generate | Prefill | Lookup | PrefillArrived | PrefillFailed | Cancel | Snapshot | ClearCache | Stop
+)
+
+# Engine to front.
+
+
+class Limits(Struct, frozen=True):
+    """What a request must respect on this worker."""
+
+    vocab_size: int
+    max_context_tokens: int
+    block_size: int
+    num_blocks: int
+
+
+class Started(Struct, frozen=True, tag=True):
+    """The engine is ready for requests."""
+
+    peer: Peer
+    limits: Limits
+    transport: str
+    """Name of the KV transport in use, and in `notes` why when it is a fallback."""
+    notes: tuple[str, ...] = ()
+
+
+class StartFailed(Struct, frozen=True, tag=True):
+    """The engine cannot serve: what is wrong, as a sentence for the person who started it."""
+
+    message: str
+
+
+class Beat(Struct, frozen=True, tag=True):
+    """Sent by a thread of its own at least every protocol.HEARTBEAT_S."""
+
+    step: int
+    step_s: float
+    predicted_s: float
+
+
+class Output(Struct, frozen=True):
+    """One frame of one request's stream."""
+
+    request_id: str
+    frame: Tokens | Finished | Done | Error | Ticket
+
+
+class Stats(Struct, frozen=True):
+    """Counters since start, for /metrics."""
+
+    prompt_tokens: int = 0
+    """Prompt tokens computed here."""
+    cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache here."""
+    generated_tokens: int = 0
+    preemptions: int = 0
+    pulled_blocks: int = 0
+    pulled_bytes: int = 0
+    pull_seconds: float = 0.0
+    fenced_pulls: int = 0
+    failed_pulls: int = 0
+
+
+class StepOutputs(Struct, frozen=True, tag=True):
+    """All that one engine step produced."""
+
+    outputs: tuple[Output, ...] = ()
+    events: Events | None = None
+    load: Load | None = None
+    stats: Stats | None = None
+
+
+FromEngine: TypeAlias = Started | StartFailed | Beat | StepOutputs
+
+_encoder = msgpack.Encoder()
+_to_engine = msgpack.Decoder(tuple[ToEngine, ...])
+_from_engine = msgpack.Decoder(FromEngine)
+
+
+def encode(message: Struct | tuple[Struct, ...]) -> bytes:
+    """One pipe message: a tuple of ToEngine messages, or one FromEngine message."""
+    return _encoder.encode(message)
+
+
+def decode_to_engine(data: bytes) -> tuple[ToEngine, ...]:
+    """What the engine process reads."""
+    return _to_engine.decode(data)
+
+
+def decode_from_engine(data: bytes) -> FromEngine:
+    """What the front process reads."""
+    return _from_engine.decode(data)
