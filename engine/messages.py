@@ -154,4 +154,5 @@ def decode_to_engine(data: bytes) -> tuple[ToEngine, ...]:
 
 def decode_from_engine(data: bytes) -> FromEngine:
     """What the front process reads."""
-    return _from_engine.decode(data)
+    message: FromEngine = _from_engine.decode(data)
+    return message

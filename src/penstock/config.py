@@ -24,7 +24,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20,
 def option(default: T, sentence: str, *, unit: str = "", choices: tuple[str, ...] = ()) -> T:
     """A dataclass field with its `sentence` for --help, its unit and, where the set is closed, its choices."""
     metadata = {"help": sentence, "unit": unit, "choices": choices}
-    return typing.cast("T", dataclasses.field(default=default, metadata=metadata))
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def parse_bytes(text: str) -> int:
