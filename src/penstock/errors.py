@@ -9,7 +9,9 @@ PenstockError
     ├── PrefillLost       the prefill worker was lost, late, busy or sent something invalid
     ├── WorkerLost        a worker was lost or is stuck
     ├── Overloaded        no capacity within the request's deadline
-    └── TransferError     a KV transfer failed
+    ├── TransferError     a KV transfer failed
+    ├── DeadlineExceeded  the request's deadline passed before its answer was complete
+    └── Stopping          the process is shutting down and its grace time is over
 """
 
 
@@ -40,9 +42,13 @@ class RequestError(PenstockError):
 
 
 class RetryableError(PenstockError):
-    """The request is fine and may succeed elsewhere or later."""
+    """The request is fine and may succeed elsewhere or later. `retry_after_s` says when, if that is known."""
 
     code = "retryable"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class PrefillLost(RetryableError):
@@ -67,3 +73,15 @@ class TransferError(RetryableError):
     """A KV transfer failed."""
 
     code = "transfer_failed"
+
+
+class DeadlineExceeded(RetryableError):
+    """The request's deadline passed before its answer was complete."""
+
+    code = "deadline_exceeded"
+
+
+class Stopping(RetryableError):
+    """The process is shutting down and its grace time is over."""
+
+    code = "stopping"

@@ -101,12 +101,12 @@ def _check_not_stuck(url: str, beat: Heartbeat) -> None:
 
 
 async def _raise_refusal(url: str, response: aiohttp.ClientResponse) -> None:
-    async with asyncio.timeout(SILENT_S):
-        body = await response.read()
     try:
+        async with asyncio.timeout(SILENT_S):
+            body = await response.read()
         refusal = msgspec.json.decode(body, type=Refusal)
-    except msgspec.DecodeError:
+    except (aiohttp.ClientError, OSError, msgspec.DecodeError):
         refusal = Refusal(message=f"{url} answered HTTP {response.status}")
     if 400 <= response.status < 500 and response.status != 429:
         raise RequestError(refusal.message, field=refusal.field, code=refusal.code, status=response.status)
-    raise Overloaded(refusal.message)
+    raise Overloaded(refusal.message, retry_after_s=refusal.retry_after_s)

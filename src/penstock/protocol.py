@@ -149,6 +149,8 @@ class Tokens(Struct, frozen=True, tag="tokens", omit_defaults=True):
     position: int
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
+    cached_tokens: int | None = None
+    """On the first tokens of a stream, as in `Done`, which never comes when the router ends the stream (stop strings)."""
 
 
 class Finished(Struct, frozen=True, tag="finished"):
