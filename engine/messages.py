@@ -130,6 +130,8 @@ class StepOutputs(Struct, frozen=True, tag=True):
     """All that one engine step produced."""
 
     outputs: tuple[Output, ...] = ()
+    released: tuple[str, ...] = ()
+    """Ids of Generates whose ticketed blocks are verified: the front closes their call to the prefill worker."""
     events: Events | None = None
     load: Load | None = None
     stats: Stats | None = None

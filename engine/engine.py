@@ -1,0 +1,319 @@
+"""The engine: requests in, frames out, one step at a time.
+
+    add / cancel / ... -> step: schedule -> admit and preempt -> run -> sample -> frames
+
+Synchronous and free of I/O: it does not know who asked, only what the frames in `outputs` are for. Pulling KV from
+other workers is the Redeemer's part.
+"""
+
+from bisect import insort
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from typing import Protocol
+
+from torch import Tensor
+
+from penstock.engine.config import EngineConfig
+from penstock.engine.kv.layout import num_blocks_for
+from penstock.engine.kv.pool import BlockPool
+from penstock.engine.messages import Output, Stats
+from penstock.engine.runner import Runner
+from penstock.engine.sampler import Sampled, SampleRow, sample
+from penstock.engine.scheduler import Budget, schedule
+from penstock.engine.sequence import Request, Role, Sequence
+from penstock.engine.tickets import Tickets
+from penstock.errors import RetryableError
+from penstock.hashing import BlockHasher
+from penstock.protocol import Done, Finished, FirstToken, GenerateRequest, Load, StepTiming, Tokens, error_frame
+
+
+class Pulls(Protocol):
+    """What the engine asks of the Redeemer."""
+
+    def begin(self, sequence: Sequence, blocks: list[int], num_matched: int) -> None:
+        """`blocks` were reserved for the sequence's prompt; all but the first `num_matched` are to be pulled."""
+
+    def drop(self, request: Request) -> None:
+        """The request ended early: give back its blocks as soon as nothing can write to them any more."""
+
+
+class Engine:
+    """Continuous batching over one runner and one block pool."""
+
+    def __init__(
+        self, config: EngineConfig, runner: Runner, new_hasher: Callable[[str], BlockHasher], generation: str
+    ) -> None:
+        """`new_hasher(salt)` gives the root of a request's block hashes; `generation` names this process on tickets."""
+        self.pulls: Pulls | None = None
+        self.runner = runner
+        self.new_hasher = new_hasher
+        self.eos_ids = runner.decoder.config.eos_ids
+        self.max_context_tokens = runner.decoder.max_context_tokens
+        poison = runner.poison if config.poison else None
+        self.pool = BlockPool(len(runner.kv), on_write=poison, on_free=poison)
+        self.budget = Budget(
+            config.max_step_tokens, config.max_sequences, runner.layout.block_size, config.prefix_cache
+        )
+        self.tickets = Tickets(self.pool, generation)
+        self.requests: dict[str, Request] = {}
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.outputs: list[Output] = []
+        self.timings: list[StepTiming] = []
+        self.num_steps = 0
+        self.num_preemptions = 0
+        self.num_prompt_tokens = 0
+        self.num_cached_tokens = 0
+        self.num_generated_tokens = 0
+
+    # What callers do between steps.
+
+    def add(self, wire: GenerateRequest, role: Role = Role.GENERATE) -> Request:
+        """Queues a request. Its frames appear in `outputs` under its request id."""
+        request = Request.create(wire, role, self.new_hasher(wire.salt), self.budget.block_size)
+        self.requests[wire.request_id] = request
+        first = request.sequences[0]
+        if first.output and (reason := self._finish_reason(request, first.output)):
+            self._finish(first, reason)  # a resume that had nothing left to generate
+        else:
+            self._queue(first)
+        return request
+
+    def cancel(self, request_id: str) -> None:
+        """Frees all that a request holds, leases included. Unknown ids are ignored."""
+        request = self.requests.pop(request_id, None)
+        if request is not None:
+            self.drop(request)
+        self.tickets.end_lookup(request_id)
+
+    def fail(self, request: Request, error: RetryableError) -> None:
+        """Ends a request with an error frame."""
+        if self.requests.pop(request.wire.request_id, None) is not None:
+            self.drop(request)
+            self._emit(request, error_frame(error))
+
+    def drop(self, request: Request) -> None:
+        """Takes a request's sequences out of all queues and frees their blocks."""
+        for sequence in request.sequences:
+            if sequence in self.waiting:
+                self.waiting.remove(sequence)
+            if sequence in self.running:
+                self.running.remove(sequence)
+            self._free(sequence)
+        if request.role is Role.PULL and self.pulls is not None:
+            self.pulls.drop(request)
+
+    def emit_first_tokens(self, request: Request, first_tokens: Seq[FirstToken]) -> None:
+        """Emits what the prefill worker sampled, one token per sample."""
+        request.fork()
+        for sequence, first in zip(request.sequences, first_tokens, strict=True):
+            self._append(sequence, Sampled(first.token, first.logprob))
+
+    def join(self, request: Request, blocks: list[int], num_computed: int) -> None:
+        """The KV of the first `num_computed` tokens is in `blocks`: every unfinished sequence joins the batch."""
+        request.role = Role.GENERATE
+        for sequence in request.sequences:
+            if sequence.finish_reason is None:
+                self.pool.acquire(blocks)
+                sequence.blocks = list(blocks)
+                sequence.num_computed = num_computed
+                sequence.num_committed = num_computed // self.budget.block_size
+                self.running.append(sequence)
+        self.pool.free(blocks)
+
+    def load(self) -> Load:
+        """What the engine is doing now."""
+        prefills = sum(request.role is Role.PREFILL for request in self.requests.values())
+        computing = sum(each.request.role is Role.PREFILL for each in (*self.running, *self.waiting))
+        return Load(
+            running=len(self.running),
+            waiting=len(self.waiting),
+            leased=prefills - computing,
+            free_blocks=self.pool.num_free,
+            num_blocks=self.pool.num_blocks,
+        )
+
+    def stats(self) -> Stats:
+        """Counters since start."""
+        return Stats(
+            prompt_tokens=self.num_prompt_tokens,
+            cached_tokens=self.num_cached_tokens,
+            generated_tokens=self.num_generated_tokens,
+            preemptions=self.num_preemptions,
+        )
+
+    # One step.
+
+    def step(self) -> int:
+        """Plans and runs one step; returns how many rows it computed (0: nothing to do until something arrives)."""
+        plan = schedule(self.running, self.waiting, self.pool, self.budget)
+        for sequence in plan.preempt:
+            self._preempt(sequence)
+        for sequence, matched in plan.admit:
+            self._admit(sequence, matched)
+        if not plan.work:
+            return 0
+        for sequence, rows in plan.work:
+            self._make_room(sequence, rows)
+        self.num_steps += 1
+        logits = self.runner.run(plan.work)
+        self.pool.retire(self.num_steps)
+        self._advance(plan.work, logits)
+        return sum(rows for _, rows in plan.work)
+
+    def planned_rows(self) -> int:
+        """An upper bound of the rows of the next step, for predicting its length."""
+        pending = sum(sequence.num_pending for sequence in (*self.running, *self.waiting))
+        return min(pending, self.budget.max_step_tokens)
+
+    def _admit(self, sequence: Sequence, matched: list[int]) -> None:
+        """Moves a waiting sequence to the running ones, or begins its pull, with blocks for all of its tokens."""
+        request = sequence.request
+        pull = request.role is Role.PULL
+        self.waiting.remove(sequence)
+        self.pool.acquire(matched)
+        total = num_blocks_for(request.num_start_tokens + 1 if pull else sequence.num_tokens, self.budget.block_size)
+        blocks = matched + self.pool.allocate(total - len(matched))
+        num_cached = len(matched) * self.budget.block_size
+        self.num_cached_tokens += num_cached
+        if pull:
+            assert self.pulls is not None
+            self.pulls.begin(sequence, blocks, len(matched))
+            return
+        sequence.blocks, sequence.num_computed, sequence.num_committed = blocks, num_cached, len(matched)
+        if request.cached_tokens is None:
+            request.cached_tokens = min(num_cached, len(request.prompt))
+        self.running.append(sequence)
+        if request.role is Role.PREFILL and matched:
+            self._emit(request, self.tickets.publish(sequence))
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._free(sequence)
+        self._queue(sequence)
+        self.num_preemptions += 1
+
+    def _make_room(self, sequence: Sequence, rows: int) -> None:
+        """Gives the sequence blocks of its own for its next `rows` tokens."""
+        index = sequence.num_computed // self.budget.block_size
+        if index < len(sequence.blocks) and self.pool.refs(sequence.blocks[index]) > 1:
+            shared, [own] = sequence.blocks[index], self.pool.allocate(1)
+            self.runner.copy_block(shared, own)
+            self.pool.free([shared])
+            sequence.blocks[index] = own
+        missing = num_blocks_for(sequence.num_computed + rows, self.budget.block_size) - len(sequence.blocks)
+        if missing > 0:
+            sequence.blocks += self.pool.allocate(missing)
+
+    def _advance(self, work: Seq[tuple[Sequence, int]], logits: Tensor) -> None:
+        """After a step: commits full blocks, publishes tickets, samples."""
+        targets: list[tuple[Sequence, SampleRow]] = []
+        sources: list[int] = []
+        num_sampling = 0
+        for sequence, rows in work:
+            request = sequence.request
+            self.num_prompt_tokens += min(rows, max(0, len(request.prompt) - sequence.num_computed))
+            sequence.num_computed += rows
+            self.commit(sequence)
+            if sequence.num_pending == 0:
+                rows_of = self._sample_rows(sequence)
+                targets += rows_of
+                sources += [num_sampling] * len(rows_of)
+                num_sampling += 1
+            elif request.role is Role.PREFILL:
+                self._emit(request, self.tickets.publish(sequence))
+        if not targets:
+            return
+        if len(sources) != num_sampling:
+            logits = logits[sources]
+        sampled = sample(logits, [row for _, row in targets])
+        first_tokens: dict[Sequence, list[FirstToken]] = {}
+        for (sequence, _), token in zip(targets, sampled, strict=True):
+            if sequence.request.role is Role.PREFILL:
+                first_tokens.setdefault(sequence, []).append(self._first_token(sequence, token))
+            else:
+                self._append(sequence, token)
+        for sequence, firsts in first_tokens.items():
+            self.running.remove(sequence)  # from here on its request is a lease
+            self._emit(sequence.request, self.tickets.publish_last(sequence, firsts))
+
+    def _sample_rows(self, sequence: Sequence) -> list[tuple[Sequence, SampleRow]]:
+        """One row per sample that takes its next token from this sequence's logits."""
+        request = sequence.request
+        if request.role is Role.PREFILL:
+            return [(sequence, self._sample_row(request, wire.seed, sequence.output)) for wire in request.wire.samples]
+        if not request.forked:
+            request.fork()
+            for fork in request.sequences[1:]:
+                self.pool.acquire(fork.blocks)
+                self.running.append(fork)
+            return [(each, self._sample_row(request, each.sample.seed, each.output)) for each in request.sequences]
+        return [(sequence, self._sample_row(request, sequence.sample.seed, sequence.output))]
+
+    def _sample_row(self, request: Request, seed: int, output: list[int]) -> SampleRow:
+        return SampleRow(
+            params=request.wire.sampling,
+            seed=seed,
+            position=len(output),
+            prompt=request.prompt,
+            output=output,
+            eos_ids=self.eos_ids,
+        )
+
+    def commit(self, sequence: Sequence) -> None:
+        """Hands the full blocks that were computed since the last call to the prefix cache."""
+        full = sequence.num_computed // self.budget.block_size
+        if self.budget.prefix_cache:
+            for index in range(sequence.num_committed, full):
+                self.pool.commit(sequence.blocks[index], sequence.stored_block(index))
+        sequence.num_committed = max(full, sequence.num_committed)
+
+    def _first_token(self, sequence: Sequence, sampled: Sampled) -> FirstToken:
+        reason = self._finish_reason(sequence.request, [*sequence.output, sampled.token])
+        return FirstToken(sampled.token, sampled.logprob, reason)
+
+    def _append(self, sequence: Sequence, sampled: Sampled) -> None:
+        """Adds one token to a sequence and emits it."""
+        request = sequence.request
+        logprobs = (sampled.logprob,) if sampled.logprob is not None else ()
+        self._emit(request, Tokens(sequence.sample.index, len(sequence.output), (sampled.token,), logprobs))
+        sequence.output.append(sampled.token)
+        self.num_generated_tokens += 1
+        if reason := self._finish_reason(request, sequence.output):
+            self._finish(sequence, reason)
+
+    def _finish_reason(self, request: Request, output: Seq[int]) -> str | None:
+        sampling = request.wire.sampling
+        if output[-1] in sampling.stop_token_ids or (output[-1] in self.eos_ids and not sampling.ignore_eos):
+            return "stop"
+        full = len(request.prompt) + len(output) >= self.max_context_tokens
+        return "length" if len(output) >= sampling.max_tokens or full else None
+
+    def _finish(self, sequence: Sequence, reason: str) -> None:
+        request = sequence.request
+        sequence.finish_reason = reason
+        if sequence in self.running:
+            self.running.remove(sequence)
+        self._free(sequence)
+        self._emit(request, Finished(sequence.sample.index, reason))
+        if request.finished:
+            del self.requests[request.wire.request_id]
+            block_bytes = self.runner.layout.block_bytes
+            done = Done(
+                cached_tokens=request.cached_tokens or 0,
+                prefilled_tokens=request.prefilled_tokens,
+                pulled_blocks=request.pulled_blocks,
+                pulled_bytes=request.pulled_blocks * block_bytes,
+            )
+            self._emit(request, done)
+
+    def _queue(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=lambda each: each.request.rank)
+
+    def _free(self, sequence: Sequence) -> None:
+        self.pool.free(sequence.blocks)
+        sequence.blocks = []
+        sequence.num_computed = sequence.num_committed = 0
+
+    def _emit(self, request: Request, frame: object) -> None:
+        self.outputs.append(Output(request.wire.request_id, frame))  # type: ignore[arg-type]

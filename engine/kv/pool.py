@@ -1,0 +1,156 @@
+"""The block pool: who holds which KV block, which blocks a prefix hash names, and each block's epoch.
+
+A block is held (referenced by sequences), retiring (freed while a step that may touch it is in flight), cached (free,
+but its content still answers to a hash; evicted least recently used first) or free. Knows no tensors.
+"""
+
+import secrets
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from penstock.protocol import StoredBlock
+
+
+class BlockPool:
+    """Reference counts, prefix cache, LRU eviction and epochs of `num_blocks` blocks.
+
+    `on_write(blocks)` is called when blocks are handed out for writing, `on_free(blocks)` when content is forgotten;
+    the engine's poison mode hangs there.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        *,
+        on_write: Callable[[Sequence[int]], None] | None = None,
+        on_free: Callable[[Sequence[int]], None] | None = None,
+    ) -> None:
+        self.num_blocks = num_blocks
+        # A random start per process: a ticket of a former life of this worker matches nothing.
+        self.epochs: npt.NDArray[np.uint64] = np.full(num_blocks, secrets.randbits(64), dtype=np.uint64)
+        self._refs = [0] * num_blocks
+        self._stored: list[StoredBlock | None] = [None] * num_blocks
+        self._by_hash: dict[bytes, int] = {}
+        self._free: deque[int] = deque(range(num_blocks))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._retiring: OrderedDict[int, int] = OrderedDict()
+        self._on_write = on_write or (lambda _blocks: None)
+        self._on_free = on_free or (lambda _blocks: None)
+        self._new_stored: list[StoredBlock] = []
+        self._new_removed: list[bytes] = []
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that allocate() can hand out now."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def num_held(self) -> int:
+        """Blocks that somebody references."""
+        return self.num_blocks - self.num_free - len(self._retiring)
+
+    def refs(self, block: int) -> int:
+        """How many sequences hold `block`."""
+        return self._refs[block]
+
+    def match(self, hashes: Iterable[bytes]) -> list[int]:
+        """The blocks of the longest cached run at the start of `hashes`. Takes no reference."""
+        matched = []
+        for block_hash in hashes:
+            block = self._by_hash.get(block_hash)
+            if block is None:
+                break
+            matched.append(block)
+        return matched
+
+    def num_unheld(self, blocks: Iterable[int]) -> int:
+        """How many of `blocks` acquire() would take out of the allocatable ones."""
+        return sum(block in self._cached for block in blocks)
+
+    def acquire(self, blocks: Iterable[int]) -> None:
+        """Takes one reference to each of `blocks` (matched or already held)."""
+        for block in blocks:
+            self._cached.pop(block, None)
+            self._retiring.pop(block, None)
+            self._refs[block] += 1
+
+    def allocate(self, count: int) -> list[int]:
+        """Takes `count` blocks for writing, evicting cached ones if need be. The caller has checked `num_free`."""
+        blocks = []
+        for _ in range(count):
+            if self._free:
+                block = self._free.popleft()
+            else:
+                block, _ = self._cached.popitem(last=False)
+                self._forget(block)
+            self._refs[block] = 1
+            blocks.append(block)
+        self._begin_write(blocks)
+        return blocks
+
+    def free(self, blocks: Sequence[int], *, launched: int = 0) -> None:
+        """Gives back one reference to each of `blocks`.
+
+        A block that nobody holds any more becomes allocatable once step `launched`, the last one that may touch it,
+        has retired; 0 means that none is in flight.
+        """
+        for block in reversed(blocks):  # the tail of a sequence is evicted before its beginning
+            self._refs[block] -= 1
+            if self._refs[block] == 0:
+                if launched:
+                    self._retiring[block] = launched
+                else:
+                    self._release(block)
+
+    def retire(self, step: int) -> None:
+        """All steps up to `step` have retired."""
+        for block in [block for block, launched in self._retiring.items() if launched <= step]:
+            del self._retiring[block]
+            self._release(block)
+
+    def commit(self, block: int, stored: StoredBlock) -> None:
+        """Names a full, written block by its hash. A hash that another block answers to stays with that one."""
+        if stored.hash not in self._by_hash and self._stored[block] is None:
+            self._by_hash[stored.hash] = block
+            self._stored[block] = stored
+            self._new_stored.append(stored)
+
+    def clear(self) -> None:
+        """Forgets all cached content and changes every epoch."""
+        for block in list(self._by_hash.values()):
+            self._forget(block)
+        self._free.extend(self._cached)
+        self._cached.clear()
+        self.epochs += np.uint64(1)
+
+    def snapshot(self) -> tuple[StoredBlock, ...]:
+        """All blocks in the prefix cache."""
+        return tuple(stored for stored in self._stored if stored is not None)
+
+    def drain_events(self) -> tuple[tuple[StoredBlock, ...], tuple[bytes, ...]]:
+        """What was stored and removed since the last call."""
+        events = tuple(self._new_stored), tuple(self._new_removed)
+        self._new_stored, self._new_removed = [], []
+        return events
+
+    def _begin_write(self, blocks: Sequence[int]) -> None:
+        """Every allocation for writing comes through here: the only place that changes single epochs."""
+        self.epochs[blocks] += np.uint64(1)
+        self._on_write(blocks)
+
+    def _release(self, block: int) -> None:
+        if self._stored[block] is None:
+            self._free.append(block)
+            self._on_free([block])
+        else:
+            self._cached[block] = None
+
+    def _forget(self, block: int) -> None:
+        stored = self._stored[block]
+        assert stored is not None
+        del self._by_hash[stored.hash]
+        self._stored[block] = None
+        self._new_removed.append(stored.hash)

@@ -1,0 +1,206 @@
+"""The engine process: a pipe to the worker's front on one side, the engine on the other.
+
+    inbox (front's messages, puller's events) -> apply -> engine.step -> one batch of outputs to the front
+
+Threads: this loop, one that reads the pipe, one that beats, and the puller's. They meet only in the inbox.
+"""
+
+import os
+import threading
+import time
+import uuid
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+
+from msgspec import Struct, structs
+from penstock.engine.transfer.puller import Puller, PullFailed, PullVerified, QuarantineReleased
+from penstock.engine.transfer.transport import Regions, make_transport
+
+from penstock.engine import messages
+from penstock.engine.build import build_engine
+from penstock.engine.config import EngineConfig
+from penstock.engine.engine import Engine
+from penstock.engine.messages import Beat, Output, Stats, StepOutputs
+from penstock.engine.redeem import Redeemer
+from penstock.engine.sequence import Role
+from penstock.errors import ConfigError
+from penstock.protocol import HEARTBEAT_S, Events, Load, Peer
+
+PullEvent = PullVerified | PullFailed | QuarantineReleased
+
+
+def run_engine(config: EngineConfig, connection: Connection, role: str) -> None:
+    """Main function of the engine process. Returns when the front says Stop; exits at once when the front is gone."""
+    try:
+        process = EngineProcess(config, connection)
+    except ConfigError as error:
+        connection.send_bytes(messages.encode(messages.StartFailed(str(error))))
+        return
+    process.run()
+
+
+class StepClock:
+    """How long the current step lasts and was predicted to last; read by the beating thread."""
+
+    def __init__(self, first_guess_s_per_row: float) -> None:
+        """`first_guess_s_per_row` should err on the long side: too short a prediction makes a slow worker look stuck."""
+        self.step = 0
+        self._began: float | None = None
+        self._predicted_s = 0.0
+        self._s_per_row = first_guess_s_per_row
+
+    def begin(self, rows: int) -> None:
+        """A step of about `rows` rows begins."""
+        self.step += 1
+        self._predicted_s = rows * self._s_per_row
+        self._began = time.monotonic()
+
+    def end(self, rows: int) -> None:
+        """The step ended, having computed `rows` rows."""
+        assert self._began is not None
+        if rows:
+            seconds = time.monotonic() - self._began
+            self._s_per_row = max(seconds / rows, 0.9 * self._s_per_row)
+        self._began = None
+
+    def beat(self) -> Beat:
+        """Now."""
+        began = self._began
+        step_s = 0.0 if began is None else time.monotonic() - began
+        return Beat(self.step, step_s, self._predicted_s)
+
+
+class EngineProcess:
+    """Wires engine, puller and pipe together and runs the loop."""
+
+    def __init__(self, config: EngineConfig, connection: Connection) -> None:
+        self._connection = connection
+        self._send_lock = threading.Lock()
+        self._inbox: SimpleQueue[tuple[Struct, ...] | PullEvent] = SimpleQueue()
+        generation = uuid.uuid4().hex
+        built = build_engine(config, generation)
+        self._engine: Engine = built.engine
+        regions = Regions(kv=built.engine.runner.kv, epochs=built.engine.pool.epochs)
+        self._transport, notes = make_transport(config.transport, regions, host=config.transfer_host)
+        self._puller = Puller(self._transport, self._inbox.put, timeout_s=config.transfer_timeout_s)
+        self._redeemer = Redeemer(built.engine, built.layout, self._transport, self._puller)
+        self._clock = StepClock(built.first_guess_s_per_row)
+        self._generation = generation
+        self._events_sequence = 0
+        self._subscribed = False
+        self._peer = Peer(
+            generation=generation,
+            layout=built.layout,
+            endpoints={self._transport.name: self._transport.endpoint()},
+            num_blocks=built.engine.pool.num_blocks,
+        )
+        self._started = messages.Started(self._peer, built.limits, self._transport.name, (*built.notes, *notes))
+
+    def run(self) -> None:
+        """Serves until Stop."""
+        self._send(self._started)
+        threading.Thread(target=self._read, name="pipe", daemon=True).start()
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        idle = True
+        while self._apply(wait=idle):
+            rows = self._engine.planned_rows()
+            self._clock.begin(rows)
+            computed = self._engine.step()
+            self._clock.end(computed)
+            idle = computed == 0
+            self._flush()
+        self._puller.close()
+        self._transport.close()
+
+    def _apply(self, *, wait: bool) -> bool:
+        """Applies what came in, waiting for the first if there is nothing else to do. False on Stop."""
+        while wait or not self._inbox.empty():
+            item = self._inbox.get()
+            wait = False
+            if not isinstance(item, tuple):
+                self._redeemer.on_event(item)
+                continue
+            for message in item:
+                if isinstance(message, messages.Stop):
+                    return False
+                self._dispatch(message)
+        return True
+
+    def _dispatch(self, message: Struct) -> None:
+        engine = self._engine
+        match message:
+            case messages.Generate(request):
+                engine.add(request, Role.PULL if request.prefill else Role.GENERATE)
+            case messages.Prefill(request):
+                engine.add(request, Role.PREFILL)
+            case messages.Lookup(request_id, hashes):
+                engine.outputs.append(Output(request_id, engine.tickets.lookup(request_id, hashes)))
+            case messages.PrefillArrived(request_id, frame):
+                self._redeemer.arrived(request_id, frame)
+            case messages.PrefillFailed(request_id, reason):
+                self._redeemer.failed(request_id, reason)
+            case messages.Cancel(request_id):
+                engine.cancel(request_id)
+            case messages.ClearCache():
+                engine.pool.clear()
+            case messages.Snapshot():
+                self._subscribed = True
+                engine.pool.drain_events()
+                self._send(StepOutputs(events=self._events(snapshot=True)))
+
+    def _flush(self) -> None:
+        """One message with all that this round of the loop produced."""
+        engine, redeemer = self._engine, self._redeemer
+        outputs, engine.outputs = tuple(engine.outputs), []
+        released, redeemer.released = tuple(redeemer.released), []
+        events = self._events(snapshot=False) if self._subscribed else None
+        engine.timings.clear()
+        self._send(StepOutputs(outputs, released, events, self._load(), self._stats()))
+
+    def _load(self) -> Load:
+        return structs.replace(self._engine.load(), quarantined_blocks=len(self._redeemer.quarantined))
+
+    def _stats(self) -> Stats:
+        counters = self._puller.counters
+        return structs.replace(
+            self._engine.stats(),
+            pulled_blocks=counters.blocks,
+            pulled_bytes=counters.bytes,
+            pull_seconds=counters.seconds,
+            fenced_pulls=counters.fenced,
+            failed_pulls=counters.failed,
+        )
+
+    def _events(self, *, snapshot: bool) -> Events:
+        stored, removed = self._engine.pool.drain_events()
+        self._events_sequence += 1
+        return Events(
+            generation=self._generation,
+            sequence=self._events_sequence,
+            snapshot=snapshot,
+            stored=self._engine.pool.snapshot() if snapshot else stored,
+            removed=() if snapshot else removed,
+            load=self._load(),
+            timings=tuple(self._engine.timings),
+        )
+
+    def _send(self, message: Struct) -> None:
+        with self._send_lock:
+            self._connection.send_bytes(messages.encode(message))
+
+    def _read(self) -> None:
+        """Thread: the pipe into the inbox. The front's death ends this process: nobody is left to compute for."""
+        try:
+            while True:
+                self._inbox.put(messages.decode_to_engine(self._connection.recv_bytes()))
+        except (EOFError, OSError):
+            os._exit(1)
+
+    def _beat(self) -> None:
+        """Thread: says that this process is alive, whatever the loop is busy with."""
+        try:
+            while True:
+                self._send(self._clock.beat())
+                time.sleep(HEARTBEAT_S)
+        except OSError:
+            os._exit(1)

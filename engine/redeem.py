@@ -1,0 +1,203 @@
+"""The decode side of a transfer: tickets come in, blocks are reserved, pulled and verified, sequences join the batch.
+
+The fence, in order: (a) here, a ticket of another generation, or with hashes other than our own for its positions, is
+refused; (b) the puller reads the data; (c) when that is done it reads the epochs; (d) it compares them with the ticket.
+Blocks that a lost transfer may still write stay in quarantine until the puller says that nothing can land any more.
+"""
+
+import itertools
+from dataclasses import dataclass, field
+
+from penstock.engine.transfer.puller import Puller, PullFailed, PullVerified, QuarantineReleased
+from penstock.engine.transfer.transport import Transport
+
+from penstock.engine.engine import Engine
+from penstock.engine.kv.layout import num_blocks_for
+from penstock.engine.sequence import Request, Role, Sequence
+from penstock.errors import PrefillLost
+from penstock.protocol import Accepted, BlockTicket, Layout, Peer, Ticket
+
+
+@dataclass(eq=False, slots=True)
+class Pull:
+    """One request's transfer. The pull, not the sequence, owns the blocks until all are verified."""
+
+    key: str
+    request: Request
+    peer: Peer | None = None
+    blocks: list[int] = field(default_factory=list)
+    """Reserved for the tokens, plus one; empty until then."""
+    num_matched: int = 0
+    position_of: dict[int, int] = field(default_factory=dict)
+    """Local block in flight -> its position in the sequence."""
+    num_ticketed: int = 0
+    last_seen: bool = False
+    dropped: bool = False
+
+
+class Redeemer:
+    """Redeems tickets into the engine's pool."""
+
+    def __init__(self, engine: Engine, layout: Layout, transport: Transport, puller: Puller) -> None:
+        self._engine = engine
+        self._layout = layout
+        self._transport = transport
+        self._puller = puller
+        self._pulls: dict[Request, Pull] = {}
+        self._by_key: dict[str, Pull] = {}
+        self._numbers = itertools.count()
+        self.quarantined: set[int] = set()
+        self.released: list[str] = []
+        """Request ids whose prefill call is of no more use; the worker's front closes it."""
+        engine.pulls = self
+
+    def arrived(self, request_id: str, frame: Accepted | Ticket) -> None:
+        """A frame of the prefill worker's stream. Anything invalid ends the request with `prefill_lost`."""
+        request = self._engine.requests.get(request_id)
+        if request is None or request.role is not Role.PULL:
+            return
+        try:
+            if isinstance(frame, Accepted):
+                self._meet(self._pull_of(request), frame.peer)
+            else:
+                self._take(self._pull_of(request), frame)
+        except PrefillLost as error:
+            self._engine.fail(request, error)
+
+    def failed(self, request_id: str, reason: str) -> None:
+        """The prefill worker was lost. Does nothing once its blocks are verified."""
+        request = self._engine.requests.get(request_id)
+        if request is not None and request.role is Role.PULL:
+            self._engine.fail(request, PrefillLost(reason))
+
+    def begin(self, sequence: Sequence, blocks: list[int], num_matched: int) -> None:
+        """See engine.Pulls."""
+        pull = self._pulls[sequence.request]
+        pull.blocks, pull.num_matched = blocks, num_matched
+        for ticket in sequence.request.tickets:
+            self._submit(pull, ticket)
+        self._join_if_complete(pull)
+
+    def drop(self, request: Request) -> None:
+        """See engine.Pulls."""
+        pull = self._pulls.pop(request, None)
+        if pull is None:
+            return
+        pull.dropped = True
+        if pull.position_of:
+            self._puller.abort(pull.key)
+        else:
+            self._forget(pull, pull.blocks)
+
+    def on_event(self, event: PullVerified | PullFailed | QuarantineReleased) -> None:
+        """An event of the puller, on the engine's thread."""
+        if isinstance(event, QuarantineReleased):
+            self.quarantined.difference_update(event.local_blocks)
+            self._engine.pool.free(list(event.local_blocks))
+            return
+        pull = self._by_key.get(event.pull_id)
+        if pull is None:
+            return
+        if isinstance(event, PullVerified):
+            self._verified(pull, event.local_blocks)
+        else:
+            self._lost(pull, event)
+
+    def _pull_of(self, request: Request) -> Pull:
+        if request not in self._pulls:
+            key = f"{request.wire.request_id}/{next(self._numbers)}"
+            self._pulls[request] = self._by_key[key] = Pull(key, request)
+        return self._pulls[request]
+
+    def _meet(self, pull: Pull, peer: Peer | None) -> None:
+        """First frame: compares layouts and connects."""
+        if peer is None:
+            raise PrefillLost("the prefill worker did not say how to read its blocks")
+        if peer.layout != self._layout:
+            raise PrefillLost(f"KV layouts differ: the prefill worker has {peer.layout}, this worker {self._layout}")
+        endpoint = peer.endpoints.get(self._transport.name)
+        if endpoint is None:
+            raise PrefillLost(
+                f"no common transport: the prefill worker offers {sorted(peer.endpoints)}, "
+                f"this worker uses {self._transport.name}"
+            )
+        self._puller.connect(peer.generation, endpoint, peer.num_blocks)
+        pull.peer = peer
+
+    def _take(self, pull: Pull, ticket: Ticket) -> None:
+        """Checks a ticket (fence, a), emits its first tokens and starts its reads if blocks are reserved."""
+        request, sequence = pull.request, pull.request.sequences[0]
+        if pull.peer is None or ticket.generation != pull.peer.generation:
+            raise PrefillLost(f"a ticket of generation {ticket.generation}, which is not the one that accepted")
+        if pull.last_seen or ticket.first_position != pull.num_ticketed:
+            raise PrefillLost(f"a ticket for position {ticket.first_position} where {pull.num_ticketed} was due")
+        for position, block in enumerate(ticket.blocks, ticket.first_position):
+            if position >= num_blocks_for(pull.request.num_start_tokens, request.block_size):
+                raise PrefillLost(f"a ticket for block {position}, past the end of the prompt")
+            if not 0 <= block.block < pull.peer.num_blocks or block.hash != sequence.hash_of(position):
+                raise PrefillLost(f"a ticket whose hash is not that of block {position} of the prompt")
+        pull.num_ticketed += len(ticket.blocks)
+        request.tickets.append(ticket)
+        if ticket.last:
+            self._take_last(pull, ticket)
+        if pull.blocks:
+            self._submit(pull, ticket)
+            self._join_if_complete(pull)
+
+    def _take_last(self, pull: Pull, ticket: Ticket) -> None:
+        request = pull.request
+        if len(ticket.first_tokens) != len(request.wire.samples):
+            raise PrefillLost(f"{len(ticket.first_tokens)} first tokens for {len(request.wire.samples)} samples")
+        pull.last_seen = True
+        request.cached_tokens = min(ticket.cached_tokens, len(request.prompt))
+        request.prefilled_tokens = len(request.prompt) - request.cached_tokens
+        self._engine.emit_first_tokens(request, ticket.first_tokens)
+        if request.finished:
+            self._engine.drop(request)
+        elif pull.num_ticketed != num_blocks_for(pull.request.num_start_tokens, request.block_size):
+            raise PrefillLost(f"the last ticket ends at block {pull.num_ticketed}, before the end of the prompt")
+
+    def _submit(self, pull: Pull, ticket: Ticket) -> None:
+        """Starts the reads of those ticketed blocks that are not already here."""
+        assert pull.peer is not None
+        reads: list[tuple[BlockTicket, int]] = []
+        for position, block in enumerate(ticket.blocks, ticket.first_position):
+            if position >= pull.num_matched:
+                reads.append((block, pull.blocks[position]))
+                pull.position_of[pull.blocks[position]] = position
+        if reads and not pull.dropped:
+            pull.request.pulled_blocks += len(reads)
+            self._puller.submit(pull.key, pull.peer.generation, reads)
+
+    def _verified(self, pull: Pull, local_blocks: tuple[int, ...]) -> None:
+        sequence = pull.request.sequences[0]
+        for block in local_blocks:
+            position = pull.position_of.pop(block)
+            full = (position + 1) * pull.request.block_size <= pull.request.num_start_tokens
+            if full and self._engine.budget.prefix_cache:
+                self._engine.pool.commit(block, sequence.stored_block(position))
+        if not pull.dropped:
+            self._join_if_complete(pull)
+        elif not pull.position_of:
+            self._forget(pull, pull.blocks)
+
+    def _lost(self, pull: Pull, event: PullFailed) -> None:
+        if not pull.dropped:
+            del self._pulls[pull.request]
+            pull.dropped = True
+            self._engine.fail(pull.request, PrefillLost(event.reason))
+        self.quarantined.update(event.quarantined)
+        self._forget(pull, [block for block in pull.blocks if block not in event.quarantined])
+
+    def _join_if_complete(self, pull: Pull) -> None:
+        if pull.last_seen and not pull.position_of and not pull.dropped:
+            del self._pulls[pull.request]
+            del self._by_key[pull.key]
+            self._engine.join(pull.request, pull.blocks, pull.request.num_start_tokens)
+            self.released.append(pull.request.wire.request_id)
+
+    def _forget(self, pull: Pull, blocks: list[int]) -> None:
+        """Nothing of this pull is in flight any more, except what is in quarantine."""
+        del self._by_key[pull.key]
+        self._engine.pool.free(blocks)
+        self.released.append(pull.request.wire.request_id)
