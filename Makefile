@@ -1,0 +1,58 @@
+# Everything that is installed goes to .venv; `make clean` removes it. A second run installs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --no-compile --constraint constraints.txt
+PINS := pyproject.toml constraints.txt install_torch.py
+
+.PHONY: help demo test check bench clean
+
+help:
+	@echo "make demo    install, start a router, a prefill and a decode worker, ask a question, stop"
+	@echo "make test    run all tests, fast ones first"
+	@echo "make check   ruff, mypy and the import rules"
+	@echo "make bench   run the benchmarks of bench/ (needs a quiet machine; peers as docs/how-to/benchmark.md says)"
+	@echo "make clean   remove .venv and everything that was built"
+
+demo: $(VENV)/.installed
+	$(BIN)/penstock demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python tests/run.py
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.handover
+	$(BIN)/python -m bench.router_overhead
+	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.cpu_vs_vllm
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Penstock needs Python 3.11 or newer: set PYTHON, for example make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch first, so that nothing else makes pip choose its build.
+$(VENV)/.installed: $(PINS) | $(VENV)/bin/python
+	$(BIN)/python install_torch.py
+	@echo "router, workers and nixl"
+	@$(INSTALL) --editable '.[router,worker,nixl]' 2>$(VENV)/nixl.log || { \
+	    $(INSTALL) --editable '.[router,worker]' && \
+	    echo "nixl-cu12 cannot be installed ($(VENV)/nixl.log): KV blocks will move over plain tcp instead of UCX"; }
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "test tools"
+	@$(INSTALL) --editable '.[dev]'
+	@$(INSTALL) triton || echo "triton cannot be installed: its kernels are not tested"
+	@touch $@

@@ -1,0 +1,16 @@
+"""Skips what this machine cannot run, each with one sentence."""
+
+import os
+import shutil
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    has_gpu = shutil.which("nvidia-smi") is not None
+    has_cluster = "KUBECONFIG" in os.environ
+    for item in items:
+        if "gpu" in item.keywords and not has_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and nvidia-smi is not on PATH"))
+        if "cluster" in item.keywords and not has_cluster:
+            item.add_marker(pytest.mark.skip(reason="needs a Kubernetes cluster: set KUBECONFIG"))
