@@ -1,0 +1,76 @@
+"""The decode worker's route: answers a request, whose prompt's KV blocks a prefill worker may provide.
+
+The call to the prefill worker runs beside the engine's own prefix match; this front only carries its frames into the
+engine, and closes the call, which frees the blocks over there, once the engine has verified what it read.
+"""
+
+import asyncio
+import logging
+from functools import partial
+
+from fastapi import APIRouter, Request, Response
+from msgspec.structs import replace
+
+from penstock.engine.messages import Generate, PrefillArrived, PrefillFailed
+from penstock.errors import PrefillLost, RequestError, RetryableError
+from penstock.hop import open_hop
+from penstock.protocol import Error, GenerateRequest, Ticket
+from penstock.worker.checks import check_request
+from penstock.worker.front import Front
+from penstock.worker.http import FrameResponse, Write
+from penstock.worker.metrics import RequestMeter
+
+log = logging.getLogger(__name__)
+
+
+def decode_routes(front: Front) -> APIRouter:
+    """Routes that answer with tokens."""
+    routes = APIRouter()
+    limits, engine = front.bridge.started.limits, front.config.engine
+
+    @routes.post("/generate")
+    async def generate(http: Request) -> Response:
+        """Streams the output tokens of every sample."""
+        request = await front.receive(http, GenerateRequest)
+        check_request(request, limits, max_samples=engine.max_sequences)
+        return FrameResponse(partial(_generate, front, request))
+
+    return routes
+
+
+async def _generate(front: Front, request: GenerateRequest, write: Write) -> None:
+    """Forwards the engine's frames to the caller until the last one."""
+    meter = RequestMeter(front.metrics)
+    with front.bridge.open(Generate(request), request.timeout_s) as stream:
+        fetching = asyncio.ensure_future(_fetch_prefill(front, stream.id, request))
+        stream.on_release = fetching.cancel
+        try:
+            await write([front.accepted(with_peer=False)])
+            async for frames in stream.batches():
+                meter.observe(frames)
+                await write(frames)
+        finally:
+            fetching.cancel()
+            await asyncio.wait([fetching])
+
+
+async def _fetch_prefill(front: Front, stream_id: str, request: GenerateRequest) -> None:
+    """Carries the prefill worker's frames into the engine until cancelled; a failure of any kind as PrefillFailed."""
+    if request.prefill is None:
+        return
+    url = request.prefill.rstrip("/") + "/prefill"
+    try:
+        async with open_hop(front.session, url, replace(request, prefill=None)) as hop:
+            front.bridge.send(PrefillArrived(stream_id, hop.accepted))
+            async for frame in hop.frames():
+                if isinstance(frame, Ticket):
+                    front.bridge.send(PrefillArrived(stream_id, frame))
+                elif isinstance(frame, Error):
+                    raise PrefillLost(f"{url}: {frame.message}")
+                else:
+                    raise PrefillLost(f"{url} sent a {type(frame).__name__} frame instead of a ticket")
+    except (RetryableError, RequestError) as error:
+        front.bridge.send(PrefillFailed(stream_id, str(error)))
+    except Exception as error:
+        log.exception("the call to %s failed", url)
+        front.bridge.send(PrefillFailed(stream_id, f"the call to {url} failed: {error!r}"))

@@ -1,0 +1,49 @@
+"""The prefill worker's routes: compute a prompt, or look blocks up, and hold them as long as the call stays open.
+
+THE CALL IS THE LEASE. The blocks behind the tickets stay put until the caller closes the call, which is all it has to
+do to free them, whether it has read everything or died. `lease_s` only ends calls whose other end vanished silently.
+"""
+
+from functools import partial
+
+from fastapi import APIRouter, Request, Response
+
+from penstock.engine.messages import Lookup, Prefill
+from penstock.protocol import BlocksRequest, Error, GenerateRequest, Ticket
+from penstock.worker.checks import check_blocks_request, check_request
+from penstock.worker.front import Front
+from penstock.worker.http import FrameResponse, Write
+
+
+def prefill_routes(front: Front) -> APIRouter:
+    """Routes that answer with tickets."""
+    routes = APIRouter()
+    limits, engine = front.bridge.started.limits, front.config.engine
+
+    @routes.post("/prefill")
+    async def prefill(http: Request) -> Response:
+        """Computes a prompt and samples the first token of each sample; tickets follow as blocks fill."""
+        request = await front.receive(http, GenerateRequest)
+        check_request(request, limits, max_samples=engine.max_sequences, prefill_only=True)
+        return FrameResponse(partial(_hold, front, Prefill(request), request.timeout_s))
+
+    @routes.post("/blocks")
+    async def blocks(http: Request) -> Response:
+        """Tickets for the longest cached run of the given block hashes."""
+        request = await front.receive(http, BlocksRequest)
+        check_blocks_request(request, limits)
+        return FrameResponse(partial(_hold, front, Lookup(request.request_id, request.hashes), engine.lease_s))
+
+    return routes
+
+
+async def _hold(front: Front, message: Prefill | Lookup, timeout_s: float, write: Write) -> None:
+    """Forwards frames until the caller leaves (which cancels this), an error ends the stream, or the lease is over."""
+    lease_s = front.config.engine.lease_s
+    over = Error(code="prefill_lost", message=f"the lease of {lease_s:g} s is over")
+    with front.bridge.open(message, timeout_s) as stream:
+        await write([front.accepted(with_peer=True)])
+        async for frames in stream.batches():
+            if any(isinstance(frame, Ticket) and frame.last for frame in frames):
+                stream.expire(lease_s, over)
+            await write(frames)

@@ -1,0 +1,36 @@
+"""A worker's configuration: what its HTTP front needs, beside the engine's own configuration."""
+
+import argparse
+from dataclasses import dataclass
+from typing import Literal
+
+from penstock.config import add_flags, from_flags, option
+from penstock.engine.config import EngineConfig
+
+Role = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """How one worker is reached and when it gives up. Flags of `engine` stand beside these (`add_worker_flags`)."""
+
+    role: Role
+    engine: EngineConfig
+    host: str = option("127.0.0.1", "Address to listen on.")
+    port: int = option(8100, "Port to listen on; 0 takes a free one.", unit="port")
+    drain_grace_s: float = option(30.0, "Seconds that open streams get to finish after SIGTERM.", unit="s")
+    max_body_bytes: int = option(16 * 2**20, "Longest request body.", unit="bytes")
+    max_frames_behind: int = option(
+        1024, "A request whose caller reads so slowly that more frames wait for it is cancelled.", unit="frames"
+    )
+
+
+def add_worker_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of a worker and of its engine to `parser`."""
+    add_flags(parser, WorkerConfig, skip=("role", "engine"))
+    add_flags(parser, EngineConfig)
+
+
+def worker_config(role: Role, args: argparse.Namespace) -> WorkerConfig:
+    """The configuration of a worker of this role from parsed flags."""
+    return from_flags(WorkerConfig, args, role=role, engine=from_flags(EngineConfig, args))

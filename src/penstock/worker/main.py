@@ -1,0 +1,177 @@
+"""Starts a worker: an engine process behind a pipe, then HTTP in front of it, until a signal or the engine's end.
+
+The engine is forked before this process has any thread or event loop, and imports torch on its own side of the fork.
+"""
+
+import asyncio
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable, Generator, Iterator
+from multiprocessing.connection import Connection
+
+import uvicorn
+import uvloop
+
+from penstock.engine.messages import Started, StartFailed, Stop, decode_from_engine
+from penstock.errors import ConfigError, WorkerLost
+from penstock.hop import new_session
+from penstock.protocol import Error
+from penstock.worker.app import build_app
+from penstock.worker.bridge import EngineBridge
+from penstock.worker.config import WorkerConfig
+from penstock.worker.front import Front
+from penstock.worker.lifetime import EngineMain, describe_exit, fork_engine
+from penstock.worker.metrics import WorkerMetrics
+
+ENGINE_STOP_S = 1.0
+"""How long the engine may take to leave after Stop."""
+KEEP_ALIVE_S = 75
+"""Longer than any client pools an idle connection, so that none is reused just as it is closed."""
+
+
+def run_worker(
+    config: WorkerConfig, *, engine_main: EngineMain | None = None, on_ready: Callable[[int], None] = lambda _: None
+) -> None:
+    """Serves until SIGTERM or SIGINT, whose first drains and whose second stops at once.
+
+    `engine_main` replaces the real engine; `on_ready` is called with the port once requests are taken.
+    Raises ConfigError when the port is taken or the engine refuses its model, WorkerLost when the engine dies at
+    start. When it dies later this process exits with code 1 at once, which cuts every open stream.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):  # as pid 1 of a container there would be no default action
+        signal.signal(number, lambda received, _: os._exit(128 + received))
+    listener = _bind(config.host, config.port)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle matrix threads sleep instead of spinning
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
+    pid, connection = fork_engine(config.engine, config.role, engine_main, close=(listener.fileno(),))
+    started = _wait_started(pid, connection)
+    gc.freeze()  # what exists now stays; collections look only at what requests make
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config, started, connection, listener, pid, on_ready))
+    _reap(pid)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet. Raises ConfigError when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}; choose another --port") from error
+    return listener
+
+
+def _wait_started(pid: int, connection: Connection) -> Started:
+    """The engine's first word, which may take as long as the weights take to load."""
+    try:
+        while True:
+            message = decode_from_engine(connection.recv_bytes())
+            if isinstance(message, Started):
+                return message
+            if isinstance(message, StartFailed):
+                raise ConfigError(message.message)
+    except (EOFError, OSError):
+        _, status = os.waitpid(pid, 0)
+        raise WorkerLost(f"the engine process {describe_exit(status)} before it was ready") from None
+
+
+async def _serve(
+    config: WorkerConfig,
+    started: Started,
+    connection: Connection,
+    listener: socket.socket,
+    pid: int,
+    on_ready: Callable[[int], None],
+) -> None:
+    bridge = EngineBridge(started, max_behind=config.max_frames_behind, on_lost=lambda: _exit_without_engine(pid))
+    await bridge.attach(connection)
+    async with new_session() as session:
+        front = Front(config, bridge, session, WorkerMetrics(bridge, config.role))
+        server = _Server(front)
+        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        await server.listening.wait()
+        with _signals() as signals:
+            on_ready(listener.getsockname()[1])
+            await signals.get()
+            await _drain(front, signals)
+        bridge.end_all(Error(code="worker_lost", message="this worker is stopping"))
+        server.should_exit = True
+        await serving
+    bridge.on_lost = lambda: None
+    bridge.send(Stop())
+    await asyncio.sleep(0)  # lets the bridge write it
+
+
+async def _drain(front: Front, signals: "asyncio.Queue[int]") -> None:
+    """Refuses new requests and returns when no stream is open, the grace is over, or another signal came."""
+    front.draining = True
+    waits = [asyncio.ensure_future(wait) for wait in (front.bridge.idle.wait(), signals.get())]
+    await asyncio.wait(waits, timeout=front.config.drain_grace_s, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its own signal handling, which would not drain."""
+
+    def __init__(self, front: Front) -> None:
+        super().__init__(
+            uvicorn.Config(
+                build_app(front),
+                loop="none",
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_level="warning",
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=1,
+                backlog=2048,
+            )
+        )
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator["asyncio.Queue[int]"]:
+    """Receives SIGTERM and SIGINT as a queue."""
+    queue: asyncio.Queue[int] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, queue.put_nowait, number)
+    yield queue
+
+
+def _exit_without_engine(pid: int) -> None:
+    """Leaves at once: open connections are cut, which tells every caller to go elsewhere."""
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    how = describe_exit(status) if ended else "closed its pipe"
+    sys.stderr.write(f"penstock: the engine process {how}; this worker ends with it\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _reap(pid: int) -> None:
+    """Waits for the engine process to end, and kills it when it does not."""
+    descriptor = os.pidfd_open(pid)
+    ended, _, _ = select.select([descriptor], [], [], ENGINE_STOP_S)
+    os.close(descriptor)
+    if not ended:
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)

@@ -1,0 +1,110 @@
+"""Starts real workers around the fake engine, and sees what their engines receive."""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FAKE = Path(__file__).with_name("fake_engine.py")
+START_S = 30.0
+
+
+class Journal:
+    """The messages that one fake engine receives, as it receives them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.path)
+
+    def expect(self, kind: str, within_s: float = 5.0, **fields: str) -> dict[str, Any]:
+        """The next message of this kind (others are skipped). Raises TimeoutError when none comes in time."""
+        deadline = time.monotonic() + within_s
+        while True:
+            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+            data = self._socket.recv(2**16)
+            if data.startswith(b"pid "):
+                continue
+            message: dict[str, Any] = json.loads(data)
+            if message["kind"] == kind and fields.items() <= message.items():
+                return message
+
+    def engine_pid(self) -> int:
+        """The engine's process id, its first word."""
+        self._socket.settimeout(START_S)
+        word, pid = self._socket.recv(64).split()
+        assert word == b"pid"
+        return int(pid)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class WorkerProcess:
+    """A worker: its front's process, its engine's pid, its URL."""
+
+    def __init__(self, process: "subprocess.Popen[str]", journal: Journal) -> None:
+        self.process = process
+        self.journal = journal
+        self.url = f"http://127.0.0.1:{_read_port(process)}"
+        self.engine_pid = journal.engine_pid()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.engine_pid, signal.SIGCONT)
+        self.process.kill()
+        self.process.communicate()
+        self.journal.close()
+
+
+@contextlib.contextmanager
+def running_worker(folder: Path, role: str = "decode", *flags: str) -> Iterator[WorkerProcess]:
+    """A worker around the fake engine, killed at the end."""
+    folder.mkdir(exist_ok=True)
+    journal = Journal(folder / "journal")
+    process = start(role, "--port", "0", "--secret", journal.path, *flags)
+    try:
+        worker = WorkerProcess(process, journal)
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    try:
+        yield worker
+    finally:
+        worker.kill()
+
+
+def start(*arguments: str) -> "subprocess.Popen[str]":
+    """A worker process around the fake engine."""
+    command = [sys.executable, str(FAKE), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_gone(pid: int, within_s: float) -> bool:
+    """Whether the process `pid`, not necessarily a child, ends in time."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    with contextlib.closing(os.fdopen(descriptor, "rb", buffering=0)):
+        ended, _, _ = select.select([descriptor], [], [], within_s)
+    return bool(ended)
+
+
+def _read_port(process: "subprocess.Popen[str]") -> int:
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], START_S)
+    line = process.stdout.readline() if ready else ""
+    if not line.startswith("port "):
+        process.kill()
+        raise AssertionError(f"the worker did not start: {process.communicate()[1]}")
+    return int(line.split()[1])
