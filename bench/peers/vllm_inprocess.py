@@ -1,4 +1,4 @@
-"""vLLM's `LLM()` behind the driver protocol of bench/drivers.py. Runs in the peer's own venv and imports nothing of ours.
+"""vLLM's `LLM()` behind the driver protocol of bench/drivers.py. Runs in the peer's own venv, imports nothing of ours.
 
 Reads one JSON object per line, `{"prompts": [[token, ...], ...], "max_tokens": n}`, and answers with `{"seconds": s}`.
 The first line it writes is `{"ready": true}` after one token was generated: that is the end of its start.
