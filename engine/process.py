@@ -11,10 +11,9 @@ import time
 import uuid
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
+from typing import TypeAlias
 
 from msgspec import Struct, structs
-from penstock.engine.transfer.puller import Puller, PullFailed, PullVerified, QuarantineReleased
-from penstock.engine.transfer.transport import Regions, make_transport
 
 from penstock.engine import messages
 from penstock.engine.build import build_engine
@@ -23,10 +22,12 @@ from penstock.engine.engine import Engine
 from penstock.engine.messages import Beat, Output, Stats, StepOutputs
 from penstock.engine.redeem import Redeemer
 from penstock.engine.sequence import Role
+from penstock.engine.transfer.puller import Puller, PullFailed, PullVerified, QuarantineReleased
+from penstock.engine.transfer.transport import Regions, make_transport
 from penstock.errors import ConfigError
 from penstock.protocol import HEARTBEAT_S, Events, Load, Peer
 
-PullEvent = PullVerified | PullFailed | QuarantineReleased
+PullEvent: TypeAlias = PullVerified | PullFailed | QuarantineReleased
 
 
 def run_engine(config: EngineConfig, connection: Connection, role: str) -> None:
@@ -43,7 +44,7 @@ class StepClock:
     """How long the current step lasts and was predicted to last; read by the beating thread."""
 
     def __init__(self, first_guess_s_per_row: float) -> None:
-        """`first_guess_s_per_row` should err on the long side: too short a prediction makes a slow worker look stuck."""
+        """`first_guess_s_per_row` should err on the long side: a prediction too short makes a slow worker look stuck."""
         self.step = 0
         self._began: float | None = None
         self._predicted_s = 0.0

@@ -47,7 +47,9 @@ class Runner:
 
     def _batch(self, work: Seq[tuple[Sequence, int]]) -> AttentionBatch:
         size = self.layout.block_size
-        starts, lengths, positions, slots, tables = [0], [], [], [], []
+        starts, lengths = [0], list[int]()
+        positions, slots = list[int](), list[int]()
+        tables: list[list[int]] = []
         for sequence, rows in work:
             begin, end = sequence.num_computed, sequence.num_computed + rows
             starts.append(starts[-1] + rows)

@@ -107,6 +107,6 @@ def _growth(sequence: Sequence, rows: int, pool: PoolView, block_size: int) -> i
 
 
 def _victim(queue: Seq[Sequence], sequence: Sequence) -> Sequence | None:
-    """The sequence to preempt so that `sequence` can grow: the last in rank, possibly itself; None if all are pinned."""
+    """Whom to preempt so that `sequence` can grow: the last in rank, possibly itself; None if all are pinned."""
     candidates = [other for other in (*queue, sequence) if other.request.role is not Role.PREFILL]
     return max(candidates, key=lambda other: other.request.rank, default=None)

@@ -1,0 +1,173 @@
+"""The block pool against its promises, and against a model of it under random operations."""
+
+import hypothesis.strategies as st
+import numpy as np
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from penstock.engine.kv.pool import BlockPool
+from penstock.protocol import StoredBlock
+
+
+def stored(name: str, parent: str = "root") -> StoredBlock:
+    return StoredBlock(name.encode(), parent.encode(), (1, 2, 3))
+
+
+def test_match_finds_the_longest_run_and_takes_no_reference() -> None:
+    pool = BlockPool(8)
+    blocks = pool.allocate(3)
+    for block, name in zip(blocks, "abc", strict=True):
+        pool.commit(block, stored(name))
+    pool.free(blocks)
+    assert pool.match([b"a", b"b", b"x", b"c"]) == blocks[:2]
+    assert pool.num_held == 0
+
+
+def test_eviction_takes_the_least_recently_freed_and_tails_before_beginnings() -> None:
+    pool = BlockPool(4)
+    old, new = pool.allocate(2), pool.allocate(2)
+    for block, name in zip(old + new, "abcd", strict=True):
+        pool.commit(block, stored(name))
+    pool.free(old)
+    pool.free(new)
+    pool.allocate(1)
+    assert pool.match([b"b"]) == []
+    assert pool.match([b"a"]) == [old[0]]
+    pool.allocate(2)
+    assert pool.match([b"c"]) == [new[0]]
+
+
+def test_every_allocation_changes_the_epoch_and_nothing_else_does() -> None:
+    pool = BlockPool(3)
+    before = pool.epochs.copy()
+    [block] = pool.allocate(1)
+    assert pool.epochs[block] != before[block]
+    written = pool.epochs.copy()
+    pool.commit(block, stored("a"))
+    pool.free([block])
+    pool.acquire(pool.match([b"a"]))
+    pool.free([block])
+    assert np.array_equal(pool.epochs, written)
+    pool.allocate(3)
+    assert (pool.epochs != written).all()
+
+
+def test_clear_changes_every_epoch_and_forgets_every_hash() -> None:
+    pool = BlockPool(4)
+    held, idle = pool.allocate(1), pool.allocate(1)
+    pool.commit(held[0], stored("a"))
+    pool.commit(idle[0], stored("b"))
+    pool.free(idle)
+    before = pool.epochs.copy()
+    pool.clear()
+    assert (pool.epochs != before).all()
+    assert pool.match([b"a"]) == pool.match([b"b"]) == []
+    assert pool.num_free == 3
+    pool.free(held)
+    assert pool.num_free == 4
+
+
+def test_a_freed_block_waits_for_the_steps_that_may_touch_it() -> None:
+    pool = BlockPool(2)
+    blocks = pool.allocate(2)
+    pool.free(blocks, launched=5)
+    assert pool.num_free == 0
+    pool.retire(4)
+    assert pool.num_free == 0
+    pool.retire(5)
+    assert pool.num_free == 2
+
+
+def test_a_retiring_block_can_be_taken_again_by_its_hash() -> None:
+    pool = BlockPool(2)
+    [block] = pool.allocate(1)
+    pool.commit(block, stored("a"))
+    pool.free([block], launched=3)
+    pool.acquire(pool.match([b"a"]))
+    pool.retire(3)
+    assert pool.refs(block) == 1
+    assert pool.num_free == 1
+
+
+def test_the_same_content_twice_is_cached_once() -> None:
+    pool = BlockPool(2)
+    first, second = pool.allocate(2)
+    pool.commit(first, stored("a"))
+    pool.commit(second, stored("a"))
+    pool.free([first, second])
+    assert pool.match([b"a"]) == [first]
+    assert pool.drain_events() == ((stored("a"),), ())
+    assert pool.num_free == 2
+
+
+def test_two_pools_start_at_different_epochs() -> None:
+    assert BlockPool(1).epochs[0] != BlockPool(1).epochs[0]
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Random holders; the invariants say who owns what."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = BlockPool(10)
+        self.held: list[list[int]] = []
+        self.names = 0
+        self.known: set[bytes] = set()
+        self.step = 0
+
+    @rule(count=st.integers(1, 4))
+    def allocate(self, count: int) -> None:
+        if count <= self.pool.num_free:
+            blocks = self.pool.allocate(count)
+            assert all(block not in other for other in self.held for block in blocks)
+            self.held.append(blocks)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def commit(self, data: st.DataObject) -> None:
+        block = data.draw(st.sampled_from(data.draw(st.sampled_from(self.held))))
+        self.names += 1
+        self.pool.commit(block, stored(str(self.names)))
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), in_flight=st.booleans())
+    def free(self, data: st.DataObject, in_flight: bool) -> None:
+        blocks = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        self.step += in_flight
+        self.pool.free(blocks, launched=self.step if in_flight else 0)
+
+    @rule()
+    def retire(self) -> None:
+        self.pool.retire(self.step)
+
+    @rule(data=st.data())
+    def acquire(self, data: st.DataObject) -> None:
+        cached = self.pool.snapshot()
+        if cached:
+            blocks = self.pool.match([data.draw(st.sampled_from(cached)).hash])
+            self.pool.acquire(blocks)
+            self.held.append(blocks)
+
+    @rule()
+    def clear(self) -> None:
+        self.pool.clear()
+        assert self.pool.snapshot() == ()
+
+    @invariant()
+    def references_are_exact(self) -> None:
+        counts = [sum(block in blocks for blocks in self.held) for block in range(10)]
+        assert [self.pool.refs(block) for block in range(10)] == counts
+        assert self.pool.num_held == sum(count > 0 for count in counts)
+        assert 0 <= self.pool.num_free <= 10 - self.pool.num_held
+
+    @invariant()
+    def events_tell_the_whole_cache(self) -> None:
+        new, removed = self.pool.drain_events()
+        for block_hash in removed:
+            self.known.discard(block_hash)
+        self.known |= {each.hash for each in new if self.pool.match([each.hash])}
+        assert self.known == {each.hash for each in self.pool.snapshot()}
+
+
+TestPoolMachine = PoolMachine.TestCase
+TestPoolMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
