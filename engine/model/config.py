@@ -82,7 +82,7 @@ def load_config(path: str | os.PathLike[str]) -> ModelConfig:
             raise ValueError("quantization_config is set, but quantized weights are not supported")
         parsed = _parse(ARCHITECTURES[architecture], raw)
         generation = Path(path) / GENERATION_CONFIG
-        stated = [raw, read_json(generation)] if generation.exists() else [raw]
+        stated = {file: raw} | ({generation: read_json(generation)} if generation.exists() else {})
         return _build(architecture, parsed, _eos_ids(stated, parsed.vocab_size))
     except ModelError:
         raise
@@ -160,8 +160,9 @@ def _check(config: ModelConfig, activation: str) -> None:
         raise ValueError(f"head_dim {config.head_dim} is odd; rotary embedding turns pairs")
     if not 0 < config.rms_norm_eps < math.inf:
         raise ValueError(f"rms_norm_eps must be a positive number, not {config.rms_norm_eps}")
-    if any(window is not None and window < 1 for window in config.layer_windows):
-        raise ValueError(f"sliding_window must be positive, not {min(w or 1 for w in config.layer_windows)}")
+    windows = [window for window in config.layer_windows if window is not None]
+    if windows and min(windows) < 1:
+        raise ValueError(f"sliding_window must be positive, not {min(windows)}")
     if activation not in ("silu", "swish"):
         raise ValueError(f"hidden_act {activation!r} is not supported, only 'silu'")
     if config.dtype not in _DTYPES:
@@ -182,13 +183,13 @@ def _layer_windows(architecture: str, parsed: Any) -> tuple[int | None, ...]:
     return tuple(window if kind == "sliding_attention" else None for kind in parsed.layer_types)
 
 
-def _eos_ids(stated: list[dict[str, Any]], vocab_size: int) -> tuple[int, ...]:
+def _eos_ids(stated: dict[Path, dict[str, Any]], vocab_size: int) -> tuple[int, ...]:
     """The union of the end-of-sequence ids that the files state (never transformers' defaults), in order."""
     ids: dict[int, None] = {}
-    for content in stated:
+    for file, content in stated.items():
         value = content.get("eos_token_id")
         for token in value if isinstance(value, list) else [] if value is None else [value]:
             if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
-                raise ValueError(f"eos_token_id {token!r} is not a token id below {vocab_size}")
+                raise ModelError(f"{file}: eos_token_id {token!r} is not a token id below {vocab_size}")
             ids[token] = None
     return tuple(ids)

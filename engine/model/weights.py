@@ -19,7 +19,7 @@ from penstock.engine.model.decoder import Decoder
 from penstock.engine.model.folder import weight_files
 from penstock.errors import ModelError
 
-_REOPEN_BYTES = 256 * 2**20
+_REOPEN_BYTES = 64 * 2**20
 """A file is mapped anew after this many bytes: pages read through a mapping count as resident until it is closed.
 Measured: 384 MiB read through one mapping add 384 MiB of resident memory, and reopening costs under 1 ms."""
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
