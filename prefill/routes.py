@@ -9,7 +9,8 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 
 from penstock.engine.messages import Lookup, Prefill
-from penstock.protocol import BlocksRequest, Error, GenerateRequest, Ticket
+from penstock.errors import PrefillLost
+from penstock.protocol import BlocksRequest, GenerateRequest, Ticket
 from penstock.worker.checks import check_blocks_request, check_request
 from penstock.worker.front import Front
 from penstock.worker.http import FrameResponse, Write
@@ -40,7 +41,7 @@ def prefill_routes(front: Front) -> APIRouter:
 async def _hold(front: Front, message: Prefill | Lookup, timeout_s: float, write: Write) -> None:
     """Forwards frames until the caller leaves (which cancels this), an error ends the stream, or the lease is over."""
     lease_s = front.config.engine.lease_s
-    over = Error(code="prefill_lost", message=f"the lease of {lease_s:g} s is over")
+    over = PrefillLost(f"the lease of {lease_s:g} s is over")
     with front.bridge.open(message, timeout_s) as stream:
         await write([front.accepted(with_peer=True)])
         async for frames in stream.batches():

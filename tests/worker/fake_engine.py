@@ -2,7 +2,8 @@
 
 Run as a program it starts a worker around itself and prints the port when ready. Requests choose a behaviour by their
 `salt`: "" answers with ascending tokens, "hang" says nothing, "flood" never stops, "crash" ends the engine process,
-"endless" (prefill) never sends the last ticket. Everything it receives goes to the test's datagram socket.
+"endless" (prefill) never sends the last ticket, "keep" (decode) never releases the prefill worker. Everything it
+receives goes to the test's socket, whose path is --secret.
 """
 
 import os
@@ -68,7 +69,7 @@ class FakeEngine:
         self.generation = f"generation-{os.getpid()}"
         self._connection = connection
         self._lock = threading.Lock()
-        self._journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if config.secret else None
+        self._journal = socket.socket(socket.AF_UNIX) if config.secret else None
         if self._journal:
             self._journal.connect(config.secret)
         self._generating: dict[str, tuple[GenerateRequest, int]] = {}
@@ -81,7 +82,7 @@ class FakeEngine:
         )
         peer = Peer(generation=self.generation, layout=layout, endpoints={"none": b"here"}, num_blocks=20_000)
         self._send(Started(peer, LIMITS, "none"))
-        self._note(b"pid %d" % os.getpid())
+        self._note(b"%d" % os.getpid())
         threading.Thread(target=self._beat, daemon=True).start()
         while True:
             if self._connection.poll(0.005 if self._generating or self._flooding else None):
@@ -109,6 +110,8 @@ class FakeEngine:
                 )
             case PrefillArrived(request_id, Ticket(last=True) as ticket) if request_id in self._generating:
                 request, _ = self._generating[request_id]
+                if request.salt == "keep":
+                    return
                 first = tuple(token.token for token in ticket.first_tokens)
                 outputs = (Output(request_id, Tokens(0, 0, first)),)
                 self._send(StepOutputs(outputs=outputs, released=(request_id,)))
@@ -175,7 +178,7 @@ class FakeEngine:
 
     def _note(self, data: bytes) -> None:
         if self._journal:
-            self._journal.send(data)
+            self._journal.sendall(data + b"\n")
 
 
 def _summary(message: ToEngine) -> dict[str, object]:
@@ -189,7 +192,7 @@ def _summary(message: ToEngine) -> dict[str, object]:
     }
 
 
-def run_fake_engine(config: EngineConfig, connection: Connection, role: str) -> None:  # noqa: ARG001
+def run_fake_engine(config: EngineConfig, connection: Connection) -> None:
     FakeEngine(config, connection).run()
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 FAKE = Path(__file__).with_name("fake_engine.py")
 START_S = 30.0
 
@@ -22,30 +24,41 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(self.path)
-
-    def expect(self, kind: str, within_s: float = 5.0, **fields: str) -> dict[str, Any]:
-        """The next message of this kind (others are skipped). Raises TimeoutError when none comes in time."""
-        deadline = time.monotonic() + within_s
-        while True:
-            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
-            data = self._socket.recv(2**16)
-            if data.startswith(b"pid "):
-                continue
-            message: dict[str, Any] = json.loads(data)
-            if message["kind"] == kind and fields.items() <= message.items():
-                return message
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(self.path)
+        self._listener.listen()
+        self._socket: socket.socket | None = None
+        self._lines: list[bytes] = [b""]
 
     def engine_pid(self) -> int:
         """The engine's process id, its first word."""
-        self._socket.settimeout(START_S)
-        word, pid = self._socket.recv(64).split()
-        assert word == b"pid"
-        return int(pid)
+        self._listener.settimeout(START_S)
+        self._socket, _ = self._listener.accept()
+        return int(self._next_line(START_S))
+
+    def expect(self, kind: str, of: Struct, within_s: float = 5.0, **fields: str) -> dict[str, Any]:
+        """The next message of this kind about request `of`; others are skipped. Raises TimeoutError when none comes."""
+        request_id = f"{of.request_id}#"  # type: ignore[attr-defined]
+        deadline = time.monotonic() + within_s
+        while True:
+            message: dict[str, Any] = json.loads(self._next_line(deadline - time.monotonic()))
+            if message["kind"] == kind and message["id"].startswith(request_id) and fields.items() <= message.items():
+                return message
+
+    def _next_line(self, within_s: float) -> bytes:
+        assert self._socket is not None
+        while len(self._lines) < 2:
+            self._socket.settimeout(max(0.001, within_s))
+            data = self._socket.recv(2**16)
+            if not data:
+                raise EOFError("the engine is gone")
+            self._lines = (self._lines[0] + data).split(b"\n")
+        return self._lines.pop(0)
 
     def close(self) -> None:
-        self._socket.close()
+        self._listener.close()
+        if self._socket:
+            self._socket.close()
 
 
 class WorkerProcess:

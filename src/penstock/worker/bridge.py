@@ -25,7 +25,8 @@ from penstock.engine.messages import (
     decode_from_engine,
     encode,
 )
-from penstock.protocol import SILENT_S, STUCK_FACTOR, STUCK_S, Error, Heartbeat, Load
+from penstock.errors import DeadlineExceeded, PenstockError
+from penstock.protocol import SILENT_S, STUCK_FACTOR, STUCK_S, Heartbeat, Load
 from penstock.worker.events import Subscription
 from penstock.worker.pipe import EnginePipe
 from penstock.worker.stream import Stream
@@ -89,8 +90,7 @@ class EngineBridge:
         self._streams[request_id] = stream
         self.idle.clear()
         self.send(submission)
-        late = Error(code="overloaded", message=f"not finished within the deadline of {timeout_s:g} s")
-        stream.expire(timeout_s, late)
+        stream.expire(timeout_s, DeadlineExceeded(f"not finished within the deadline of {timeout_s:g} s"))
         try:
             yield stream
         finally:
@@ -110,7 +110,7 @@ class EngineBridge:
         finally:
             self._subscriptions.discard(subscription)
 
-    def end_all(self, error: Error) -> None:
+    def end_all(self, error: PenstockError) -> None:
         """Ends every stream with `error`, and every subscription."""
         for stream in self._streams.values():
             stream.fail(error)

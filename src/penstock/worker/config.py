@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from penstock.config import add_flags, from_flags, option
@@ -19,10 +20,15 @@ class WorkerConfig:
     host: str = option("127.0.0.1", "Address to listen on.")
     port: int = option(8100, "Port to listen on; 0 takes a free one.", unit="port")
     drain_grace_s: float = option(30.0, "Seconds that open streams get to finish after SIGTERM.", unit="s")
+    served_model_name: str = option("", "Name of the model in metrics; the folder's name when empty.")
     max_body_bytes: int = option(16 * 2**20, "Longest request body.", unit="bytes")
     max_frames_behind: int = option(
         1024, "A request whose caller reads so slowly that more frames wait for it is cancelled.", unit="frames"
     )
+
+    @property
+    def model_name(self) -> str:
+        return self.served_model_name or Path(self.engine.model).name
 
 
 def add_worker_flags(parser: argparse.ArgumentParser) -> None:

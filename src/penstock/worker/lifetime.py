@@ -14,7 +14,7 @@ from penstock.engine.config import EngineConfig
 from penstock.engine.messages import StartFailed, encode
 from penstock.errors import ConfigError
 
-EngineMain = Callable[[EngineConfig, Connection, str], None]
+EngineMain = Callable[[EngineConfig, Connection], None]
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -29,7 +29,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def fork_engine(
-    config: EngineConfig, role: str, engine_main: EngineMain | None, *, close: tuple[int, ...] = ()
+    config: EngineConfig, engine_main: EngineMain | None, *, close: tuple[int, ...] = ()
 ) -> tuple[int, Connection]:
     """Forks the engine process and returns its pid and the front's end of the pipe.
 
@@ -42,14 +42,13 @@ def fork_engine(
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
-        _run_child(config, role, engine_main, theirs, front, (ours.fileno(), *close))
+        _run_child(config, engine_main, theirs, front, (ours.fileno(), *close))
     theirs.close()  # else the front would never read EOF
     return pid, ours
 
 
 def _run_child(
     config: EngineConfig,
-    role: str,
     engine_main: EngineMain | None,
     connection: Connection,
     front: int,
@@ -63,7 +62,7 @@ def _run_child(
         die_with_parent(front)
         for descriptor in close:
             os.close(descriptor)
-        (engine_main or _import_engine())(config, connection, role)
+        (engine_main or _import_engine())(config, connection)
         status = 0
     except ConfigError as error:
         connection.send_bytes(encode(StartFailed(str(error))))

@@ -20,7 +20,6 @@ import uvloop
 from penstock.engine.messages import Started, StartFailed, Stop, decode_from_engine
 from penstock.errors import ConfigError, WorkerLost
 from penstock.hop import new_session
-from penstock.protocol import Error
 from penstock.worker.app import build_app
 from penstock.worker.bridge import EngineBridge
 from penstock.worker.config import WorkerConfig
@@ -48,7 +47,7 @@ def run_worker(
     listener = _bind(config.host, config.port)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle matrix threads sleep instead of spinning
     os.environ.setdefault("KMP_BLOCKTIME", "0")
-    pid, connection = fork_engine(config.engine, config.role, engine_main, close=(listener.fileno(),))
+    pid, connection = fork_engine(config.engine, engine_main, close=(listener.fileno(),))
     started = _wait_started(pid, connection)
     gc.freeze()  # what exists now stays; collections look only at what requests make
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -94,7 +93,7 @@ async def _serve(
     bridge = EngineBridge(started, max_behind=config.max_frames_behind, on_lost=lambda: _exit_without_engine(pid))
     await bridge.attach(connection)
     async with new_session() as session:
-        front = Front(config, bridge, session, WorkerMetrics(bridge, config.role))
+        front = Front(config, bridge, session, WorkerMetrics(bridge, config.role, config.model_name))
         server = _Server(front)
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         await server.listening.wait()
@@ -102,7 +101,7 @@ async def _serve(
             on_ready(listener.getsockname()[1])
             await signals.get()
             await _drain(front, signals)
-        bridge.end_all(Error(code="worker_lost", message="this worker is stopping"))
+        bridge.end_all(WorkerLost("this worker is stopping"))
         server.should_exit = True
         await serving
     bridge.on_lost = lambda: None

@@ -24,11 +24,10 @@ _INTER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2
 class WorkerMetrics:
     """The registry of one worker."""
 
-    def __init__(self, bridge: EngineBridge, role: str) -> None:
+    def __init__(self, bridge: EngineBridge, role: str, model: str) -> None:
         registry = CollectorRegistry()
-        registry.register(_EngineCollector(bridge, role))
+        registry.register(_EngineCollector(bridge, role, model))
         ProcessCollector(registry=registry)
-        model = bridge.started.peer.layout.model
 
         def histogram(name: str, sentence: str, buckets: Sequence[float]) -> Histogram:
             return Histogram(name, sentence, ("model_name",), buckets=buckets, registry=registry).labels(model)
@@ -86,10 +85,10 @@ class RequestMeter:
 class _EngineCollector(Collector):
     """Turns the engine's latest load and counters into metrics whenever they are scraped."""
 
-    def __init__(self, bridge: EngineBridge, role: str) -> None:
+    def __init__(self, bridge: EngineBridge, role: str, model: str) -> None:
         self._bridge = bridge
         self._names = ("model_name", "role")
-        self._values = (bridge.started.peer.layout.model, role)
+        self._values = (model, role)
 
     def collect(self) -> Iterator[Metric]:
         load, stats = self._bridge.load, self._bridge.stats

@@ -5,7 +5,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import TypeAlias
 
-from penstock.protocol import Done, Error, Finished, Heartbeat, Ticket, Tokens
+from penstock.errors import Overloaded, PenstockError
+from penstock.protocol import Done, Error, Finished, Heartbeat, Ticket, Tokens, error_frame
 
 StreamFrame: TypeAlias = Tokens | Finished | Done | Error | Ticket | Heartbeat
 
@@ -37,7 +38,7 @@ class Stream:
             return
         if len(self._frames) >= self._max_behind:
             self._frames.clear()
-            self.fail(Error(code="overloaded", message=f"the caller fell {self._max_behind} frames behind"))
+            self.fail(Overloaded(f"the caller fell {self._max_behind} frames behind"))
             return
         self._frames.append(frame)
         self.ended = isinstance(frame, Done | Error)
@@ -48,16 +49,16 @@ class Stream:
         self._beat = beat
         self._wake.set()
 
-    def fail(self, error: Error) -> None:
+    def fail(self, error: PenstockError) -> None:
         """Ends the stream with `error` on the front's own decision, and cancels the request in the engine."""
         if self.ended:
             return
-        self._frames.append(error)
+        self._frames.append(error_frame(error))
         self.ended = True
         self._cancel()
         self._wake.set()
 
-    def expire(self, after_s: float, error: Error) -> None:
+    def expire(self, after_s: float, error: PenstockError) -> None:
         """Fails the stream with `error` after so many seconds; a second call replaces the first."""
         if self._expiry is not None:
             self._expiry.cancel()

@@ -1,0 +1,137 @@
+"""Front and engine live and die together, and callers learn of every end within their deadlines."""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.errors import Overloaded, WorkerLost
+from penstock.protocol import Done, Error
+from tests.worker.processes import WorkerProcess, running_worker, start, wait_gone
+from tests.worker.requests import answer, call, fetch, read_to_end, request, run
+
+
+def cut_short(worker: WorkerProcess, fault_pid: int, number: signal.Signals) -> float:
+    """Sends the signal while a stream is open; seconds until its reader knows. The stream must end in WorkerLost."""
+
+    async def lose() -> float:
+        async with call(f"{worker.url}/generate", request("hang")) as hop:
+            began = time.monotonic()
+            os.kill(fault_pid, number)
+            with pytest.raises(WorkerLost):
+                await read_to_end(hop)
+            return time.monotonic() - began
+
+    return run(lose)
+
+
+def test_killed_engine_takes_its_front_along_and_cuts_the_stream(tmp_path: Path) -> None:
+    with running_worker(tmp_path) as worker:
+        assert cut_short(worker, worker.engine_pid, signal.SIGKILL) < 1.0
+        assert worker.process.wait(1.0) == 1
+        assert "the engine process was killed by SIGKILL" in worker.process.communicate()[1]
+
+
+def test_killed_front_takes_its_engine_along(tmp_path: Path) -> None:
+    with running_worker(tmp_path) as worker:
+        assert cut_short(worker, worker.process.pid, signal.SIGKILL) < 1.0
+        assert wait_gone(worker.engine_pid, within_s=1.0)
+
+
+def test_frozen_engine_falls_silent_and_turns_unhealthy_until_it_thaws(tmp_path: Path) -> None:
+    with running_worker(tmp_path) as worker:
+        assert cut_short(worker, worker.engine_pid, signal.SIGSTOP) < 2.5
+        status, body = fetch("GET", f"{worker.url}/health")
+        assert status == 503
+        assert b"silent" in body
+        with pytest.raises(Overloaded, match="silent"):
+            answer(f"{worker.url}/generate", request())
+        os.kill(worker.engine_pid, signal.SIGCONT)
+        assert isinstance(answer(f"{worker.url}/generate", request())[-1], Done)
+
+
+def test_frozen_prefill_worker_is_reported_to_the_decode_engine(tmp_path: Path) -> None:
+    with running_worker(tmp_path / "p", "prefill") as prefill, running_worker(tmp_path / "d") as decode:
+        body = request("keep", prefill=prefill.url)
+
+        async def freeze() -> list[Any]:
+            async with call(f"{decode.url}/generate", body) as hop:
+                await asyncio.to_thread(decode.journal.expect, "PrefillArrived", body, 5.0, frame="Ticket")
+                os.kill(prefill.engine_pid, signal.SIGSTOP)
+                return await read_to_end(hop)
+
+        assert run(freeze)[-1].code == "prefill_lost"
+        assert "was silent for 1.5 s" in decode.journal.expect("PrefillFailed", body)["reason"]
+
+
+def test_drain_lets_open_streams_finish_and_refuses_new_ones(tmp_path: Path) -> None:
+    with running_worker(tmp_path) as worker:
+
+        async def drain() -> tuple[list[Any], int]:
+            async with call(f"{worker.url}/generate", request(max_tokens=200)) as hop:
+                worker.process.terminate()
+                async with asyncio.timeout(5):
+                    while (await asyncio.to_thread(fetch, "GET", f"{worker.url}/ready"))[0] == 200:
+                        pass
+                with pytest.raises(Overloaded, match="draining"):
+                    await asyncio.to_thread(answer, f"{worker.url}/generate", request())
+                health = await asyncio.to_thread(fetch, "GET", f"{worker.url}/health")
+                return await read_to_end(hop), health[0]
+
+        frames, health = run(drain)
+        assert isinstance(frames[-1], Done)
+        assert health == 200
+        assert worker.process.wait(5.0) == 0
+        assert wait_gone(worker.engine_pid, within_s=1.0)
+
+
+@pytest.mark.parametrize("second_signal", [True, False])
+def test_stream_that_outlives_the_grace_ends_with_a_retryable_error(tmp_path: Path, second_signal: bool) -> None:
+    grace_s = "30" if second_signal else "0.3"
+    with running_worker(tmp_path, "decode", "--drain-grace-s", grace_s) as worker:
+
+        async def stop() -> list[Any]:
+            async with call(f"{worker.url}/generate", request("hang")) as hop:
+                worker.process.send_signal(signal.SIGINT)
+                if second_signal:
+                    async with asyncio.timeout(5):
+                        while (await asyncio.to_thread(fetch, "GET", f"{worker.url}/ready"))[0] == 200:
+                            pass
+                    worker.process.send_signal(signal.SIGINT)
+                return await read_to_end(hop)
+
+        assert run(stop) == [Error(code="worker_lost", message="this worker is stopping")]
+        assert worker.process.wait(5.0) == 0
+
+
+def test_drain_route_refuses_new_requests_without_stopping(tmp_path: Path) -> None:
+    with running_worker(tmp_path) as worker:
+        assert fetch("POST", f"{worker.url}/drain") == (200, b'{"draining":true,"open_streams":0}')
+        assert fetch("GET", f"{worker.url}/ready")[0] == 503
+        assert fetch("GET", f"{worker.url}/health")[0] == 200
+
+
+def test_refused_model_is_an_error_of_the_worker_that_says_why() -> None:
+    process = start("decode", "--port", "0", "--model", "broken")
+    _, text = process.communicate(timeout=20)
+    assert "ConfigError: config.json is missing in broken" in text
+    assert process.returncode != 0
+
+
+def test_taken_port_is_named_before_anything_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        _, text = start("decode", "--port", str(port)).communicate(timeout=20)
+    assert f"port {port}: Address already in use; choose another --port" in text
+
+
+def test_engine_that_crashes_on_a_request_cuts_only_after_what_it_said(tmp_path: Path) -> None:
+    with running_worker(tmp_path) as worker:
+        with pytest.raises(WorkerLost):
+            answer(f"{worker.url}/generate", request("crash"))
+        assert worker.process.wait(5.0) == 1
