@@ -5,7 +5,7 @@ raises WorkerLost. Leaving the context closes the connection, which cancels ever
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -43,7 +43,7 @@ class Hop:
         self.accepted = accepted
         self._response = response
 
-    async def frames(self) -> AsyncIterator[Frame]:
+    async def frames(self) -> AsyncGenerator[Frame, None]:
         """Frames up to and including the last. Raises WorkerLost when the stream falls silent, sticks or is cut."""
         while True:
             frame = await _next_frame(self.url, self._response)

@@ -1,0 +1,108 @@
+"""The router's HTTP surface: OpenAI's paths, and those of operation. Read this first."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from penstock.errors import RequestError
+from penstock.router.config import RouterConfig
+from penstock.router.openai.endpoint import Endpoint
+from penstock.router.openai.errors import error_body
+from penstock.router.openai.prepare import check_model, prepare_chat, prepare_completion
+from penstock.router.openai.responses import Model, ModelList
+from penstock.router.services import Services
+
+JSON = "application/json"
+
+
+def build_app(config: RouterConfig) -> FastAPI:
+    """The ASGI application; its Services are at `app.state.services`. Raises ConfigError."""
+    services = Services(config)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with services.running():
+            yield
+
+    app = FastAPI(
+        title="Penstock router",
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.services = services
+    app.add_exception_handler(HTTPException, _http_error)
+    # Plain ASGI endpoints: no dependency solving and no pydantic where every token passes.
+    chat = Endpoint(services, "chat", prepare_chat)
+    completions = Endpoint(services, "completions", prepare_completion)
+    app.router.routes.append(Route("/v1/chat/completions", chat, methods=["POST"]))
+    app.router.routes.append(Route("/v1/completions", completions, methods=["POST"]))
+    _add_models(app, services)
+    _add_operation(app, services)
+    return app
+
+
+def _add_models(app: FastAPI, services: Services) -> None:
+    model = Model(services.model.name, services.model.created)
+
+    async def list_models(_: Request) -> Response:
+        return Response(msgspec.json.encode(ModelList([model])), media_type=JSON)
+
+    async def get_model(request: Request) -> Response:
+        try:
+            check_model(request.path_params["model"], services.model)
+        except RequestError as error:
+            return Response(error_body(error), error.status, media_type=JSON)
+        return Response(msgspec.json.encode(model), media_type=JSON)
+
+    app.add_route("/v1/models", list_models, methods=["GET"])
+    app.add_route("/v1/models/{model:path}", get_model, methods=["GET"])
+
+
+def _add_operation(app: FastAPI, services: Services) -> None:
+    async def health(_: Request) -> Response:
+        return Response(b'{"status":"ok"}', media_type=JSON)
+
+    async def ready(_: Request) -> Response:
+        status = {
+            "ready": services.ready,
+            "draining": services.draining,
+            "workers": {
+                worker.url: {"role": worker.role, "ready": worker.ready} for worker in services.cluster.workers
+            },
+        }
+        return Response(msgspec.json.encode(status), 200 if services.ready else 503, media_type=JSON)
+
+    async def metrics(_: Request) -> Response:
+        for worker in services.cluster.workers:
+            services.metrics.worker_ready.labels(worker.url, worker.role).set(worker.ready)
+            services.metrics.worker_streams.labels(worker.url, worker.role).set(worker.streams)
+        return Response(services.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    async def drain(_: Request) -> Response:
+        services.draining = True
+        return Response(msgspec.json.encode({"running": len(services.lifelines)}), media_type=JSON)
+
+    app.add_route("/health", health, methods=["GET"])
+    app.add_route("/ready", ready, methods=["GET"])
+    app.add_route("/metrics", metrics, methods=["GET"])
+    app.add_route("/drain", drain, methods=["POST"])
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Wrong paths and methods in OpenAI's form."""
+    assert isinstance(error, HTTPException)
+    said = {
+        404: f"there is no {request.url.path} here",
+        405: f"{request.url.path} does not take {request.method}",
+    }.get(error.status_code, error.detail)
+    wrong = RequestError(said, status=error.status_code, code="not_found" if error.status_code == 404 else None)
+    return Response(error_body(wrong), error.status_code, headers=error.headers, media_type=JSON)

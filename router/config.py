@@ -1,0 +1,74 @@
+"""The router's settings: each with its default, unit and reason, written once."""
+
+from dataclasses import dataclass
+
+from penstock.config import option
+from penstock.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig:
+    """What `penstock router` can be told. Worker lists are comma-separated base URLs in flags and environment."""
+
+    model: str = option("", "Folder of the model: its tokenizer, chat template and configs (weights are not read).")
+    served_model_name: str = option("", "Name of the model in the API; the folder's name when empty.")
+    host: str = option("127.0.0.1", "Address to listen on.")
+    port: int = option(8000, "Port to listen on; 0 takes a free one.")
+    prefill: str = option("", "Base URLs of the prefill workers, separated by commas.")
+    decode: str = option("", "Base URLs of the decode workers, separated by commas.")
+    max_context_tokens: int | None = option(
+        None, "Longest prompt plus answer; the model's own limit when none. Must equal the workers'.", unit="tokens"
+    )
+    max_body_bytes: int = option(
+        8 * 2**20, "Largest request body. A million token ids as JSON fit into 8 MiB.", unit="bytes"
+    )
+    default_max_tokens: int | None = option(
+        None, "Answer limit of a request that names none; the rest of the context when none.", unit="tokens"
+    )
+    max_samples: int = option(128, "Most answers one request may ask for: its `n` times its prompts.")
+    timeout_s: float = option(600.0, "Deadline of a request that sends no `timeout` header.", unit="seconds")
+    max_timeout_s: float = option(3600.0, "Longest deadline a `timeout` header may ask for.", unit="seconds")
+    max_attempts: int = option(4, "How often one request is placed before it fails.")
+    worker_wait_s: float = option(
+        1.5, "How long a request waits for a worker to become ready before it fails.", unit="seconds"
+    )
+    poll_s: float = option(
+        0.25, "Pause between two looks at a worker's /ready; a lost worker is back after at most two.", unit="seconds"
+    )
+    shutdown_grace_s: float = option(30.0, "How long open streams may go on after SIGTERM.", unit="seconds")
+    shutdown_delay_s: float = option(
+        0.0, "How long new requests are still served after SIGTERM while load balancers notice.", unit="seconds"
+    )
+    min_prefill_tokens: int = option(
+        16,
+        "Uncached prompt tokens from which a prefill worker is used: less than one block is nothing to hand over.",
+        unit="tokens",
+    )
+    index_blocks: int = option(100_000, "How many blocks of 16 tokens the prefix index remembers.", unit="blocks")
+    encode_inline_chars: int = option(
+        8_192, "Longer texts are tokenized in a thread, so that no stream waits more than a few ms.", unit="characters"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("max_body_bytes", "max_samples", "max_attempts", "index_blocks"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("timeout_s", "max_timeout_s", "worker_wait_s", "poll_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be more than 0 seconds, not {getattr(self, name)}")
+
+    @property
+    def prefill_urls(self) -> tuple[str, ...]:
+        return _urls(self.prefill)
+
+    @property
+    def decode_urls(self) -> tuple[str, ...]:
+        return _urls(self.decode)
+
+
+def _urls(text: str) -> tuple[str, ...]:
+    urls = tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
+    for url in urls:
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"worker URL {url!r} must start with http:// or https://")
+    return urls

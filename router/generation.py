@@ -1,0 +1,190 @@
+"""One prompt's way through the cluster: placed, streamed, and placed again when a worker fails.
+
+This is the only place that decides about failure (workers never retry). A request that was placed again carries all
+output ids received so far, so that the client sees one unbroken stream. It knows token ids only.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TypeAlias
+
+import msgspec
+
+from penstock.errors import DeadlineExceeded, Overloaded, PrefillLost, RetryableError, TransferError, WorkerLost
+from penstock.hop import open_hop
+from penstock.protocol import (
+    Done,
+    Error,
+    Finished,
+    Frame,
+    GenerateRequest,
+    SamplingParams,
+    TokenLogprob,
+    Tokens,
+)
+from penstock.router.answer import Answer
+from penstock.router.merge import merge
+from penstock.router.placer import Placed, Placer, Trial
+
+
+class Started(msgspec.Struct, frozen=True):
+    """A decode worker has taken the request. Comes again after every re-placement."""
+
+    generation: "Generation"
+    decode: str
+    prefill: str | None
+
+
+class Output(msgspec.Struct, frozen=True):
+    """New tokens of one answer; `choice` counts over all prompts of the API request."""
+
+    choice: int
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """One answer is complete."""
+
+    choice: int
+    reason: str
+
+
+Event: TypeAlias = Started | Output | Ended
+
+
+class Generation:
+    """All answers to one prompt. Iterate `events` once."""
+
+    def __init__(
+        self,
+        placer: Placer,
+        *,
+        request_id: str,
+        prompt: list[int],
+        sampling: SamplingParams,
+        end_ids: frozenset[int],
+        seeds: list[int],
+        first_choice: int = 0,
+        salt: str = "",
+        priority: int = 0,
+        deadline: float,
+    ) -> None:
+        """`end_ids` are the tokens that end an answer; `deadline` is on the event loop's clock."""
+        self.prompt = prompt
+        self.cached_tokens: int | None = None
+        """Prompt tokens nobody had to compute, by the first run's account; None while unknown."""
+        self._placer = placer
+        self._sampling = sampling
+        self._end_ids = end_ids
+        self._first_choice = first_choice
+        self._deadline = deadline
+        self._answers = [Answer(index, seed) for index, seed in enumerate(seeds)]
+        self._request = GenerateRequest(
+            request_id=request_id,
+            prompt=tuple(prompt),
+            sampling=sampling,
+            samples=tuple(answer.sample() for answer in self._answers),
+            salt=salt,
+            priority=priority,
+        )
+
+    def end(self, choice: int) -> None:
+        """The router needs no more of this answer (a stop string). When all have ended, the worker is let go."""
+        self._answers[choice - self._first_choice].finish_reason = "stop"
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Raises RequestError when a worker refuses the request, RetryableError when no placement worked out."""
+        async with aclosing(self._run(self._answers, Trial())) as events:
+            async for event in events:
+                yield event
+
+    async def _run(self, answers: list[Answer], trial: Trial) -> AsyncGenerator[Event, None]:
+        while True:
+            placed = await self._placer.place(self._request, trial, self._deadline)
+            try:
+                async with aclosing(self._attempt(answers, placed)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except RetryableError as error:
+                self._placer.failed(placed, trial, error, streaming=any(answer.output for answer in answers))
+            finally:
+                placed.reservation.release()
+            for answer in answers:
+                if answer.finish_reason is None:
+                    answer.end_by_output(self._sampling, self._end_ids)
+                    if answer.finish_reason is not None:
+                        yield Ended(self._first_choice + answer.index, answer.finish_reason)
+            answers = [answer for answer in answers if answer.finish_reason is None]
+            if not answers:
+                return
+            if len(answers) > 1 and any(answer.output for answer in answers):
+                async with aclosing(merge([self._run([answer], trial.copy()) for answer in answers])) as merged:
+                    async for event in merged:
+                        yield event
+                return
+
+    async def _attempt(self, answers: list[Answer], placed: Placed) -> AsyncGenerator[Event, None]:
+        """One call to one decode worker, to its last frame or to a RetryableError."""
+        by_index = {answer.index: answer for answer in answers}
+        async with open_hop(self._placer.session, f"{placed.decode}/generate", self._body(answers, placed)) as hop:
+            self._placer.accepted(placed, hop.accepted.generation)
+            yield Started(self, placed.decode, placed.prefill)
+            async with aclosing(hop.frames()) as frames:
+                async for frame in frames:
+                    if isinstance(frame, Done):
+                        self._done(frame, placed)
+                        break
+                    event = self._event(frame, by_index, placed)
+                    if event is not None:
+                        yield event
+                        if not any(answer.finish_reason is None for answer in answers) and isinstance(event, Output):
+                            return  # ended by the router: leaving closes the connection, which cancels the rest
+        if any(answer.finish_reason is None for answer in answers):
+            raise WorkerLost(f"{placed.decode} was done before every answer was")
+
+    def _event(self, frame: Frame, by_index: dict[int, Answer], placed: Placed) -> Event | None:
+        if isinstance(frame, Error):
+            raise _failure(frame)
+        if not isinstance(frame, (Tokens, Finished)):
+            raise WorkerLost(f"{placed.decode} sent an unexpected {type(frame).__name__} frame")
+        answer = by_index.get(frame.sample)
+        if answer is None:
+            raise WorkerLost(f"{placed.decode} sent sample {frame.sample}, which was not asked for")
+        if answer.finish_reason is not None:
+            return None
+        if isinstance(frame, Finished):
+            answer.finish_reason = frame.reason
+            return Ended(self._first_choice + answer.index, frame.reason)
+        if frame.cached_tokens is not None and self.cached_tokens is None:
+            self.cached_tokens = frame.cached_tokens
+        tokens, logprobs = answer.take(frame)
+        placed.reservation.produced(len(tokens))
+        return Output(self._first_choice + answer.index, tuple(tokens), tuple(logprobs)) if tokens else None
+
+    def _done(self, frame: Done, placed: Placed) -> None:
+        if self.cached_tokens is None and not placed.is_resume:
+            self.cached_tokens = frame.cached_tokens
+        self._placer.learned(placed, self.prompt + self._answers[0].output)
+
+    def _body(self, answers: list[Answer], placed: Placed) -> GenerateRequest:
+        remaining_s = self._deadline - asyncio.get_running_loop().time()
+        if remaining_s <= 0:
+            raise DeadlineExceeded("the request's deadline passed before it could be placed")
+        placed.is_resume = any(answer.output for answer in answers)
+        return msgspec.structs.replace(
+            self._request,
+            samples=tuple(answer.sample() for answer in answers),
+            timeout_s=remaining_s,
+            prefill=placed.prefill,
+        )
+
+
+def _failure(frame: Error) -> RetryableError:
+    """The error that a stream's last frame tells of."""
+    kinds: dict[str, type[RetryableError]] = {
+        kind.code: kind for kind in (PrefillLost, TransferError, Overloaded, WorkerLost, DeadlineExceeded)
+    }
+    return kinds.get(frame.code, RetryableError)(frame.message, retry_after_s=frame.retry_after_s)

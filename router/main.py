@@ -1,0 +1,85 @@
+"""Runs the router: one process, one event loop, until SIGTERM or SIGINT."""
+
+import asyncio
+import logging
+import signal
+from contextlib import suppress
+from types import FrameType
+
+import uvicorn
+
+from penstock.errors import Stopping
+from penstock.router.app import build_app
+from penstock.router.config import RouterConfig
+from penstock.router.services import Services
+
+log = logging.getLogger(__name__)
+
+
+def run_router(config: RouterConfig) -> None:
+    """Serves until stopped. Raises ConfigError before it listens when the configuration is wrong."""
+    make_server(config).run()
+
+
+def make_server(config: RouterConfig) -> "RouterServer":
+    """The server, ready to `run()`."""
+    logging.getLogger("uvicorn.error").addFilter(_is_not_a_cut)
+    app = build_app(config)
+    return RouterServer(
+        uvicorn.Config(
+            app,
+            host=config.host,
+            port=config.port,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            access_log=False,
+            log_config=None,
+            timeout_graceful_shutdown=1,
+        ),
+        app.state.services,
+    )
+
+
+class RouterServer(uvicorn.Server):
+    """On the first SIGTERM or SIGINT: unready at once, open requests may finish, the rest is cut with an error event.
+
+    A second signal skips the waiting.
+    """
+
+    def __init__(self, config: uvicorn.Config, services: Services) -> None:
+        super().__init__(config)
+        self._services = services
+        self._stopping: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._stopping is None and self.started:
+            # A signal handler may run in the middle of anything: leave the rest to the loop.
+            self._captured_signals.append(signal.Signals(sig))
+            self._loop.call_soon_threadsafe(self._begin_to_stop)
+        else:
+            super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: object = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)  # type: ignore[arg-type]
+
+    def _begin_to_stop(self) -> None:
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop())
+
+    async def _stop(self) -> None:
+        config = self._services.config
+        self._services.draining = True
+        log.info("stopping: %d requests in progress", len(self._services.lifelines))
+        await asyncio.sleep(config.shutdown_delay_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(config.shutdown_grace_s):
+                await self._services.lifelines.ended()
+        self._services.lifelines.cut_all(Stopping("the router is stopping"))
+        self.should_exit = True
+
+
+def _is_not_a_cut(record: logging.LogRecord) -> bool:
+    """Drops uvicorn's complaint about responses that we cut on purpose."""
+    return "without completing response" not in record.getMessage()

@@ -1,0 +1,47 @@
+"""The router's Prometheus metrics, in a registry of its own."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+
+class Metrics:
+    """One instance per router."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "penstock_router_requests", "API requests by their outcome", ["endpoint", "status"], registry=self.registry
+        )
+        self.running = Gauge("penstock_router_running_requests", "API requests in progress", registry=self.registry)
+        self.first_token = Histogram(
+            "penstock_router_time_to_first_token_seconds",
+            "From the request's body to its first output token",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.duration = Histogram(
+            "penstock_router_request_duration_seconds",
+            "From the request's body to the end of its answer",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.prompt_tokens = Counter("penstock_router_prompt_tokens", "Prompt tokens", registry=self.registry)
+        self.cached_tokens = Counter(
+            "penstock_router_cached_prompt_tokens", "Prompt tokens nobody had to compute", registry=self.registry
+        )
+        self.output_tokens = Counter("penstock_router_output_tokens", "Tokens in answers", registry=self.registry)
+        self.placements = Counter("penstock_router_placements", "Placements by kind", ["kind"], registry=self.registry)
+        self.replacements = Counter(
+            "penstock_router_failed_placements", "Placements that failed, by reason", ["reason"], registry=self.registry
+        )
+        self.worker_ready = Gauge(
+            "penstock_router_worker_ready", "1 while the worker is ready", ["worker", "role"], registry=self.registry
+        )
+        self.worker_streams = Gauge(
+            "penstock_router_worker_streams", "Open streams per worker", ["worker", "role"], registry=self.registry
+        )
+
+    def render(self) -> bytes:
+        """The text of /metrics."""
+        return generate_latest(self.registry)

@@ -1,0 +1,178 @@
+"""The life of one API request: read, prepare, run, write; and the one place where its errors become answers."""
+
+import asyncio
+import logging
+import re
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TypeAlias
+
+from starlette.types import Receive, Scope, Send
+
+from penstock.errors import RequestError, RetryableError
+from penstock.router.answer_text import Delta
+from penstock.router.generation import Event, Generation, Output, Started
+from penstock.router.http import ClientGone, Lifeline, Reply, header, read_body, retry_after_of, timeout_of
+from penstock.router.merge import merge
+from penstock.router.openai.call import Call, Choice
+from penstock.router.openai.errors import error_body, error_status
+from penstock.router.openai.responses import Usage
+from penstock.router.services import Services
+
+log = logging.getLogger(__name__)
+
+Prepare: TypeAlias = Callable[[Services, bytes, str, float], Awaitable[Call]]
+
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+
+
+class Endpoint:
+    """An ASGI application for one path; `prepare` knows the body's form."""
+
+    def __init__(self, services: Services, name: str, prepare: Prepare) -> None:
+        self._services = services
+        self._name = name
+        self._prepare = prepare
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reply = Reply(send, receive, _request_id(scope))
+        metrics = self._services.metrics
+        outcome = "200"
+        with metrics.running.track_inprogress(), metrics.duration.time():
+            try:
+                await self._answer(scope, receive, reply)
+            except ClientGone:
+                outcome = "client_gone"
+            except Exception as error:
+                if not isinstance(error, (RequestError, RetryableError)):
+                    log.exception("request failed unexpectedly")
+                outcome = str(error_status(error))
+                await _fail(reply, error)
+            finally:
+                metrics.requests.labels(endpoint=self._name, status=outcome).inc()
+
+    async def _answer(self, scope: Scope, receive: Receive, reply: Reply) -> None:
+        config = self._services.config
+        timeout_s = timeout_of(scope, config.timeout_s, config.max_timeout_s)
+        body = await read_body(scope, receive, config.max_body_bytes)
+        async with Lifeline(receive, timeout_s, self._services.lifelines) as lifeline:
+            call = await self._prepare(self._services, body, reply.request_id, lifeline.deadline)
+            run = _Run(self._services, call, reply, began=lifeline.deadline - timeout_s)
+            await (run.stream() if call.stream else run.whole())
+
+
+class _Run:
+    """One call being answered."""
+
+    def __init__(self, services: Services, call: Call, reply: Reply, *, began: float) -> None:
+        self._metrics = services.metrics
+        self._call = call
+        self._reply = reply
+        self._began = began
+        self._workers: dict[Generation, Started] = {}
+        self._has_tokens = False
+
+    async def stream(self) -> None:
+        """Server-sent events; headers leave once every prompt is accepted by a worker."""
+        call, reply = self._call, self._reply
+        early: list[tuple[Choice, Delta]] = []
+        async with aclosing(self._deltas()) as deltas:
+            async for choice, delta in deltas:
+                if len(self._workers) < len(call.generations):
+                    early.append((choice, delta))
+                    continue
+                if not reply.status:
+                    await self._open()
+                for waiting in [*early, (choice, delta)]:
+                    if waiting[1]:
+                        await reply.event(call.form.chunk(*waiting))
+                early.clear()
+        usage = self._count()
+        if call.include_usage:
+            await reply.event(call.form.usage_chunk(usage))
+        await reply.end_events()
+
+    async def whole(self) -> None:
+        """One body when all answers are complete."""
+        call = self._call
+        async with aclosing(self._deltas()) as deltas:
+            async for choice, delta in deltas:
+                choice.keep(delta)
+        usage = self._count()
+        self._name_workers()
+        await self._reply.json(call.form.whole(call.choices, usage))
+
+    async def _open(self) -> None:
+        self._name_workers()
+        await self._reply.start_events()
+        for choice in self._call.choices:
+            opening = self._call.form.opening(choice)
+            if opening is not None:
+                await self._reply.event(opening)
+
+    async def _deltas(self) -> AsyncGenerator[tuple[Choice, Delta], None]:
+        """Text as it becomes certain; an empty delta when only the placement is news."""
+        choices = self._call.choices
+        async with aclosing(self._events()) as events:
+            async for event in events:
+                if isinstance(event, Started):
+                    self._workers[event.generation] = event
+                    yield choices[0], Delta()
+                    continue
+                choice = choices[event.choice]
+                if isinstance(event, Output):
+                    self._note_first_token()
+                    delta = choice.text.push(event.tokens, event.logprobs)
+                    if choice.text.stopped:
+                        choice.generation.end(choice.index)
+                else:
+                    delta = choice.text.finish(event.reason)
+                if delta.finish_reason is not None:
+                    choice.finish_reason = delta.finish_reason
+                if delta:
+                    yield choice, delta
+
+    def _events(self) -> AsyncGenerator[Event, None]:
+        generations = self._call.generations
+        if len(generations) == 1:
+            return generations[0].events()
+        return merge([generation.events() for generation in generations])
+
+    def _note_first_token(self) -> None:
+        if not self._has_tokens:
+            self._has_tokens = True
+            self._metrics.first_token.observe(asyncio.get_running_loop().time() - self._began)
+
+    def _name_workers(self) -> None:
+        """Says in headers which workers had a part, each once, in the order of the prompts."""
+        started = [self._workers[generation] for generation in self._call.generations]
+        for name, urls in (
+            (b"x-penstock-prefill", [one.prefill for one in started if one.prefill is not None]),
+            (b"x-penstock-decode", [one.decode for one in started]),
+        ):
+            if urls:
+                self._reply.headers.append((name, ", ".join(dict.fromkeys(urls)).encode("latin-1")))
+
+    def _count(self) -> Usage:
+        usage = self._call.usage()
+        self._metrics.prompt_tokens.inc(usage.prompt_tokens)
+        self._metrics.output_tokens.inc(usage.completion_tokens)
+        self._metrics.cached_tokens.inc(usage.prompt_tokens_details.cached_tokens)
+        return usage
+
+
+async def _fail(reply: Reply, error: Exception) -> None:
+    """An error body; or, when the stream is open, an error event. The caller then returns without a last chunk, and the
+    server cuts the connection: a stream that failed must not look complete."""
+    if reply.status:
+        await reply.event(error_body(error))
+        return
+    retry_after_s = retry_after_of(error) if isinstance(error, RetryableError) else None
+    await reply.json(error_body(error), error_status(error), retry_after_s=retry_after_s)
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own id when it is one, else a new one."""
+    given = header(scope, b"x-request-id")
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

@@ -1,0 +1,133 @@
+"""From a body to a Call: parsed, checked against the model, rendered, tokenized. Nothing has reached a worker yet."""
+
+import time
+from collections.abc import Sequence
+
+from penstock.errors import RequestError
+from penstock.router.answer_text import AnswerText
+from penstock.router.generation import Generation
+from penstock.router.model import ServedModel
+from penstock.router.openai import chat, completions
+from penstock.router.openai.call import Call, Choice, Form
+from penstock.router.openai.requests import (
+    ChatRequest,
+    CompletionRequest,
+    _Request,
+    decode_request,
+    stop_strings,
+)
+from penstock.router.openai.sampling import sample_seeds, sampling_params
+from penstock.router.services import Services
+
+
+async def prepare_chat(services: Services, body: bytes, request_id: str, deadline: float) -> Call:
+    """Raises RequestError."""
+    request = decode_request(body, ChatRequest)
+    check_model(request.model, services.model)
+    form = chat.ChatForm(request_id, int(time.time()), services.model.vocabulary, request)
+    text = chat.render_prompt(request, services.model)
+    prompt = await services.encode(text, add_special_tokens=False)
+    return _call(
+        services,
+        request,
+        form,
+        [prompt],
+        request_id,
+        deadline,
+        max_tokens=chat.max_tokens_of(request),
+        logprobs=chat.logprobs_of(request),
+        prompt_field="messages",
+    )
+
+
+async def prepare_completion(services: Services, body: bytes, request_id: str, deadline: float) -> Call:
+    """Raises RequestError."""
+    request = decode_request(body, CompletionRequest)
+    check_model(request.model, services.model)
+    completions.check_best_of(request)
+    form = completions.CompletionForm(request_id, int(time.time()), services.model.vocabulary, request)
+    sources = completions.prompts_of(request, services.model.vocab_size)
+    _check_count(request, len(sources), services.config.max_samples)
+    prompts = [
+        await services.encode(source, add_special_tokens=True) if isinstance(source, str) else source
+        for source in sources
+    ]
+    return _call(
+        services,
+        request,
+        form,
+        prompts,
+        request_id,
+        deadline,
+        max_tokens=request.max_tokens,
+        logprobs=request.logprobs,
+        prompt_field="prompt",
+    )
+
+
+def check_model(name: str, model: ServedModel) -> None:
+    """Raises RequestError (404) unless `name` is served here."""
+    if name != model.name:
+        raise RequestError(
+            f"the model {name!r} does not exist; this server serves {model.name!r}",
+            field="model",
+            code="model_not_found",
+            status=404,
+        )
+
+
+def _check_count(request: _Request, num_prompts: int, limit: int) -> None:
+    if (request.n or 1) * num_prompts > limit:
+        asked = f"n={request.n or 1}" + (f" for each of {num_prompts} prompts" if num_prompts > 1 else "")
+        raise RequestError(f"{asked} asks for more than {limit} answers", field="n" if num_prompts == 1 else "prompt")
+
+
+def _call(
+    services: Services,
+    request: _Request,
+    form: Form,
+    prompts: Sequence[list[int]],
+    request_id: str,
+    deadline: float,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_field: str,
+) -> Call:
+    _check_count(request, len(prompts), services.config.max_samples)
+    model, num_samples = services.model, request.n or 1
+    stops = stop_strings(request)
+    stop_ids = frozenset(request.stop_token_ids or ())
+    end_ids = stop_ids if request.ignore_eos else stop_ids | model.end_ids
+    generations, choices = [], []
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise RequestError("the prompt has no tokens", field=prompt_field)
+        sampling = sampling_params(
+            request,
+            max_tokens=max_tokens,
+            default_max_tokens=services.config.default_max_tokens,
+            logprobs=logprobs,
+            prompt_tokens=len(prompt),
+            context_tokens=model.context_tokens,
+            vocab_size=model.vocab_size,
+            prompt_field=prompt_field,
+        )
+        generation = Generation(
+            services.placer,
+            request_id=request_id if len(prompts) == 1 else f"{request_id}-{number}",
+            prompt=prompt,
+            sampling=sampling,
+            end_ids=end_ids,
+            seeds=sample_seeds(request.seed, num_samples),
+            first_choice=number * num_samples,
+            salt=request.cache_salt or "",
+            priority=request.priority or 0,
+            deadline=deadline,
+        )
+        generations.append(generation)
+        for index in range(number * num_samples, (number + 1) * num_samples):
+            text = AnswerText(model.vocabulary, end_ids=end_ids, stops=stops, min_tokens=sampling.min_tokens)
+            choices.append(Choice(index, generation, text))
+    include_usage = bool(request.stream_options and request.stream_options.include_usage)
+    return Call(generations, choices, form, bool(request.stream), include_usage)

@@ -1,0 +1,161 @@
+"""The bodies of OpenAI's API as this server takes them: which fields exist, their types and ranges.
+
+Three kinds of fields: supported ones; `_HARMLESS`, accepted without effect because they change nothing a client could
+rely on; `_UNSUPPORTED`, refused with a sentence unless they hold the value that asks for nothing. Any other field is
+refused with the nearest valid name: a misspelt `temprature` must not silently give another answer.
+"""
+
+import difflib
+import re
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, Struct
+
+from penstock.errors import RequestError
+
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+MAX_STOPS = 16
+MAX_STOP_CHARS = 1024
+
+
+class StreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
+    """`include_usage` adds a last chunk with the usage. Obfuscation is not needed here and never added."""
+
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class _Request(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What both endpoints share. Null means the default everywhere, as in OpenAI's API."""
+
+    model: str
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    n: Annotated[int, Meta(ge=1)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: str | list[str] | None = None
+
+    # Beyond OpenAI (the SDK's `extra_body`), under the names vLLM gave them.
+    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Meta(ge=0)] | None = None
+    cache_salt: str | None = None
+    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+
+    user: Any = UNSET
+    metadata: Any = UNSET
+    service_tier: Any = UNSET
+    prompt_cache_key: Any = UNSET
+    prompt_cache_retention: Any = UNSET
+    safety_identifier: Any = UNSET
+    store: Any = UNSET
+    response_format: Any = UNSET
+
+
+class ChatRequest(_Request, kw_only=True, forbid_unknown_fields=True):
+    """The body of /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+
+    parallel_tool_calls: Any = UNSET
+    prediction: Any = UNSET
+    verbosity: Any = UNSET
+    audio: Any = UNSET
+    function_call: Any = UNSET
+    functions: Any = UNSET
+    modalities: Any = UNSET
+    web_search_options: Any = UNSET
+
+
+class CompletionRequest(_Request, kw_only=True, forbid_unknown_fields=True):
+    """The body of /v1/completions."""
+
+    prompt: str | list[Any]
+    """Text, token ids, or a list of either."""
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    best_of: Annotated[int, Meta(ge=1)] | None = None
+    echo: Any = UNSET
+    suffix: Any = UNSET
+
+
+_UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "response_format": (({"type": "text"},), "structured output is not supported yet; the answer is plain text"),
+    "store": ((False,), "this server stores no completions"),
+    "audio": ((), "the model answers in text only"),
+    "modalities": ((["text"],), "the model answers in text only"),
+    "function_call": (("auto", "none"), "use tools and tool_choice, which replaced it"),
+    "functions": (([],), "use tools, which replaced it"),
+    "web_search_options": ((), "this server does not search the web"),
+    "echo": ((False,), "the prompt is not repeated in the answer; prepend it yourself"),
+    "suffix": (("",), "text is only generated after the prompt, not before a suffix"),
+}
+"""Per field: the values besides null that ask for nothing, and why others are refused."""
+
+R = TypeVar("R", bound=_Request)
+
+
+def decode_request(body: bytes, kind: type[R]) -> R:
+    """The parsed and checked body. Raises RequestError naming the field."""
+    try:
+        request = msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise _field_error(str(error), kind) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(f"the request body is not valid JSON in UTF-8: {error}") from error
+    for field, (neutral, reason) in _UNSUPPORTED.items():
+        value = getattr(request, field, UNSET)
+        if value is not UNSET and value is not None and value not in neutral:
+            raise RequestError(f"{field}={_short(value)} is not supported: {reason}", field=field, code="unsupported")
+    return request
+
+
+def stop_strings(request: _Request) -> tuple[str, ...]:
+    """The `stop` field as a tuple. Raises RequestError."""
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    if len(stops) > MAX_STOPS:
+        raise RequestError(f"stop may hold at most {MAX_STOPS} strings, not {len(stops)}", field="stop")
+    for stop in stops:
+        if not 1 <= len(stop) <= MAX_STOP_CHARS:
+            raise RequestError(f"a stop string has 1 to {MAX_STOP_CHARS} characters, not {len(stop)}", field="stop")
+    return tuple(stops)
+
+
+def _field_error(message: str, kind: type[Struct]) -> RequestError:
+    """Turns msgspec's message, "Expected `int`, got `str` - at `$.messages[0].content`", into OpenAI's form."""
+    reason, _, path = message.partition(" - at `")
+    field = path.rstrip("`").removeprefix("$").removeprefix(".").replace("[...]", "") or None
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", reason)
+    if unknown:
+        names = StreamOptions.__struct_fields__ if field == "stream_options" else kind.__struct_fields__
+        close = difflib.get_close_matches(unknown[1], names, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "it is not a parameter of this endpoint"
+        name = f"{field}.{unknown[1]}" if field else unknown[1]
+        return RequestError(f"unknown field {name!r}; {hint}", field=name, code="unknown_parameter")
+    missing = re.fullmatch(r"Object missing required field `(.*)`", reason)
+    if missing:
+        name = f"{field}.{missing[1]}" if field else missing[1]
+        return RequestError(f"the field {name!r} is required", field=name, code="missing_required_parameter")
+    return RequestError(f"{field or 'the request body'}: {reason}", field=field, code="invalid_value")
+
+
+def _short(value: Any) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,72 @@
+"""What all requests of one router share, put together once."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from penstock.hop import new_session
+from penstock.router.cluster import Cluster
+from penstock.router.config import RouterConfig
+from penstock.router.http import Lifelines
+from penstock.router.metrics import Metrics
+from penstock.router.model import load_model
+from penstock.router.placer import Placer
+from penstock.router.policy import LeastWork
+from penstock.router.prefix_index import PrefixIndex
+
+
+class Services:
+    """Model, cluster, placement, metrics and the requests in progress. Use `running` around its life."""
+
+    cluster: Cluster
+    placer: Placer
+
+    def __init__(self, config: RouterConfig) -> None:
+        """Reads the model's folder. Raises ConfigError."""
+        self.config = config
+        self.model = load_model(
+            Path(config.model), name=config.served_model_name, context_tokens=config.max_context_tokens
+        )
+        self.metrics = Metrics()
+        self.lifelines = Lifelines()
+        self.draining = False
+        self._encoders = ThreadPoolExecutor(max_workers=2, thread_name_prefix="encode")
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Connects to the workers for as long as the block lasts."""
+        async with new_session() as session:
+            self.cluster = Cluster(session, self.config.poll_s)
+            self.placer = Placer(
+                session,
+                self.cluster,
+                LeastWork(self.config.min_prefill_tokens),
+                PrefixIndex(self.config.index_blocks),
+                self.metrics,
+                max_attempts=self.config.max_attempts,
+                wait_s=self.config.worker_wait_s,
+            )
+            for url in self.config.decode_urls:
+                self.cluster.add(url, "decode")
+            for url in self.config.prefill_urls:
+                self.cluster.add(url, "prefill")
+            try:
+                yield
+            finally:
+                await self.cluster.close()
+                self._encoders.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests should be sent here."""
+        return not self.draining and self.cluster.has_ready("decode")
+
+    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of `text`, computed aside when it is long (the tokenizer releases the GIL)."""
+        if len(text) <= self.config.encode_inline_chars:
+            return self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._encoders, lambda: self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        )
