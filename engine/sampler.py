@@ -69,10 +69,12 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
     broken = np.flatnonzero(~np.isfinite(values[np.arange(len(rows)), likeliest]))
     if len(broken):
         raise FloatingPointError(f"the largest logit is not finite in rows {broken.tolist()} of {len(rows)}")
-    uniforms = uniform_numbers([row.seed for row in rows], [row.position for row in rows])
+    drawn = [i for i, row in enumerate(rows) if row.params.temperature >= _GREEDY_TEMPERATURE]
+    numbers = uniform_numbers([rows[i].seed for i in drawn], [rows[i].position for i in drawn]) if drawn else ()
+    uniforms = dict(zip(drawn, numbers, strict=True))
     result = []
     for i, row in enumerate(rows):
-        token = _choose(values[i], row, int(likeliest[i]), uniforms[i])
+        token = _choose(values[i], row, int(likeliest[i]), uniforms.get(i))
         asked = row.params.logprobs
         result.append(Sampled(token, None if asked is None else _logprob(values[i], token, asked)))
     return result
@@ -105,7 +107,8 @@ def philox(counter: tuple[Words, Words, Words, Words], key: tuple[Words, Words])
     return c0, c1, c2, c3
 
 
-def _choose(logits: NDArray[np.float32], row: SampleRow, likeliest: int, uniform: float) -> int:
+def _choose(logits: NDArray[np.float32], row: SampleRow, likeliest: int, uniform: float | None) -> int:
+    """The token of one row, whose largest logit is at `likeliest`; greedy without a `uniform` number."""
     params = row.params
     adjusted: Floats = logits
     if _adjusts(params, len(row.output)):
@@ -114,7 +117,7 @@ def _choose(logits: NDArray[np.float32], row: SampleRow, likeliest: int, uniform
         if not np.isfinite(adjusted[likeliest]):
             # The request masked every token, or its numbers overflow. One request must not stop the others' step.
             adjusted, likeliest = logits, int(logits.argmax())
-    if params.temperature < _GREEDY_TEMPERATURE:
+    if uniform is None:
         return likeliest
     with np.errstate(over="ignore"):  # to -inf, which weighs 0 as it should
         scaled = (adjusted - adjusted[likeliest]) / params.temperature

@@ -84,7 +84,7 @@ def load_config(path: str | os.PathLike[str]) -> ModelConfig:
         generation = Path(path) / GENERATION_CONFIG
         stated = {file: raw} | ({generation: read_json(generation)} if generation.exists() else {})
         return _build(architecture, parsed, _eos_ids(stated, parsed.vocab_size))
-    except ModelError:
+    except (ModelError, ImportError):
         raise
     except Exception as error:  # transformers raises a dozen types here, some of them only its own
         reason = " ".join(str(error).split()) or type(error).__name__

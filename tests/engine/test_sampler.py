@@ -206,6 +206,15 @@ def test_a_row_is_bitwise_the_same_whatever_its_batch(vocab_size: int) -> None:
     assert sample(logits[7:], rows[7:]) == together[7:]
 
 
+def test_greedy_and_drawn_rows_share_a_batch() -> None:
+    logits = random_logits(6, 211)
+    mixed = [row(seed, temperature=float(seed % 2)) for seed in range(6)]
+    assert sample(logits[:0], []) == []
+    assert tokens(sample(logits, mixed)) == [
+        int(logits[i].argmax()) if i % 2 == 0 else sample(logits[i : i + 1], [mixed[i]])[0].token for i in range(6)
+    ]
+
+
 def test_neither_logits_nor_history_are_changed() -> None:
     logits = random_logits(1, 64)
     before, prompt, output = logits.clone(), [1, 2], [3, 3]

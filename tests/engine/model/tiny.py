@@ -1,13 +1,17 @@
 """Tiny random-weight checkpoints of every family, made by transformers, which is the oracle of these tests."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
 VOCAB_SIZE = 211
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -80,3 +84,10 @@ def save(case: Case, folder: Path, **options: Any) -> PreTrainedModel:
     model = case.build()
     model.save_pretrained(folder, **options)
     return model
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Replaces the checkpoint's one file of weights by what `change` makes of it."""
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
