@@ -50,7 +50,7 @@ class Engine:
         self.eos_ids = runner.decoder.config.eos_ids
         self.max_context_tokens = runner.decoder.max_context_tokens
         poison = runner.poison if config.poison else None
-        self.pool = BlockPool(len(runner.kv), on_write=poison, on_free=poison)
+        self.pool = BlockPool(len(runner.kv), poison=poison)
         self.budget = Budget(
             config.max_step_tokens, config.max_sequences, runner.layout.block_size, config.prefix_cache
         )

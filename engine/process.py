@@ -11,7 +11,6 @@ import time
 import uuid
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import TypeAlias
 
 from msgspec import Struct, structs
 
@@ -22,15 +21,13 @@ from penstock.engine.engine import Engine
 from penstock.engine.messages import Beat, Output, Stats, StepOutputs
 from penstock.engine.redeem import Redeemer
 from penstock.engine.sequence import Role
-from penstock.engine.transfer.puller import Puller, PullFailed, PullVerified, QuarantineReleased
-from penstock.engine.transfer.transport import Regions, make_transport
+from penstock.engine.transfer import Event as PullEvent
+from penstock.engine.transfer import Puller, Regions, make_transport
 from penstock.errors import ConfigError
 from penstock.protocol import HEARTBEAT_S, Events, Load, Peer
 
-PullEvent: TypeAlias = PullVerified | PullFailed | QuarantineReleased
 
-
-def run_engine(config: EngineConfig, connection: Connection, role: str) -> None:
+def run_engine(config: EngineConfig, connection: Connection) -> None:
     """Main function of the engine process. Returns when the front says Stop; exits at once when the front is gone."""
     try:
         process = EngineProcess(config, connection)
@@ -44,7 +41,7 @@ class StepClock:
     """How long the current step lasts and was predicted to last; read by the beating thread."""
 
     def __init__(self, first_guess_s_per_row: float) -> None:
-        """`first_guess_s_per_row` should err on the long side: a prediction too short makes a slow worker look stuck."""
+        """`first_guess_s_per_row` should err on the long side, or a slow worker looks stuck."""
         self.step = 0
         self._began: float | None = None
         self._predicted_s = 0.0
@@ -82,9 +79,10 @@ class EngineProcess:
         built = build_engine(config, generation)
         self._engine: Engine = built.engine
         regions = Regions(kv=built.engine.runner.kv, epochs=built.engine.pool.epochs)
-        self._transport, notes = make_transport(config.transport, regions, host=config.transfer_host)
-        self._puller = Puller(self._transport, self._inbox.put, timeout_s=config.transfer_timeout_s)
-        self._redeemer = Redeemer(built.engine, built.layout, self._transport, self._puller)
+        transport = make_transport(config.transport, regions, host=config.transfer_host)
+        block_bytes = built.engine.runner.layout.block_bytes
+        self._puller = Puller(transport, block_bytes, self._inbox.put, timeout_s=config.transfer_timeout_s)
+        self._redeemer = Redeemer(built.engine, built.layout, self._puller)
         self._clock = StepClock(built.first_guess_s_per_row)
         self._generation = generation
         self._events_sequence = 0
@@ -92,13 +90,14 @@ class EngineProcess:
         self._peer = Peer(
             generation=generation,
             layout=built.layout,
-            endpoints={self._transport.name: self._transport.endpoint()},
+            endpoints={transport.name: transport.endpoint},
             num_blocks=built.engine.pool.num_blocks,
         )
-        self._started = messages.Started(self._peer, built.limits, self._transport.name, (*built.notes, *notes))
+        self._started = messages.Started(self._peer, built.limits, transport.name, built.notes)
 
     def run(self) -> None:
         """Serves until Stop."""
+        self._puller.start()
         self._send(self._started)
         threading.Thread(target=self._read, name="pipe", daemon=True).start()
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
@@ -111,7 +110,6 @@ class EngineProcess:
             idle = computed == 0
             self._flush()
         self._puller.close()
-        self._transport.close()
 
     def _apply(self, *, wait: bool) -> bool:
         """Applies what came in, waiting for the first if there is nothing else to do. False on Stop."""
@@ -159,7 +157,7 @@ class EngineProcess:
         self._send(StepOutputs(outputs, released, events, self._load(), self._stats()))
 
     def _load(self) -> Load:
-        return structs.replace(self._engine.load(), quarantined_blocks=len(self._redeemer.quarantined))
+        return structs.replace(self._engine.load(), quarantined_blocks=self._puller.counters.quarantined_blocks)
 
     def _stats(self) -> Stats:
         counters = self._puller.counters

@@ -8,12 +8,11 @@ Blocks that a lost transfer may still write stay in quarantine until the puller 
 import itertools
 from dataclasses import dataclass, field
 
-from penstock.engine.transfer.puller import Puller, PullFailed, PullVerified, QuarantineReleased
-from penstock.engine.transfer.transport import Transport
-
 from penstock.engine.engine import Engine
 from penstock.engine.kv.layout import num_blocks_for
 from penstock.engine.sequence import Request, Role, Sequence
+from penstock.engine.transfer import Event, Puller, PullFailed, PullVerified, QuarantineReleased
+from penstock.engine.transfer import Pull as BlockPull
 from penstock.errors import PrefillLost
 from penstock.protocol import Accepted, BlockTicket, Layout, Peer, Ticket
 
@@ -29,26 +28,36 @@ class Pull:
     """Reserved for the tokens, plus one; empty until then."""
     num_matched: int = 0
     position_of: dict[int, int] = field(default_factory=dict)
-    """Local block in flight -> its position in the sequence."""
+    """Local block that the puller owns -> its position in the sequence."""
     num_ticketed: int = 0
     last_seen: bool = False
+    quarantined: set[int] = field(default_factory=set)
     dropped: bool = False
+    """The request has ended; what is left is to give the blocks back."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens whose KV the prefill worker computes."""
+        return self.request.num_start_tokens
+
+    @property
+    def num_positions(self) -> int:
+        """Blocks that they fill, the last one perhaps partly."""
+        return num_blocks_for(self.num_tokens, self.request.block_size)
 
 
 class Redeemer:
     """Redeems tickets into the engine's pool."""
 
-    def __init__(self, engine: Engine, layout: Layout, transport: Transport, puller: Puller) -> None:
+    def __init__(self, engine: Engine, layout: Layout, puller: Puller) -> None:
+        self.released: list[str] = []
+        """Request ids whose prefill call is of no more use; the worker's front closes it."""
         self._engine = engine
         self._layout = layout
-        self._transport = transport
         self._puller = puller
         self._pulls: dict[Request, Pull] = {}
         self._by_key: dict[str, Pull] = {}
         self._numbers = itertools.count()
-        self.quarantined: set[int] = set()
-        self.released: list[str] = []
-        """Request ids whose prefill call is of no more use; the worker's front closes it."""
         engine.pulls = self
 
     def arrived(self, request_id: str, frame: Accepted | Ticket) -> None:
@@ -87,21 +96,24 @@ class Redeemer:
         if pull.position_of:
             self._puller.abort(pull.key)
         else:
-            self._forget(pull, pull.blocks)
+            self._forget(pull)
 
-    def on_event(self, event: PullVerified | PullFailed | QuarantineReleased) -> None:
+    def on_event(self, event: Event) -> None:
         """An event of the puller, on the engine's thread."""
         if isinstance(event, QuarantineReleased):
-            self.quarantined.difference_update(event.local_blocks)
-            self._engine.pool.free(list(event.local_blocks))
+            self._engine.pool.free(event.local_blocks)
             return
-        pull = self._by_key.get(event.pull_id)
-        if pull is None:
-            return
+        pull = self._by_key[event.request_id]
         if isinstance(event, PullVerified):
-            self._verified(pull, event.local_blocks)
+            self._verified(pull, event)
         else:
             self._lost(pull, event)
+        if pull.dropped and not pull.position_of:
+            self._forget(pull)
+        elif isinstance(event, PullFailed):
+            self._engine.fail(pull.request, PrefillLost(event.reason))  # drops the pull
+        else:
+            self._join_if_complete(pull)
 
     def _pull_of(self, request: Request) -> Pull:
         if request not in self._pulls:
@@ -110,18 +122,12 @@ class Redeemer:
         return self._pulls[request]
 
     def _meet(self, pull: Pull, peer: Peer | None) -> None:
-        """First frame: compares layouts and connects."""
+        """First frame: compares layouts and introduces the peer to the puller."""
         if peer is None:
             raise PrefillLost("the prefill worker did not say how to read its blocks")
         if peer.layout != self._layout:
             raise PrefillLost(f"KV layouts differ: the prefill worker has {peer.layout}, this worker {self._layout}")
-        endpoint = peer.endpoints.get(self._transport.name)
-        if endpoint is None:
-            raise PrefillLost(
-                f"no common transport: the prefill worker offers {sorted(peer.endpoints)}, "
-                f"this worker uses {self._transport.name}"
-            )
-        self._puller.connect(peer.generation, endpoint, peer.num_blocks)
+        self._puller.add_peer(peer)
         pull.peer = peer
 
     def _take(self, pull: Pull, ticket: Ticket) -> None:
@@ -131,20 +137,21 @@ class Redeemer:
             raise PrefillLost(f"a ticket of generation {ticket.generation}, which is not the one that accepted")
         if pull.last_seen or ticket.first_position != pull.num_ticketed:
             raise PrefillLost(f"a ticket for position {ticket.first_position} where {pull.num_ticketed} was due")
-        for position, block in enumerate(ticket.blocks, ticket.first_position):
-            if position >= num_blocks_for(pull.request.num_start_tokens, request.block_size):
-                raise PrefillLost(f"a ticket for block {position}, past the end of the prompt")
-            if not 0 <= block.block < pull.peer.num_blocks or block.hash != sequence.hash_of(position):
-                raise PrefillLost(f"a ticket whose hash is not that of block {position} of the prompt")
         pull.num_ticketed += len(ticket.blocks)
+        if pull.num_ticketed > pull.num_positions:
+            raise PrefillLost(f"tickets for {pull.num_ticketed} blocks of a prompt that fills {pull.num_positions}")
+        for position, block in enumerate(ticket.blocks, ticket.first_position):
+            if block.hash != sequence.hash_of(position):
+                raise PrefillLost(f"a ticket whose hash is not that of block {position} of the prompt")
         request.tickets.append(ticket)
         if ticket.last:
             self._take_last(pull, ticket)
-        if pull.blocks:
+        if pull.blocks and not pull.dropped:
             self._submit(pull, ticket)
             self._join_if_complete(pull)
 
     def _take_last(self, pull: Pull, ticket: Ticket) -> None:
+        """First tokens go out at once. If they end every sample, no block needs to move."""
         request = pull.request
         if len(ticket.first_tokens) != len(request.wire.samples):
             raise PrefillLost(f"{len(ticket.first_tokens)} first tokens for {len(request.wire.samples)} samples")
@@ -154,8 +161,8 @@ class Redeemer:
         self._engine.emit_first_tokens(request, ticket.first_tokens)
         if request.finished:
             self._engine.drop(request)
-        elif pull.num_ticketed != num_blocks_for(pull.request.num_start_tokens, request.block_size):
-            raise PrefillLost(f"the last ticket ends at block {pull.num_ticketed}, before the end of the prompt")
+        elif pull.num_ticketed != pull.num_positions:
+            raise PrefillLost(f"tickets for {pull.num_ticketed} blocks of a prompt that fills {pull.num_positions}")
 
     def _submit(self, pull: Pull, ticket: Ticket) -> None:
         """Starts the reads of those ticketed blocks that are not already here."""
@@ -165,39 +172,31 @@ class Redeemer:
             if position >= pull.num_matched:
                 reads.append((block, pull.blocks[position]))
                 pull.position_of[pull.blocks[position]] = position
-        if reads and not pull.dropped:
+        if reads:
             pull.request.pulled_blocks += len(reads)
-            self._puller.submit(pull.key, pull.peer.generation, reads)
+            self._puller.submit(BlockPull(pull.key, pull.peer.generation, reads))
 
-    def _verified(self, pull: Pull, local_blocks: tuple[int, ...]) -> None:
-        sequence = pull.request.sequences[0]
-        for block in local_blocks:
+    def _verified(self, pull: Pull, event: PullVerified) -> None:
+        """Full blocks enter the prefix cache as they are verified, so that a retry after a loss finds them."""
+        size, sequence = pull.request.block_size, pull.request.sequences[0]
+        for block in event.local_blocks:
             position = pull.position_of.pop(block)
-            full = (position + 1) * pull.request.block_size <= pull.request.num_start_tokens
-            if full and self._engine.budget.prefix_cache:
+            if (position + 1) * size <= pull.num_tokens and self._engine.budget.prefix_cache:
                 self._engine.pool.commit(block, sequence.stored_block(position))
-        if not pull.dropped:
-            self._join_if_complete(pull)
-        elif not pull.position_of:
-            self._forget(pull, pull.blocks)
 
     def _lost(self, pull: Pull, event: PullFailed) -> None:
-        if not pull.dropped:
-            del self._pulls[pull.request]
-            pull.dropped = True
-            self._engine.fail(pull.request, PrefillLost(event.reason))
-        self.quarantined.update(event.quarantined)
-        self._forget(pull, [block for block in pull.blocks if block not in event.quarantined])
+        for block in event.local_blocks:
+            del pull.position_of[block]
+        pull.quarantined.update(event.quarantined)
 
     def _join_if_complete(self, pull: Pull) -> None:
         if pull.last_seen and not pull.position_of and not pull.dropped:
             del self._pulls[pull.request]
             del self._by_key[pull.key]
-            self._engine.join(pull.request, pull.blocks, pull.request.num_start_tokens)
+            self._engine.join(pull.request, pull.blocks, pull.num_tokens)
             self.released.append(pull.request.wire.request_id)
 
-    def _forget(self, pull: Pull, blocks: list[int]) -> None:
+    def _forget(self, pull: Pull) -> None:
         """Nothing of this pull is in flight any more, except what is in quarantine."""
         del self._by_key[pull.key]
-        self._engine.pool.free(blocks)
-        self.released.append(pull.request.wire.request_id)
+        self._engine.pool.free([block for block in pull.blocks if block not in pull.quarantined])

@@ -17,17 +17,11 @@ from penstock.protocol import StoredBlock
 class BlockPool:
     """Reference counts, prefix cache, LRU eviction and epochs of `num_blocks` blocks.
 
-    `on_write(blocks)` is called when blocks are handed out for writing, `on_free(blocks)` when content is forgotten;
-    the engine's poison mode hangs there.
+    With `poison`, blocks are handed to it to be filled with NaN whenever they are allocated or freed uncached. Like
+    any other write it changes their epochs first.
     """
 
-    def __init__(
-        self,
-        num_blocks: int,
-        *,
-        on_write: Callable[[Sequence[int]], None] | None = None,
-        on_free: Callable[[Sequence[int]], None] | None = None,
-    ) -> None:
+    def __init__(self, num_blocks: int, *, poison: Callable[[Sequence[int]], None] | None = None) -> None:
         self.num_blocks = num_blocks
         # A random start per process: a ticket of a former life of this worker matches nothing.
         self.epochs: npt.NDArray[np.uint64] = np.full(num_blocks, secrets.randbits(64), dtype=np.uint64)
@@ -37,8 +31,7 @@ class BlockPool:
         self._free: deque[int] = deque(range(num_blocks))
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._retiring: OrderedDict[int, int] = OrderedDict()
-        self._on_write = on_write or (lambda _blocks: None)
-        self._on_free = on_free or (lambda _blocks: None)
+        self._poison = poison
         self._new_stored: list[StoredBlock] = []
         self._new_removed: list[bytes] = []
 
@@ -137,14 +130,16 @@ class BlockPool:
         return events
 
     def _begin_write(self, blocks: Sequence[int]) -> None:
-        """Every allocation for writing comes through here: the only place that changes single epochs."""
+        """Whatever is about to overwrite blocks comes through here: the only place that changes single epochs."""
         self.epochs[blocks] += np.uint64(1)
-        self._on_write(blocks)
+        if self._poison is not None:
+            self._poison(blocks)
 
     def _release(self, block: int) -> None:
         if self._stored[block] is None:
             self._free.append(block)
-            self._on_free([block])
+            if self._poison is not None:
+                self._begin_write([block])
         else:
             self._cached[block] = None
 

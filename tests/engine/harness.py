@@ -55,7 +55,7 @@ def make_engine(
     *, num_blocks: int = 64, case: str = "qwen3-tied", dtype: torch.dtype = torch.float32, **options: object
 ) -> Engine:
     """An engine in poison mode. `options` are fields of EngineConfig; the block size defaults to 8 tokens here."""
-    config = EngineConfig(poison=True, **{"block_size": 8, "max_step_tokens": 64, **options})  # type: ignore[arg-type]
+    config = EngineConfig(**{"poison": True, "block_size": 8, "max_step_tokens": 64, **options})  # type: ignore[arg-type]
     model = decoder(case, dtype)
     shape = model.config
     layout = KVLayout(shape.num_layers, shape.num_kv_heads, shape.head_dim, config.block_size, dtype)

@@ -1,0 +1,210 @@
+"""Prefill on one engine, decode on another: the same bits as one engine, and no wrong bits when blocks are lost."""
+
+import random
+
+import pytest
+import torch
+
+from penstock.engine.engine import Engine
+from penstock.engine.sequence import Role
+from penstock.protocol import Accepted, GenerateRequest, Ticket
+from tests.engine.harness import GENERATION, RecordingRunner, make_engine, prompt, request, run
+from tests.engine.pair import Pair
+from tests.engine.test_engine import logits_of
+
+PROMPT = prompt(45)
+
+
+@pytest.fixture(params=["tcp", "nixl"])
+def transport(request: pytest.FixtureRequest) -> str:
+    if request.param == "nixl":
+        pytest.importorskip("nixl_cu12", reason="nixl is not installed: pip install nixl-cu12")
+    return str(request.param)
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param  # type: ignore[no-any-return]
+
+
+def alone(each: GenerateRequest, dtype: torch.dtype = torch.float32) -> Engine:
+    """One engine that computed the request by itself."""
+    engine = make_engine(dtype=dtype)
+    run(engine, each)
+    return engine
+
+
+def rows_of(engine: Engine, name: str) -> int:
+    assert isinstance(engine.runner, RecordingRunner)
+    return engine.runner.rows_of.get(name, 0)
+
+
+def assert_same_stream(pair: Pair, reference: Engine, name: str = "a") -> None:
+    """Every logits row is bitwise the reference's: the first on P, the others on D."""
+    expected = logits_of(reference, name)
+    first = min(expected)
+    found = logits_of(pair.decode.engine, name) | {first: logits_of(pair.prefill.engine, name)[first]}
+    assert found.keys() == expected.keys()
+    assert len({int(row.argmax()) for row in expected.values()}) >= 8
+    for length, row in expected.items():
+        assert torch.equal(row, found[length]), f"logits after {length} tokens differ"
+
+
+@pytest.mark.parametrize("step_tokens", [7, 16, 64])
+def test_two_workers_equal_one(transport: str, dtype: torch.dtype, step_tokens: int) -> None:
+    reference = alone(request("a", PROMPT), dtype)
+    prefill = make_engine(dtype=dtype, max_step_tokens=step_tokens)
+    with Pair(transport, prefill=prefill, decode=make_engine(dtype=dtype)) as pair:
+        answer = pair.run(request("a", PROMPT)).answers["a"]
+        assert answer.done is not None
+        assert answer.done.pulled_blocks == 6
+        assert rows_of(prefill, "a") == 45, "P computed the prompt"
+        assert rows_of(pair.decode.engine, "a") == 11, "D computed only what follows the first token"
+        assert_same_stream(pair, reference)
+
+
+@pytest.mark.parametrize("where", ["prefill", "decode", "both"])
+def test_prefix_hits_do_not_change_logits(transport: str, dtype: torch.dtype, where: str) -> None:
+    reference = alone(request("a", PROMPT), dtype)
+    with Pair(transport, prefill=make_engine(dtype=dtype), decode=make_engine(dtype=dtype)) as pair:
+        if where != "decode":
+            run(pair.prefill.engine, request("warm", PROMPT[:30]))
+        if where != "prefill":
+            run(pair.decode.engine, request("warm", PROMPT[:30]))
+        done = pair.run(request("a", PROMPT)).answers["a"].done
+        assert done is not None
+        assert done.cached_tokens == (0 if where == "decode" else 24)
+        assert done.pulled_blocks == (6 if where == "prefill" else 3)
+        assert_same_stream(pair, reference)
+
+
+def test_samples_at_temperature_one_equal_one_worker(transport: str) -> None:
+    each = request("a", PROMPT, n=3, temperature=1.0)
+    expected = run(make_engine(), each)["a"].tokens
+    with Pair(transport) as pair:
+        assert pair.run(each).answers["a"].tokens == expected
+        assert pair.decode.engine.num_prompt_tokens == 0
+    assert len({tuple(tokens) for tokens in expected.values()}) == 3
+
+
+def test_decode_preempts_and_recomputes_pulled_sequences() -> None:
+    requests = [request(f"r{i}", prompt(45, seed=i), max_tokens=30) for i in range(3)]
+    expected = {each.request_id: run(make_engine(), each)[each.request_id].tokens for each in requests}
+    with Pair(decode=make_engine(num_blocks=22)) as pair:
+        answers = pair.run(*requests).answers
+        assert pair.decode.engine.num_preemptions > 0
+        assert {name: answer.tokens for name, answer in answers.items()} == expected
+
+
+@pytest.mark.parametrize("damage", ["zero", "swap", "shift"])
+def test_the_comparison_notices_damaged_blocks(damage: str) -> None:
+    reference = alone(request("a", PROMPT))
+    with Pair() as pair:
+
+        def spoil(name: str, _: Ticket) -> bool:
+            mine = pair.prefill.engine.requests[name].sequences[0].blocks
+            kv = pair.prefill.engine.runner.kv
+            match damage:
+                case "zero":
+                    kv[mine[2]] = 0
+                case "swap":  # with a block of another prompt
+                    kv[mine[1]] = kv[pair.prefill.engine.requests["mate"].sequences[0].blocks[1]]
+                case "shift":
+                    kv[mine[1], ..., 1:, :] = kv[mine[1], ..., :-1, :].clone()
+            return True
+
+        pair.prefill.engine.add(request("mate", prompt(20, seed=4)), Role.PREFILL)
+        while pair.prefill.engine.step():
+            pass
+        pair.on_ticket = spoil
+        pair.run(request("a", PROMPT))
+        with pytest.raises(AssertionError, match="differ"):
+            assert_same_stream(pair, reference)
+
+
+def test_a_first_token_that_ends_the_sequence_moves_no_block() -> None:
+    with Pair() as pair:
+        done = pair.run(request("a", PROMPT, max_tokens=1)).answers["a"].done
+        assert done is not None
+        assert done.pulled_blocks == 0
+        assert pair.decode.engine.pool.num_free == 64
+        assert pair.decode.engine.load().waiting == 0
+
+
+def test_small_pools_do_not_deadlock() -> None:
+    """Pools of 1.5 prompts on both sides, 16 prompts at once."""
+    requests = [request(f"r{i}", prompt(60, seed=i), max_tokens=20) for i in range(16)]
+    with Pair(prefill=make_engine(num_blocks=12), decode=make_engine(num_blocks=12)) as pair:
+        result = pair.run(*requests)
+        assert not result.lost
+        for each in requests:
+            assert result.answers[each.request_id].tokens == run(make_engine(), each)[each.request_id].tokens
+        assert pair.prefill.engine.pool.num_free == pair.decode.engine.pool.num_free == 12
+
+
+def test_a_lost_prefill_ends_in_a_retryable_error_and_keeps_what_was_verified() -> None:
+    with Pair(prefill=make_engine(max_step_tokens=16)) as pair:
+        decode = pair.decode
+        decode.engine.add(request("a", PROMPT), Role.PULL)
+        decode.redeemer.arrived("a", Accepted(GENERATION, pair.prefill.peer))
+        pair.prefill.engine.add(request("a", PROMPT), Role.PREFILL)
+        pair.on_ticket = lambda _, ticket: not ticket.last
+        while len(decode.engine.pool.snapshot()) < 4:
+            pair.step()
+        decode.redeemer.failed("a", "gone")
+        result = pair.pump({"a"})
+        assert result.lost == {"a"}
+        assert decode.engine.pool.num_free == 64
+        again = run(decode.engine, request("again", PROMPT))["again"]
+        assert again.done is not None
+        assert again.done.cached_tokens >= 32
+
+
+def race(fence: bool) -> tuple[int, int, int]:
+    """200 requests; P frees early and writes over its blocks before D reads. Returns (wrong, lost, reads met by that).
+
+    Without poison: what D reads in error is another prompt's KV, not NaN.
+    """
+    rng = random.Random(5)
+    prompts = [prompt(rng.randrange(20, 60), seed=index) for index in range(200)]
+    expected = make_engine()
+    wrong = lost = reused = 0
+    prefill = make_engine(num_blocks=24, prefix_cache=False, poison=False)
+    decode = make_engine(num_blocks=24, prefix_cache=False, poison=False)
+    with Pair(prefill=prefill, decode=decode, fence=fence) as pair:
+
+        def free_early(name: str, ticket: Ticket) -> bool:
+            nonlocal reused
+            if ticket.last and rng.random() < 0.6:
+                prefill.cancel(name)  # the injected fault: the lease ends while the ticket is still out
+                prefill.add(request("filler", prompt(180, seed=rng.randrange(10**6))), Role.PREFILL)
+                while prefill.step():
+                    pass
+                overwritten = prefill.requests["filler"].sequences[0].blocks
+                reused += any(block.block in overwritten for block in ticket.blocks)
+                prefill.cancel("filler")
+                prefill.outputs.clear()
+            return True
+
+        pair.on_ticket = free_early
+        for index, tokens in enumerate(prompts):
+            each = request(f"r{index}", tokens)
+            result = pair.run(each)
+            if result.lost:
+                lost += 1
+            elif result.answers[each.request_id].tokens != run(expected, each)[each.request_id].tokens:
+                wrong += 1
+    return wrong, lost, reused
+
+
+def test_stale_tickets_never_give_a_wrong_answer() -> None:
+    wrong, lost, reused = race(fence=True)
+    assert reused >= 50, "void: too few reads met a reused block"
+    assert wrong == 0
+    assert lost >= reused
+
+
+def test_without_the_fence_stale_tickets_give_wrong_answers() -> None:
+    wrong, _, reused = race(fence=False)
+    assert reused >= 50
+    assert wrong > 0
