@@ -61,16 +61,23 @@ class _Peer:
 class _NixlRead:
     """One transfer handle, and the registered scratch buffer if it reads epochs."""
 
-    def __init__(self, peer: _Peer, handle: Any, scratch: Epochs | None = None, count: int = 0) -> None:
+    def __init__(
+        self,
+        check: "Callable[[_NixlRead], bool]",
+        peer: _Peer,
+        handle: Any,
+        scratch: Epochs | None = None,
+        count: int = 0,
+    ) -> None:
         self.epochs: Epochs | None = None
+        self.check = check
         self.peer = peer
         self.handle = handle
         self.scratch = scratch
         self.count = count
-        self.check: Callable[[], bool]
 
     def poll(self) -> bool:
-        return self.handle is None or self.check()
+        return self.handle is None or self.check(self)
 
 
 class NixlTransport:
@@ -135,7 +142,7 @@ class NixlTransport:
             handle = self._agent.make_prepped_xfer("READ", self._blocks, local, peer.blocks, remote)
         except Exception as error:
             raise TransferError(f"cannot read from peer {generation}: {error}") from error
-        return self._start(_NixlRead(peer, handle))
+        return self._start(_NixlRead(self._check, peer, handle))
 
     def read_epochs(self, generation: str, first: int, count: int) -> Read:
         peer = self._peer(generation)
@@ -148,7 +155,7 @@ class NixlTransport:
         except Exception as error:
             self._scratch.append(scratch)
             raise TransferError(f"cannot read from peer {generation}: {error}") from error
-        return self._start(_NixlRead(peer, handle, scratch, count))
+        return self._start(_NixlRead(self._check, peer, handle, scratch, count))
 
     def progress(self) -> None:
         # NIXL's only call that moves UCX on without a handle; nobody sends notifications.
@@ -179,11 +186,13 @@ class NixlTransport:
         del self._agent, self._blocks
 
     def _start(self, read: _NixlRead) -> Read:
-        read.check = lambda: self._step(read, self._agent.check_xfer_state)
         read.peer.reads += 1
         self._reads.add(read)
         self._step(read, self._agent.transfer)
         return read
+
+    def _check(self, read: _NixlRead) -> bool:
+        return self._step(read, self._agent.check_xfer_state)
 
     def _step(self, read: _NixlRead, call: Callable[[Any], str]) -> bool:
         """Posts or checks a read: True when DONE, raises when it failed; its handle is released in both cases."""

@@ -1,0 +1,162 @@
+"""Peers die, freeze and come back: a pull fails in time, and late bytes never reach a block that somebody else has."""
+
+import time
+from typing import Any
+
+import pytest
+
+from penstock.engine.transfer import PullFailed, PullVerified, QuarantineReleased
+from tests.engine.transfer.test_pull import connected
+
+TIMEOUT_S = 0.5
+
+
+def test_a_killed_peer_fails_its_pulls_at_once(start_node: Any, wire: str) -> None:
+    owner, reader = connected(start_node, wire)
+    tickets = owner.call("write", range(4))
+    assert isinstance(reader.pull(owner, tickets, range(4)), PullVerified)
+    owner.kill()
+    started = time.monotonic()
+    event = reader.pull(owner, tickets, range(4))
+    assert isinstance(event, PullFailed)
+    assert event.quarantined == ()
+    assert time.monotonic() - started < 1.0
+
+
+def test_a_peer_killed_while_it_is_read_fails_the_pull_and_frees_the_blocks(start_node: Any, remote_wire: str) -> None:
+    owner, reader = connected(start_node, remote_wire)
+    tickets = owner.call("write", range(4))
+    reader.pull(owner, tickets, range(4))
+    owner.freeze()
+    reader.submit(owner, tickets, range(4), "a")
+    assert reader.call("event", 0.1) is None
+    owner.kill()
+    event = reader.call("event", 1.0)
+    assert isinstance(event, PullFailed)
+    assert event.quarantined == ()
+
+
+def test_a_frozen_peer_times_out_and_its_late_bytes_stay_in_quarantine(start_node: Any, remote_wire: str) -> None:
+    owner, reader = connected(start_node, remote_wire, timeout_s=TIMEOUT_S)
+    tickets = owner.call("write", range(8))
+    reader.pull(owner, tickets[:1], [100])
+    owner.freeze()
+    started = time.monotonic()
+    event = reader.pull(owner, tickets, range(8))
+    assert TIMEOUT_S <= time.monotonic() - started < TIMEOUT_S + 0.5
+    assert event == PullFailed("a", "peer owner delivered nothing for 0.5 s", tuple(range(8)), tuple(range(8)))
+    assert reader.call("counters").quarantined_blocks == 8
+    # Waiting for a frozen peer costs little, and nothing lands meanwhile.
+    assert reader.call("cpu_share", 0.5) < 0.1
+    reader.call("fill", range(8, 20), 7)
+    before = reader.call("contents", range(8, 20))
+    assert reader.call("event", 0.0) is None
+
+    owner.thaw()
+    assert reader.call("event", 5.0) == QuarantineReleased(tuple(range(8)))
+    assert all(reader.call("holds", tickets, range(8))), "the late bytes did land"
+    assert reader.call("contents", range(8, 20)) == before
+    assert reader.call("counters").quarantined_blocks == 0
+    assert isinstance(reader.pull(owner, tickets, range(8)), PullVerified)
+
+
+def test_without_quarantine_late_bytes_overwrite_a_reused_block(start_node: Any, remote_wire: str) -> None:
+    owner, reader = connected(start_node, remote_wire, timeout_s=TIMEOUT_S, quarantine=False)
+    tickets = owner.call("write", range(8))
+    reader.pull(owner, tickets[:1], [100])
+    owner.freeze()
+    event = reader.pull(owner, tickets, range(8))
+    assert event.quarantined == ()
+    reader.call("fill", range(8), 7)  # the engine gave them to another request
+    owner.thaw()
+    deadline = time.monotonic() + 5
+    while not all(reader.call("holds", tickets, range(8))):
+        assert time.monotonic() < deadline, "nothing landed late: this test proves nothing"
+
+
+def test_over_cma_a_frozen_peer_can_still_be_read(start_node: Any) -> None:
+    owner, reader = connected(start_node, "cma", timeout_s=TIMEOUT_S)
+    tickets = owner.call("write", range(8))
+    reader.pull(owner, tickets, range(8))
+    owner.freeze()
+    assert isinstance(reader.pull(owner, tickets, range(8, 16)), PullVerified)
+    assert all(reader.call("holds", tickets, range(8, 16)))
+
+
+def test_an_aborted_pull_fails_at_once_and_keeps_its_blocks_until_the_bytes_landed(
+    start_node: Any, remote_wire: str
+) -> None:
+    owner, reader = connected(start_node, remote_wire)
+    tickets = owner.call("write", range(8))
+    reader.pull(owner, tickets[:1], [100])
+    owner.freeze()
+    reader.submit(owner, tickets[:4], range(4), "a")
+    reader.submit(owner, tickets[4:6], range(4, 6), "a")
+    reader.submit(owner, tickets[6:], range(6, 8), "b")
+    assert reader.call("event", 0.1) is None
+    reader.call("abort", "a")
+    events = [reader.call("event", 0.5) for _ in range(2)]
+    assert events == [
+        PullFailed("a", "aborted", tuple(range(4)), tuple(range(4))),
+        PullFailed("a", "aborted", (4, 5), (4, 5)),
+    ]
+    owner.thaw()
+    events = [reader.call("event", 5.0) for _ in range(3)]
+    assert PullVerified("b", (6, 7)) in events
+    assert QuarantineReleased(tuple(range(4))) in events
+    assert QuarantineReleased((4, 5)) in events
+    assert all(reader.call("holds", tickets, range(8)))
+
+
+def test_a_frozen_peer_does_not_hold_up_the_others(start_node: Any, remote_wire: str) -> None:
+    owner, reader = connected(start_node, remote_wire)
+    other = start_node(remote_wire, "other")
+    reader.call("add_peer", other.peer)
+    tickets, others = owner.call("write", range(8)), other.call("write", range(8))
+    reader.pull(owner, tickets, range(8))
+    reader.pull(other, others, range(8))
+    owner.freeze()
+    reader.submit(owner, tickets, range(8), "frozen")
+    started = time.monotonic()
+    for _ in range(20):
+        assert isinstance(reader.pull(other, others, range(10, 18)), PullVerified)
+    assert (time.monotonic() - started) / 20 < 0.05
+
+
+def test_a_successor_is_readable_and_never_mistaken_for_its_predecessor(start_node: Any, wire: str) -> None:
+    owner, reader = connected(start_node, wire)
+    tickets = owner.call("write", range(4))
+    reader.pull(owner, tickets, range(4))
+    owner.kill()
+    successor = start_node(wire, "successor")
+    reader.call("add_peer", successor.peer)
+    news = successor.call("write", range(4))
+    assert isinstance(reader.pull(successor, news, range(4, 8)), PullVerified)
+    assert isinstance(reader.pull(owner, tickets, range(4)), PullFailed)
+    assert isinstance(reader.pull(successor, news, range(4, 8)), PullVerified)
+    assert all(reader.call("holds", news, range(4, 8)))
+
+
+def test_a_lost_connection_to_a_living_peer_is_made_anew(start_node: Any) -> None:
+    owner, reader = connected(start_node, "tcp")
+    tickets = owner.call("write", range(4))
+    reader.pull(owner, tickets, range(4))
+    owner.call("drop_readers")
+    assert isinstance(reader.pull(owner, tickets, range(4)), PullFailed)
+    reader.call("add_peer", owner.peer)
+    assert isinstance(reader.pull(owner, tickets, range(4)), PullVerified)
+
+
+@pytest.mark.parametrize("state", ["frozen", "alive"])
+def test_a_reader_that_dies_takes_no_owner_with_it(start_node: Any, wire: str, state: str) -> None:
+    owner, reader = connected(start_node, wire)
+    tickets = owner.call("write", range(200))
+    reader.pull(owner, tickets, range(200))
+    if state == "frozen":
+        owner.freeze()
+        reader.submit(owner, tickets, range(200), "a")
+    reader.kill()
+    owner.thaw()
+    successor = start_node(wire, "second-reader")
+    successor.call("add_peer", owner.peer)
+    assert isinstance(successor.pull(owner, tickets, range(200)), PullVerified)
