@@ -111,7 +111,8 @@ class Placer:
         self._metrics.replacements.labels(reason=error.code).inc()
         if isinstance(error, (PrefillLost, TransferError)) and placed.prefill is not None:
             trial.excluded[placed.prefill] = self._cluster.arrivals(placed.prefill)
-            self._index.retract(placed.prefill, placed.new_on.get(placed.prefill, []))
+            for url, hashes in placed.new_on.items():
+                self._index.retract(url, hashes)
             if isinstance(error, PrefillLost):
                 self._cluster.mark_lost(placed.prefill)
         else:

@@ -1,0 +1,249 @@
+"""A decode worker without a model: real HTTP, the real wire types, scripted behaviour.
+
+Its "model" is a function of (sample index, position), so a stream that was resumed elsewhere can be compared with one
+that was never broken. Each request takes the next script of `scripts`, or `answer` when none is left.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias
+
+import msgspec
+from aiohttp import web
+
+from penstock.hop import Refusal
+from penstock.protocol import (
+    HEARTBEAT_S,
+    Accepted,
+    Done,
+    Error,
+    Finished,
+    GenerateRequest,
+    Heartbeat,
+    Sample,
+    TokenLogprob,
+    Tokens,
+    encode_line,
+)
+
+
+class Stream:
+    """What a script writes to."""
+
+    def __init__(self, worker: "FakeWorker", http: web.Request, request: GenerateRequest) -> None:
+        self.worker = worker
+        self.request = request
+        self._http = http
+        self._response = web.StreamResponse()
+
+    async def accept(self) -> None:
+        await self._response.prepare(self._http)
+        await self.send(Accepted(self.worker.generation))
+
+    async def send(self, frame: msgspec.Struct) -> None:
+        await self._response.write(encode_line(frame))
+
+    async def raw(self, data: bytes) -> None:
+        await self._response.write(data)
+
+    async def tokens(self, sample: Sample, start: int, stop: int) -> None:
+        """Output positions [start, stop) of one sample in one frame."""
+        ids = self.worker.output(sample.index)[start:stop]
+        logprobs = ()
+        num_top = self.request.sampling.logprobs
+        if num_top is not None:
+            logprobs = tuple(TokenLogprob(-0.5, tuple((token + i, -0.5 - i) for i in range(num_top))) for token in ids)
+        cached = self.worker.cached_tokens if start == len(sample.output) else None
+        await self.send(Tokens(sample.index, start, tuple(ids), logprobs, cached))
+
+    async def finish(self) -> None:
+        """All frames from where the request stands to its good end, one token per frame, samples in turns."""
+        ends = {sample.index: self.end_of(sample) for sample in self.request.samples}
+        for position in range(max(end for end, _ in ends.values())):
+            for sample in self.request.samples:
+                end, reason = ends[sample.index]
+                if len(sample.output) <= position < end:
+                    await self.tokens(sample, position, position + 1)
+                    await self.worker.token_gate()
+                if position == end - 1:
+                    await self.send(Finished(sample.index, reason))
+        await self.send(Done(cached_tokens=self.worker.cached_tokens))
+        await self._response.write_eof()
+
+    def end_of(self, sample: Sample) -> tuple[int, str]:
+        """(Number of output tokens, finish reason) of one sample."""
+        ids, limit = self.worker.output(sample.index), self.request.sampling.max_tokens
+        return (len(ids), "stop") if len(ids) <= limit else (limit, "length")
+
+    def cut(self) -> None:
+        """As if the process was killed."""
+        assert self._http.transport is not None
+        self._http.transport.abort()
+
+
+Script: TypeAlias = Callable[[Stream], Awaitable[web.StreamResponse | None]]
+
+
+class FakeWorker:
+    """One worker on a free port of this machine. Create and close it on its event loop."""
+
+    def __init__(self, texts: Sequence[Sequence[int]]) -> None:
+        """`texts` are the outputs of samples 0, 1, ...; they repeat for more samples."""
+        self.texts = texts
+        self.scripts: deque[Script] = deque()
+        self.requests: list[GenerateRequest] = []
+        self.generation = "g1"
+        self.ready = True
+        self.cached_tokens = 3
+        self.running = 0
+        self.cancelled = 0
+        self.gate: asyncio.Event | None = None
+        """When set to an Event, streams wait for it after every token, with heartbeats."""
+        self._runner: web.AppRunner | None = None
+        self.url = ""
+
+    def output(self, sample: int) -> Sequence[int]:
+        return self.texts[sample % len(self.texts)]
+
+    async def start(self, port: int = 0) -> None:
+        app = web.Application(client_max_size=64 * 2**20)
+        app.router.add_post("/generate", self._generate)
+        app.router.add_get("/ready", self._ready)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", port).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def stop(self) -> None:
+        assert self._runner is not None
+        await self._runner.cleanup()
+
+    async def token_gate(self) -> None:
+        while self.gate is not None and not self.gate.is_set():
+            await asyncio.wait([asyncio.ensure_future(self.gate.wait())], timeout=HEARTBEAT_S)
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        return web.Response(status=200 if self.ready else 503)
+
+    async def _generate(self, http: web.Request) -> web.StreamResponse:
+        request = msgspec.json.decode(await http.read(), type=GenerateRequest)
+        self.requests.append(request)
+        stream = Stream(self, http, request)
+        script = self.scripts.popleft() if self.scripts else answer
+        self.running += 1
+        try:
+            return await script(stream) or stream._response
+        except (asyncio.CancelledError, ConnectionError):
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+
+
+async def answer(stream: Stream) -> None:
+    """The good case."""
+    await stream.accept()
+    await stream.finish()
+
+
+def die_after(num_tokens: int) -> Script:
+    """Killed after so many tokens of each sample."""
+
+    async def script(stream: Stream) -> None:
+        await _begin(stream, num_tokens)
+        stream.cut()
+
+    return script
+
+
+def end_after(num_tokens: int) -> Script:
+    """Closes politely, but without a last frame."""
+
+    async def script(stream: Stream) -> None:
+        await _begin(stream, num_tokens)
+
+    return script
+
+
+def freeze_after(num_tokens: int) -> Script:
+    """Stopped: the connection stays, but nothing comes any more."""
+
+    async def script(stream: Stream) -> None:
+        await _begin(stream, num_tokens)
+        await asyncio.Event().wait()
+
+    return script
+
+
+def stick_after(num_tokens: int) -> Script:
+    """The process lives, but its engine hangs in one step."""
+
+    async def script(stream: Stream) -> None:
+        await _begin(stream, num_tokens)
+        await stream.send(Heartbeat(step=7, step_s=60.0, predicted_s=0.1))
+        await asyncio.Event().wait()
+
+    return script
+
+
+def fail_after(num_tokens: int, code: str) -> Script:
+    """Ends with an error frame."""
+
+    async def script(stream: Stream) -> None:
+        await _begin(stream, num_tokens)
+        await stream.send(Error(code=code, message=f"scripted {code}"))
+
+    return script
+
+
+def garbage_after(num_tokens: int) -> Script:
+    """Sends a line that is no frame."""
+
+    async def script(stream: Stream) -> None:
+        await _begin(stream, num_tokens)
+        await stream.raw(b'{"type":"tokens","sample":"zero"}\n')
+
+    return script
+
+
+def gap_after(num_tokens: int) -> Script:
+    """Leaves out a position."""
+
+    async def script(stream: Stream) -> None:
+        await _begin(stream, num_tokens)
+        sample = stream.request.samples[0]
+        start = len(sample.output) + num_tokens + 1
+        await stream.tokens(sample, start, start + 1)
+
+    return script
+
+
+async def repeat_positions(stream: Stream) -> None:
+    """Sends each position three times, in growing frames."""
+    await stream.accept()
+    for sample in stream.request.samples:
+        end, reason = stream.end_of(sample)
+        for position in range(len(sample.output), end):
+            await stream.tokens(sample, max(0, position - 2), position + 1)
+        await stream.send(Finished(sample.index, reason))
+    await stream.send(Done())
+
+
+async def busy(_: Stream) -> web.Response:
+    """Full."""
+    refusal = Refusal("no block is free", code="overloaded", retry_after_s=7)
+    return web.Response(status=503, body=msgspec.json.encode(refusal))
+
+
+async def refuse(_: Stream) -> web.Response:
+    """Finds a fault with the request."""
+    refusal = Refusal("the worker does not like it", code="odd_prompt", field="prompt")
+    return web.Response(status=400, body=msgspec.json.encode(refusal))
+
+
+async def _begin(stream: Stream, num_tokens: int) -> None:
+    await stream.accept()
+    for sample in stream.request.samples:
+        if num_tokens:
+            await stream.tokens(sample, len(sample.output), len(sample.output) + num_tokens)

@@ -1,0 +1,292 @@
+"""Workers that fail in every way a worker can: the client sees one unbroken answer, or an explicit error."""
+
+import time
+from collections.abc import Callable
+
+import openai
+import pytest
+
+from tests.router import fake_worker as fake
+from tests.router.conftest import TEXTS, StartRouter
+from tests.router.fake_worker import FakeWorker, Script
+from tests.router.serving import LoopThread, RunningRouter, wait_until
+
+Connect = Callable[[RunningRouter], openai.OpenAI]
+
+HELLO = [{"role": "user", "content": "Hello"}]
+LONG = [{"role": "user", "content": "A prompt of more than one block, so that a prefill worker is used. " * 2}]
+
+
+def stream_text(client: openai.OpenAI, **options: object) -> list[str]:
+    """The texts of all choices of a streamed answer."""
+    texts: dict[int, str] = {}
+    stream = client.chat.completions.create(**{"model": "tiny", "messages": HELLO, "stream": True, **options})  # type: ignore[call-overload]
+    for chunk in stream:
+        texts[chunk.choices[0].index] = texts.get(chunk.choices[0].index, "") + (chunk.choices[0].delta.content or "")
+    return [texts[index] for index in sorted(texts)]
+
+
+BREAKS = {
+    "killed before its first token": fake.die_after(0),
+    "killed in mid-stream": fake.die_after(5),
+    "closed without a last frame": fake.end_after(5),
+    "stuck in a step": fake.stick_after(5),
+    "garbage": fake.garbage_after(5),
+    "a gap in positions": fake.gap_after(5),
+    "an engine error": fake.fail_after(5, "internal"),
+    "its own loss": fake.fail_after(5, "worker_lost"),
+}
+
+
+@pytest.mark.parametrize("broken", BREAKS.values(), ids=BREAKS.keys())
+def test_a_broken_stream_goes_on_elsewhere(
+    start_router: StartRouter, worker: FakeWorker, second_worker: FakeWorker, connect: Connect, broken: Script
+) -> None:
+    client = connect(start_router((worker, second_worker)))
+    second_worker.scripts = worker.scripts  # whichever is asked first
+    worker.scripts.append(broken)
+    started = time.monotonic()
+    assert stream_text(client) == [TEXTS[0]]
+    assert time.monotonic() - started < 2, "promise 4"
+    assert len(worker.requests) == len(second_worker.requests) == 1
+
+
+def test_a_resume_carries_all_that_was_received(
+    start_router: StartRouter,
+    worker: FakeWorker,
+    second_worker: FakeWorker,
+    connect: Connect,
+    outputs: list[list[int]],
+) -> None:
+    for one in (worker, second_worker):
+        one.scripts.append(fake.die_after(5))
+    router = start_router((worker, second_worker))
+    # The stop string holds text back, which must still count as received.
+    assert stream_text(connect(router), stop=["The penstock carries wine"], seed=4) == [TEXTS[0]]
+    requests = sorted([*worker.requests, *second_worker.requests], key=lambda request: len(request.samples[0].output))
+    assert [list(request.samples[0].output) for request in requests] == [[], outputs[0][:5], outputs[0][:10]]
+    first = requests[0]
+    for resumed in requests[1:]:
+        assert (resumed.prompt, resumed.sampling) == (first.prompt, first.sampling)
+        assert resumed.samples[0].seed == first.samples[0].seed
+        assert resumed.timeout_s <= first.timeout_s
+
+
+def test_repeated_positions_are_dropped(client: openai.OpenAI, worker: FakeWorker, outputs: list[list[int]]) -> None:
+    worker.scripts.append(fake.repeat_positions)
+    whole = client.chat.completions.create(model="tiny", messages=HELLO, n=2, logprobs=True)
+    assert [choice.message.content for choice in whole.choices] == [TEXTS[0], TEXTS[1]]
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == len(outputs[0]) + len(outputs[1])
+    assert whole.choices[0].logprobs is not None
+    assert len(whole.choices[0].logprobs.content or []) == len(outputs[0]) - 1
+
+
+def test_each_of_n_samples_resumes_on_its_own(
+    start_router: StartRouter,
+    worker: FakeWorker,
+    second_worker: FakeWorker,
+    connect: Connect,
+    outputs: list[list[int]],
+) -> None:
+    for one in (worker, second_worker):
+        one.scripts.append(fake.die_after(2))
+    assert stream_text(connect(start_router((worker, second_worker))), n=3) == list(TEXTS)
+    requests = [*worker.requests, *second_worker.requests]
+    resumed = [request for request in requests if request.samples[0].output]
+    assert {len(request.samples) for request in resumed} == {1}
+    assert {request.samples[0].index for request in resumed} == {0, 1, 2}
+    for request in resumed:
+        sample = request.samples[0]
+        assert list(sample.output) == outputs[sample.index][: len(sample.output)]
+
+
+def test_a_finished_answer_whose_last_frames_were_lost_is_not_asked_for_again(
+    client: openai.OpenAI, worker: FakeWorker, outputs: list[list[int]]
+) -> None:
+    worker.scripts.append(fake.die_after(len(outputs[0])))
+    assert stream_text(client) == [TEXTS[0]]
+    worker.scripts.append(fake.die_after(4))
+    whole = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=4)
+    assert whole.choices[0].finish_reason == "length"
+    assert len(worker.requests) == 2
+
+
+def test_a_lost_prefill_worker_is_replaced_by_another(
+    start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Connect
+) -> None:
+    decode, prefills = start_worker(), (start_worker(), start_worker())
+    client = connect(start_router((decode,), prefills))
+    decode.scripts.extend([fake.fail_after(0, "prefill_lost")] * 2)
+    assert stream_text(client, messages=LONG) == [TEXTS[0]]
+    used = [request.prefill for request in decode.requests]
+    assert set(used[:2]) == {prefill.url for prefill in prefills}
+    assert used[2] is None, "no prefill worker left: the decode worker does it alone"
+
+
+def test_a_failed_transfer_is_placed_again_without_that_prefill_worker(
+    start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Connect
+) -> None:
+    decode, prefill = start_worker(), start_worker()
+    client = connect(start_router((decode,), (prefill,)))
+    decode.scripts.append(fake.fail_after(1, "transfer_failed"))
+    assert stream_text(client, messages=LONG) == [TEXTS[0]]
+    assert [request.prefill for request in decode.requests] == [prefill.url, None]
+
+
+def test_a_frozen_worker_is_left_within_the_promise(
+    start_router: StartRouter, worker: FakeWorker, second_worker: FakeWorker, connect: Connect
+) -> None:
+    client = connect(start_router((worker, second_worker)))
+    for one in (worker, second_worker):
+        one.scripts.append(fake.freeze_after(3))
+    started = time.monotonic()
+    assert stream_text(client) == [TEXTS[0]]
+    assert time.monotonic() - started < 5, "promise 4, here even for two freezes in a row"
+
+
+def test_a_full_worker_makes_way_for_another(
+    start_router: StartRouter, worker: FakeWorker, second_worker: FakeWorker, connect: Connect
+) -> None:
+    client = connect(start_router((worker, second_worker)))
+    worker.scripts.append(fake.busy)
+    second_worker.scripts.append(fake.busy)
+    with pytest.raises(openai.InternalServerError) as caught:
+        stream_text(client)
+    assert caught.value.status_code == 503
+    assert caught.value.code == "overloaded"
+    assert caught.value.response.headers["retry-after"] == "7", "as the worker said"
+    worker.scripts.append(fake.busy)
+    assert stream_text(client) == [TEXTS[0]]
+    assert stream_text(client) == [TEXTS[0]]
+
+
+def test_a_stream_survives_when_all_others_are_full_for_a_moment(
+    start_router: StartRouter, worker: FakeWorker, second_worker: FakeWorker, connect: Connect
+) -> None:
+    client = connect(start_router((worker, second_worker)))
+    for one in (worker, second_worker):
+        one.scripts.append(fake.die_after(3) if one is worker else fake.busy)
+    second_worker.scripts.clear()
+    second_worker.scripts.append(fake.busy)
+    worker.scripts.append(fake.busy)
+    assert stream_text(client) == [TEXTS[0]]
+
+
+def test_the_only_worker_is_used_again_once_it_is_back(client: openai.OpenAI, worker: FakeWorker) -> None:
+    worker.scripts.append(fake.die_after(4))
+    assert stream_text(client) == [TEXTS[0]]
+    assert len(worker.requests) == 2
+
+
+def test_attempts_are_bounded(client: openai.OpenAI, worker: FakeWorker) -> None:
+    worker.scripts.extend([fake.die_after(0)] * 10)
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.chat.completions.create(model="tiny", messages=HELLO)
+    assert caught.value.status_code == 503
+    assert caught.value.response.headers["retry-after"] == "1"
+    assert len(worker.requests) == 4
+
+
+def test_a_stream_that_cannot_go_on_ends_in_an_error_event(client: openai.OpenAI, worker: FakeWorker) -> None:
+    worker.scripts.extend([fake.die_after(1)] * 10)
+    received = []
+    with pytest.raises(openai.APIError, match="try again") as caught:
+        for chunk in client.chat.completions.create(model="tiny", messages=HELLO, stream=True):
+            received.append(chunk)
+    assert caught.value.code == "worker_lost"
+    assert len(received) > 1
+
+
+def test_no_worker_at_all_is_said_soon(start_router: StartRouter, connect: Connect) -> None:
+    client = connect(start_router((), worker_wait_s=0.2))
+    with pytest.raises(openai.InternalServerError, match="no decode worker") as caught:
+        client.chat.completions.create(model="tiny", messages=HELLO)
+    assert caught.value.status_code == 503
+    assert "retry-after" in caught.value.response.headers
+
+
+def test_a_request_waits_for_a_worker_that_is_about_to_be_ready(
+    start_router: StartRouter, worker: FakeWorker, connect: Connect, worker_loop: LoopThread
+) -> None:
+    router = start_router((worker,), poll_s=0.05)
+    worker.ready = False
+    wait_until(lambda: not router.services.cluster.has_ready("decode"), "the router's notice")
+    client = connect(router)
+    worker_loop.loop.call_soon_threadsafe(lambda: worker_loop.loop.call_later(0.3, setattr, worker, "ready", True))
+    assert stream_text(client) == [TEXTS[0]]
+
+
+def test_a_worker_that_refuses_the_request_is_believed(client: openai.OpenAI, worker: FakeWorker) -> None:
+    for stream in (True, False):
+        worker.scripts.append(fake.refuse)
+        with pytest.raises(openai.BadRequestError, match="does not like it") as caught:
+            client.chat.completions.create(model="tiny", messages=HELLO, stream=stream)
+        assert caught.value.param == "prompt"
+        assert caught.value.code == "odd_prompt"
+    assert len(worker.requests) == 2, "a request that is wrong is not tried elsewhere"
+
+
+def test_the_deadline_ends_a_request(
+    client: openai.OpenAI, worker: FakeWorker, worker_loop: LoopThread, router: RunningRouter
+) -> None:
+    worker.gate = hold(worker_loop)
+    started = time.monotonic()
+    with pytest.raises(openai.InternalServerError, match="deadline of 0.4 s") as caught:
+        client.chat.completions.create(model="tiny", messages=HELLO, extra_headers={"timeout": "0.4"})
+    assert caught.value.status_code == 503
+    assert caught.value.code == "deadline_exceeded"
+    with pytest.raises(openai.APIError, match=r"deadline of 0\.4 s"):
+        stream_text(client, extra_headers={"timeout": "0.4"})
+    assert time.monotonic() - started < 2
+    wait_until(lambda: worker.cancelled == 2, "the cancellation at the worker", timeout_s=1)
+    assert all(request.timeout_s < 0.401 for request in worker.requests)
+    assert_nothing_is_left(router)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_cancels_the_worker_within_a_second(
+    client: openai.OpenAI, worker: FakeWorker, worker_loop: LoopThread, router: RunningRouter, stream: bool
+) -> None:
+    worker.gate = hold(worker_loop)
+    if stream:
+        answer = client.chat.completions.create(model="tiny", messages=HELLO, stream=True)
+        next(iter(answer))
+        answer.close()
+    else:
+        with pytest.raises(openai.APITimeoutError):
+            client.with_options(timeout=0.3).chat.completions.create(model="tiny", messages=HELLO)
+    wait_until(lambda: worker.cancelled == 1, "the cancellation at the worker", timeout_s=1)
+    assert_nothing_is_left(router)
+
+
+def test_one_frozen_stream_disturbs_no_other(client: openai.OpenAI, worker: FakeWorker) -> None:
+    worker.scripts.append(fake.freeze_after(1))
+    frozen = client.chat.completions.create(model="tiny", messages=HELLO, stream=True)
+    next(iter(frozen))
+    started = time.monotonic()
+    assert stream_text(client) == [TEXTS[0]]
+    assert time.monotonic() - started < 1
+    frozen.close()
+
+
+def hold(worker_loop: LoopThread) -> "object":
+    """A gate that never opens."""
+
+    async def make() -> object:
+        import asyncio
+
+        return asyncio.Event()
+
+    return worker_loop.run(make())
+
+
+def assert_nothing_is_left(router: RunningRouter) -> None:
+    """No request, and no work booked on any worker."""
+    wait_until(lambda: len(router.services.lifelines) == 0, "the end of all requests")
+    wait_until(
+        lambda: all(
+            (one.streams, one.prefill_tokens, one.output_tokens) == (0, 0, 0) for one in router.services.cluster.workers
+        ),
+        "release of all bookings",
+    )
