@@ -29,4 +29,5 @@ class EngineConfig:
     )
     threads: int = option(0, "Threads of matrix products on CPU; 0 takes all cores.", unit="threads")
     secret: str = option("", "Key of the block hashes, equal on all workers of a deployment.")
+    trace: str = option("", "File that gains a line per prefill, pull and first decode step (benchmarks).")
     poison: bool = option(False, "Fill freed blocks with NaN, so that a read of stale KV cannot go unnoticed (tests).")

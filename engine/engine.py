@@ -6,6 +6,7 @@ Synchronous and free of I/O: it does not know who asked, only what the frames in
 other workers is the Redeemer's part.
 """
 
+import time
 from bisect import insort
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -22,6 +23,7 @@ from penstock.engine.sampler import Sampled, SampleRow, sample
 from penstock.engine.scheduler import Budget, schedule
 from penstock.engine.sequence import Request, Role, Sequence
 from penstock.engine.tickets import Tickets
+from penstock.engine.trace import open_trace
 from penstock.errors import RetryableError
 from penstock.hashing import BlockHasher
 from penstock.protocol import Done, Finished, FirstToken, GenerateRequest, Load, StepTiming, Tokens, error_frame
@@ -60,6 +62,7 @@ class Engine:
         self.running: list[Sequence] = []
         self.outputs: list[Output] = []
         self.timings: list[StepTiming] = []
+        self.trace = open_trace(config.trace)
         self.num_steps = 0
         self.num_preemptions = 0
         self.num_prompt_tokens = 0
@@ -112,6 +115,7 @@ class Engine:
     def join(self, request: Request, blocks: list[int], num_computed: int) -> None:
         """The KV of the first `num_computed` tokens is in `blocks`: every unfinished sequence joins the batch."""
         request.role = Role.GENERATE
+        self.trace("joined", request.wire.request_id)
         for sequence in request.sequences:
             if sequence.finish_reason is None:
                 self.pool.acquire(blocks)
@@ -155,11 +159,14 @@ class Engine:
             return 0
         for sequence, rows in plan.work:
             self._make_room(sequence, rows)
+        began = time.monotonic()
         self.num_steps += 1
         logits = self.runner.run(plan.work)
         self.pool.retire(self.num_steps)
+        timing = _timing(plan.work, time.monotonic() - began)
+        self.timings.append(timing)
         self._advance(plan.work, logits)
-        return sum(rows for _, rows in plan.work)
+        return timing.prefill_tokens + timing.decode_tokens
 
     def planned_rows(self) -> int:
         """An upper bound of the rows of the next step, for predicting its length."""
@@ -216,6 +223,8 @@ class Engine:
             sequence.num_computed += rows
             self.commit(sequence)
             if sequence.num_pending == 0:
+                if request.role is Role.PREFILL:
+                    self.trace("prefilled", request.wire.request_id)
                 rows_of = self._sample_rows(sequence)
                 targets += rows_of
                 sources += [num_sampling] * len(rows_of)
@@ -317,3 +326,11 @@ class Engine:
 
     def _emit(self, request: Request, frame: object) -> None:
         self.outputs.append(Output(request.wire.request_id, frame))  # type: ignore[arg-type]
+
+
+def _timing(work: Seq[tuple[Sequence, int]], seconds: float) -> StepTiming:
+    """What one step computed, and how long it took."""
+    prefill = sum(rows for sequence, rows in work if sequence.num_pending > 1)
+    total = sum(rows for _, rows in work)
+    context = sum(sequence.num_computed + rows for sequence, rows in work)
+    return StepTiming(prefill, total - prefill, context, seconds)

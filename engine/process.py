@@ -22,19 +22,21 @@ from penstock.engine.messages import Beat, Output, Stats, StepOutputs
 from penstock.engine.redeem import Redeemer
 from penstock.engine.sequence import Role
 from penstock.engine.transfer import Event as PullEvent
-from penstock.engine.transfer import Puller, Regions, make_transport
-from penstock.errors import ConfigError
+from penstock.engine.transfer import Puller, PullVerified, Regions, make_transport
+from penstock.errors import WorkerLost
 from penstock.protocol import HEARTBEAT_S, Events, Load, Peer
 
 
 def run_engine(config: EngineConfig, connection: Connection) -> None:
-    """Main function of the engine process. Returns when the front says Stop; exits at once when the front is gone."""
-    try:
-        process = EngineProcess(config, connection)
-    except ConfigError as error:
-        connection.send_bytes(messages.encode(messages.StartFailed(str(error))))
-        return
-    process.run()
+    """Main function of the engine process: returns when the front says Stop, exits at once when the front is gone.
+
+    Raises ConfigError when it cannot start, WorkerLost when it must start afresh.
+    """
+    EngineProcess(config, connection).run()
+
+
+MAX_QUARANTINED = 0.25
+"""Part of the pool that may be in quarantine before the worker restarts."""
 
 
 class StepClock:
@@ -81,7 +83,7 @@ class EngineProcess:
         regions = Regions(kv=built.engine.runner.kv, epochs=built.engine.pool.epochs)
         transport = make_transport(config.transport, regions, host=config.transfer_host)
         block_bytes = built.engine.runner.layout.block_bytes
-        self._puller = Puller(transport, block_bytes, self._inbox.put, timeout_s=config.transfer_timeout_s)
+        self._puller = Puller(transport, block_bytes, self._take_pull_event, timeout_s=config.transfer_timeout_s)
         self._redeemer = Redeemer(built.engine, built.layout, self._puller)
         self._clock = StepClock(built.first_guess_s_per_row)
         self._generation = generation
@@ -109,6 +111,7 @@ class EngineProcess:
             self._clock.end(computed)
             idle = computed == 0
             self._flush()
+            self._check_quarantine()
         self._puller.close()
 
     def _apply(self, *, wait: bool) -> bool:
@@ -156,6 +159,12 @@ class EngineProcess:
         engine.timings.clear()
         self._send(StepOutputs(outputs, released, events, self._load(), self._stats()))
 
+    def _check_quarantine(self) -> None:
+        """With too many blocks in quarantine this process ends: its streams go on elsewhere, and it starts afresh."""
+        count, total = self._puller.counters.quarantined_blocks, self._engine.pool.num_blocks
+        if count > MAX_QUARANTINED * total:
+            raise WorkerLost(f"{count} of {total} KV blocks wait for transfers that never ended; starting afresh")
+
     def _load(self) -> Load:
         return structs.replace(self._engine.load(), quarantined_blocks=self._puller.counters.quarantined_blocks)
 
@@ -186,6 +195,12 @@ class EngineProcess:
     def _send(self, message: Struct) -> None:
         with self._send_lock:
             self._connection.send_bytes(messages.encode(message))
+
+    def _take_pull_event(self, event: PullEvent) -> None:
+        """Called on the puller's thread."""
+        if isinstance(event, PullVerified):
+            self._engine.trace("verified", event.request_id.rpartition("/")[0])
+        self._inbox.put(event)
 
     def _read(self) -> None:
         """Thread: the pipe into the inbox. The front's death ends this process: nobody is left to compute for."""
