@@ -285,7 +285,9 @@ class Engine:
         """Adds one token to a sequence and emits it."""
         request = sequence.request
         logprobs = (sampled.logprob,) if sampled.logprob is not None else ()
-        self._emit(request, Tokens(sequence.sample.index, len(sequence.output), (sampled.token,), logprobs))
+        position = len(sequence.output)
+        cached = request.cached_tokens if position == len(sequence.sample.output) else None
+        self._emit(request, Tokens(sequence.sample.index, position, (sampled.token,), logprobs, cached))
         sequence.output.append(sampled.token)
         self.num_generated_tokens += 1
         if reason := self._finish_reason(request, sequence.output):

@@ -112,7 +112,7 @@ def collect(engine: Engine) -> dict[str, Answer]:
     for output in outputs:
         answer = answers.setdefault(output.request_id, Answer())
         match output.frame:
-            case Tokens(sample, position, tokens):
+            case Tokens(sample=sample, position=position, tokens=tokens):
                 so_far = answer.tokens.setdefault(sample, [])
                 assert not so_far or position == answer_start(answer, sample) + len(so_far)
                 if not so_far:
