@@ -204,5 +204,5 @@ if __name__ == "__main__":
     run_worker(
         worker_config(args.role, args),
         engine_main=run_fake_engine,
-        on_ready=lambda port: print(f"port {port}", flush=True),
+        on_ready=lambda _, port: print(f"port {port}", flush=True),
     )

@@ -18,7 +18,7 @@ class WorkerConfig:
     role: Role
     engine: EngineConfig
     host: str = option("127.0.0.1", "Address to listen on.")
-    port: int = option(8100, "Port to listen on; 0 takes a free one.", unit="port")
+    port: int = option(8100, "Port to listen on; 0 takes a free one.")
     drain_grace_s: float = option(30.0, "Seconds that open streams get to finish after SIGTERM.", unit="s")
     served_model_name: str = option("", "Name of the model in metrics; the folder's name when empty.")
     max_body_bytes: int = option(16 * 2**20, "Longest request body.", unit="bytes")

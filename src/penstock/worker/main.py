@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Callable, Generator, Iterator
 from multiprocessing.connection import Connection
+from typing import TypeAlias
 
 import uvicorn
 import uvloop
@@ -27,6 +28,8 @@ from penstock.worker.front import Front
 from penstock.worker.lifetime import EngineMain, describe_exit, fork_engine
 from penstock.worker.metrics import WorkerMetrics
 
+OnReady: TypeAlias = Callable[[Started, int], None]
+
 ENGINE_STOP_S = 1.0
 """How long the engine may take to leave after Stop."""
 KEEP_ALIVE_S = 75
@@ -34,11 +37,12 @@ KEEP_ALIVE_S = 75
 
 
 def run_worker(
-    config: WorkerConfig, *, engine_main: EngineMain | None = None, on_ready: Callable[[int], None] = lambda _: None
+    config: WorkerConfig, *, engine_main: EngineMain | None = None, on_ready: OnReady = lambda _, __: None
 ) -> None:
     """Serves until SIGTERM or SIGINT, whose first drains and whose second stops at once.
 
-    `engine_main` replaces the real engine; `on_ready` is called with the port once requests are taken.
+    `engine_main` replaces the real engine; `on_ready` is called with what the engine said and the port once
+    requests are taken.
     Raises ConfigError when the port is taken or the engine refuses its model, WorkerLost when the engine dies at
     start. When it dies later this process exits with code 1 at once, which cuts every open stream.
     """
@@ -88,7 +92,7 @@ async def _serve(
     connection: Connection,
     listener: socket.socket,
     pid: int,
-    on_ready: Callable[[int], None],
+    on_ready: OnReady,
 ) -> None:
     bridge = EngineBridge(started, max_behind=config.max_frames_behind, on_lost=lambda: _exit_without_engine(pid))
     await bridge.attach(connection)
@@ -98,7 +102,7 @@ async def _serve(
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         await server.listening.wait()
         with _signals() as signals:
-            on_ready(listener.getsockname()[1])
+            on_ready(started, listener.getsockname()[1])
             await signals.get()
             await _drain(front, signals)
         bridge.end_all(WorkerLost("this worker is stopping"))
@@ -174,3 +178,14 @@ def _reap(pid: int) -> None:
     if not ended:
         os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+
+
+def announce(config: WorkerConfig) -> OnReady:
+    """An `on_ready` that says so in one line."""
+
+    def say(started: Started, port: int) -> None:
+        what = "; ".join((f"transport {started.transport}", *started.notes))
+        url = f"http://{config.host}:{port}"
+        print(f"penstock: {config.role} worker ready at {url}: {what}", file=sys.stderr, flush=True)
+
+    return say

@@ -1,0 +1,153 @@
+"""The command line. Every command imports what it needs only when it is run, so that `--help` is instant."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import penstock
+from penstock.config import Parser, add_flags, from_flags
+from penstock.errors import ConfigError, PenstockError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: a sentence for --help, what adds its flags, what runs it and returns the exit status."""
+
+    sentence: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Exit status: 0 good, 1 failed, 2 wrong flags or configuration, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if words[0] not in COMMANDS:
+        _overview().parse_args(words)
+    command = COMMANDS[words[0]]
+    parser = Parser(prog=f"penstock {words[0]}", description=command.sentence)
+    command.add_flags(parser)
+    try:
+        return command.run(parser.parse_args(words[1:]))
+    except PenstockError as error:
+        print(f"penstock: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _overview() -> Parser:
+    """Lists the commands; it never runs one."""
+    parser = Parser(prog="penstock", description="Serves large language models with prefill and decode apart.")
+    parser.add_argument("--version", action="version", version=penstock.__version__)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.sentence)
+    parser.epilog = "`penstock COMMAND --help` shows the flags of a command."
+    return parser
+
+
+def _up_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.local.config import add_local_flags
+
+    sentence = "Model folder or Hugging Face id; without one, the demonstration model."
+    parser.add_argument("model", nargs="?", default="", metavar="MODEL", help=sentence)
+    add_local_flags(parser)
+
+
+def _up(args: argparse.Namespace) -> int:
+    from penstock.local.config import local_config
+    from penstock.local.model import find_model
+    from penstock.local.up import run_up
+
+    return run_up(local_config(args, find_model(args.model)))
+
+
+def _chat_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.local.chat import ChatConfig
+
+    add_flags(parser, ChatConfig)
+
+
+def _chat(args: argparse.Namespace) -> int:
+    from penstock.local.chat import ChatConfig, run_chat
+
+    return run_chat(from_flags(ChatConfig, args))
+
+
+def _demo_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.local.config import add_local_flags
+
+    add_local_flags(parser, skip=("host", "port"))
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from penstock.local.config import local_config
+    from penstock.local.demo import run_demo
+    from penstock.local.model import find_model
+
+    return run_demo(local_config(args, find_model(""), port=0))
+
+
+def _worker_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.worker.config import add_worker_flags
+
+    add_worker_flags(parser)
+
+
+def _prefill(args: argparse.Namespace) -> int:
+    return _work(args, "prefill")
+
+
+def _decode(args: argparse.Namespace) -> int:
+    return _work(args, "decode")
+
+
+def _work(args: argparse.Namespace, role: str) -> int:
+    from penstock.local.model import find_model
+    from penstock.worker.config import worker_config
+    from penstock.worker.main import announce, run_worker
+
+    args.model = find_model(args.model)
+    config = worker_config("prefill" if role == "prefill" else "decode", args)
+    run_worker(config, on_ready=announce(config))
+    return 0
+
+
+def _router_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.router.config import RouterConfig
+
+    add_flags(parser, RouterConfig)
+
+
+def _router(args: argparse.Namespace) -> int:
+    from penstock.local.model import find_model
+    from penstock.router.config import RouterConfig
+    from penstock.router.main import run_router
+
+    args.model = find_model(args.model)
+    run_router(from_flags(RouterConfig, args))
+    return 0
+
+
+def _version(_: argparse.Namespace) -> int:
+    print(penstock.__version__)
+    return 0
+
+
+def _no_flags(_: argparse.ArgumentParser) -> None:
+    pass
+
+
+COMMANDS = {
+    "up": Command("Start a router, prefill and decode workers on this machine, and keep them running.", _up_flags, _up),
+    "chat": Command("Talk in the terminal to a model that is being served.", _chat_flags, _chat),
+    "demo": Command("Start, ask the demonstration model, show which worker did what, and stop.", _demo_flags, _demo),
+    "prefill": Command("Run one prefill worker: computes prompts, hands out their KV blocks.", _worker_flags, _prefill),
+    "decode": Command("Run one decode worker: fetches KV blocks, streams tokens.", _worker_flags, _decode),
+    "router": Command("Run the router: the OpenAI API in front of the workers.", _router_flags, _router),
+    "version": Command("Print the version.", _no_flags, _version),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""`penstock chat`: a conversation in the terminal, over the same API that every client uses."""
+
+import contextlib
+import sys
+from dataclasses import dataclass
+
+from penstock.config import option
+from penstock.local.ask import AskError, Message, ask, first_model
+
+_HELP = "An empty line or Ctrl-D leaves, Ctrl-C stops an answer, /new forgets the conversation."
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """Whom to talk to, and how."""
+
+    url: str = option("http://127.0.0.1:8000", "Where the router listens.")
+    model: str = option("", "Name of the model; empty takes the first that the server names.")
+    system: str = option("", "A first message that tells the model how to behave.")
+    temperature: float = option(0.0, "Randomness of the answers; 0 always takes the likeliest token.")
+    max_tokens: int = option(512, "Longest answer.", unit="tokens")
+
+
+def run_chat(config: ChatConfig) -> int:
+    """Talks until the end of the input. Raises AskError when nobody answers at the start."""
+    url = config.url.rstrip("/").removesuffix("/v1")
+    model = config.model or first_model(url)
+    if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 - gives input() line editing and history
+        print(f"{model} at {url}. {_HELP}")
+    start: list[Message] = [{"role": "system", "content": config.system}] if config.system else []
+    history = list(start)
+    while (line := _read_line()) is not None:
+        if line == "/new":
+            history = list(start)
+            continue
+        history.append({"role": "user", "content": line})
+        answer = _answer(url, model, history, config)
+        if answer is None:
+            history.pop()
+        else:
+            history.append({"role": "assistant", "content": answer})
+    return 0
+
+
+def _read_line() -> str | None:
+    """The next thing to say, or None to leave."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip() or None
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return None
+
+
+def _answer(url: str, model: str, history: list[Message], config: ChatConfig) -> str | None:
+    """Shows the answer while it comes. Returns what came before Ctrl-C, or None when there is nothing to keep."""
+    pieces: list[str] = []
+
+    def show(piece: str) -> None:
+        pieces.append(piece)
+        print(piece, end="", flush=True)
+
+    try:
+        ask(url, model, history, show, temperature=config.temperature, max_tokens=config.max_tokens)
+    except KeyboardInterrupt:
+        print(" [stopped]")
+        return "".join(pieces) or None
+    except AskError as error:
+        print(f"\npenstock: {error}", file=sys.stderr)
+        return None
+    print()
+    return "".join(pieces)

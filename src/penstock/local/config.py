@@ -1,0 +1,56 @@
+"""Configuration of local mode."""
+
+import argparse
+import os
+import secrets
+from dataclasses import dataclass, replace
+from typing import Any
+
+from penstock.config import add_flags, from_flags, option
+from penstock.engine.config import EngineConfig
+from penstock.errors import ConfigError
+
+_FIXED = ("model", "secret", "transfer_host")
+"""Engine flags that local mode sets itself."""
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """What `penstock up` starts."""
+
+    engine: EngineConfig
+    prefill: int = option(1, "Prefill workers; 0 lets the decode workers compute the prompts.", unit="workers")
+    decode: int = option(1, "Decode workers.", unit="workers")
+    host: str = option("127.0.0.1", "Address to listen on.")
+    port: int = option(8000, "Port to listen on; 0 takes a free one.")
+    served_model_name: str = option("", "Name of the model in the API; the folder's name when empty.")
+    log_dir: str = option("", "Folder for the logs of all processes, one file each; empty shows them here.")
+
+    def __post_init__(self) -> None:
+        if self.decode < 1 or self.prefill < 0:
+            raise ConfigError(
+                f"--decode {self.decode} --prefill {self.prefill} cannot serve: at least 1 decode and 0 prefill workers"
+            )
+
+    @property
+    def num_workers(self) -> int:
+        return self.prefill + self.decode
+
+
+def add_local_flags(parser: argparse.ArgumentParser, *, skip: tuple[str, ...] = ()) -> None:
+    """Adds the flags of local mode, but those in `skip`, and of the workers' engines to `parser`."""
+    add_flags(parser, LocalConfig, skip=("engine", *skip))
+    add_flags(parser, EngineConfig, skip=_FIXED)
+
+
+def local_config(args: argparse.Namespace, model: str, **fixed: Any) -> LocalConfig:
+    """The configuration for the folder `model`: cores shared out among the workers, a fresh secret."""
+    config = from_flags(LocalConfig, args, engine=from_flags(EngineConfig, args), **fixed)
+    cores = len(os.sched_getaffinity(0))
+    engine = replace(
+        config.engine,
+        model=model,
+        secret=secrets.token_hex(16),
+        threads=config.engine.threads or max(1, cores // config.num_workers),
+    )
+    return replace(config, engine=engine)

@@ -1,0 +1,159 @@
+"""The kinds of parts that local mode keeps running: workers, forked from the nursery, and the router."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Protocol
+
+from penstock.errors import ConfigError
+from penstock.local.child import Child, process_ended
+from penstock.local.config import LocalConfig
+from penstock.local.forks import Forks
+from penstock.local.logs import Logs
+from penstock.worker.config import Role, WorkerConfig
+from penstock.worker.lifetime import describe_exit
+
+GRACE_S = 1.0
+"""How long streams may go on when local mode stops: all must be gone within 3 s."""
+READY_POLL_S = 0.05
+
+
+class Part(Protocol):
+    """Something that runs as one process at a time, always under the same URL."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def url(self) -> str: ...
+
+    async def launch(self) -> Child:
+        """Starts the process."""
+
+
+@dataclass
+class WorkerPart:
+    """A prefill or decode worker."""
+
+    name: str
+    config: WorkerConfig
+    forks: Forks
+    logs: Logs
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.config.host}:{self.config.port}"
+
+    async def launch(self) -> Child:
+        return await self.forks.fork(self.name, self.config, await self.logs.open(self.name))
+
+
+@dataclass
+class RouterPart:
+    """The router: a process without torch."""
+
+    name: str
+    url: str
+    flags: list[str]
+    logs: Logs
+
+    async def launch(self) -> Child:
+        log = await self.logs.open(self.name)
+        command = [sys.executable, "-m", "penstock.local.tether", str(os.getpid()), "router", *self.flags]
+        process = _spawn(command, log)
+        child = Child(self.name, process.pid)
+        child.watch(_watch(process, child))
+        child.watch(_poll_ready(self.url, child))
+        return child
+
+
+def worker_parts(config: LocalConfig, forks: Forks, logs: Logs) -> list[WorkerPart]:
+    """The workers that `config` asks for, each on a free port of the loopback address."""
+    roles: list[tuple[Role, int]] = [("prefill", config.prefill), ("decode", config.decode)]
+    names = [(role, f"{role}-{number}") for role, count in roles for number in range(count)]
+    ports = free_ports(len(names))
+    return [
+        WorkerPart(
+            name,
+            WorkerConfig(
+                role=role,
+                engine=config.engine,
+                port=port,
+                drain_grace_s=GRACE_S,
+                served_model_name=config.served_model_name,
+            ),
+            forks,
+            logs,
+        )
+        for (role, name), port in zip(names, ports, strict=True)
+    ]
+
+
+def router_part(config: LocalConfig, workers: list[WorkerPart], logs: Logs) -> RouterPart:
+    """The router for these workers. Raises ConfigError when its port is taken."""
+    port = config.port or free_ports(1)[0]
+    _require_free(config.host, port)
+    flags = {
+        "model": config.engine.model,
+        "served-model-name": config.served_model_name,
+        "host": config.host,
+        "port": port,
+        "prefill": ",".join(part.url for part in workers if part.config.role == "prefill"),
+        "decode": ",".join(part.url for part in workers if part.config.role == "decode"),
+        "shutdown-grace-s": GRACE_S,
+    }
+    if config.engine.max_context_tokens:
+        flags["max-context-tokens"] = config.engine.max_context_tokens
+    reachable = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+    return RouterPart(
+        "router", f"http://{reachable}:{port}", [f"--{name}={value}" for name, value in flags.items()], logs
+    )
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports of the loopback address that nothing listens on now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [bound.getsockname()[1] for bound in sockets]
+    for bound in sockets:
+        bound.close()
+    return ports
+
+
+def _require_free(host: str, port: int) -> None:
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}; choose another --port") from error
+
+
+def _spawn(command: list[str], log: int) -> "subprocess.Popen[bytes]":
+    """Starts a process out of reach of the terminal's Ctrl-C: local mode stops all in order."""
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+
+async def _watch(process: "subprocess.Popen[bytes]", child: Child) -> None:
+    await process_ended(process.pid)
+    code = process.wait()
+    child.end(describe_exit(code << 8 if code >= 0 else -code))
+
+
+async def _poll_ready(url: str, child: Child) -> None:
+    """Asks GET /ready until it answers 200."""
+    host, port = url.removeprefix("http://").rsplit(":", 1)
+    request = f"GET /ready HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+    while not child.ready.done():
+        try:
+            async with asyncio.timeout(1):
+                reader, writer = await asyncio.open_connection(host, int(port))
+                writer.write(request)
+                status = await reader.readline()
+                writer.close()
+            if b" 200 " in status:
+                child.ready.set_result("")
+                return
+        except (OSError, TimeoutError):
+            pass
+        await asyncio.sleep(READY_POLL_S)

@@ -1,0 +1,33 @@
+"""`penstock up`: a cluster in the foreground until Ctrl-C."""
+
+import asyncio
+import json
+from pathlib import Path
+
+from penstock.local.cluster import running
+from penstock.local.config import LocalConfig
+from penstock.local.foreground import run_foreground
+from penstock.local.report import Report, Stopwatch
+
+
+def run_up(config: LocalConfig) -> int:
+    """Runs until SIGINT, SIGTERM or SIGHUP. Raises ConfigError when it cannot start."""
+    report = Report()
+    return run_foreground(_up(config, report), report)
+
+
+async def _up(config: LocalConfig, report: Report) -> int:
+    engine = config.engine
+    report.say(f"{engine.model}: {config.prefill} prefill, {config.decode} decode, {engine.threads} threads each")
+    watch = Stopwatch()
+    async with running(config, report) as cluster:
+        report.say(f"ready in {watch}: {cluster.url}/v1\n\n{_curl(cluster.url, config)}\n\nCtrl-C stops everything.")
+        await asyncio.get_running_loop().create_future()  # until cancelled
+    return 0
+
+
+def _curl(url: str, config: LocalConfig) -> str:
+    """A line to paste into another terminal."""
+    model = config.served_model_name or Path(config.engine.model).name
+    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "What is the KV cache?"}]}
+    return f"curl -N {url}/v1/chat/completions -H 'content-type: application/json' -d '{json.dumps(body)}'"
