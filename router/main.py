@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import signal
 from contextlib import suppress
 from types import FrameType
 
@@ -55,7 +54,6 @@ class RouterServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._stopping is None and self.started:
             # A signal handler may run in the middle of anything: leave the rest to the loop.
-            self._captured_signals.append(signal.Signals(sig))
             self._loop.call_soon_threadsafe(self._begin_to_stop)
         else:
             super().handle_exit(sig, frame)

@@ -74,8 +74,8 @@ def second_worker(start_worker: Callable[[], FakeWorker]) -> FakeWorker:
 
 
 @pytest.fixture
-def start_router(model_folder: Path) -> Iterator[StartRouter]:
-    """Starts a router for the workers given by role, and waits until it found them ready."""
+def start_router(model_folder: Path, start_worker: object) -> Iterator[StartRouter]:  # noqa: ARG001
+    """Starts a router for the workers given by role, and waits until it found them ready. Stops before they do."""
     with ExitStack() as stack:
 
         def start(

@@ -1,5 +1,6 @@
 """Workers that fail in every way a worker can: the client sees one unbroken answer, or an explicit error."""
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -190,12 +191,11 @@ def test_attempts_are_bounded(client: openai.OpenAI, worker: FakeWorker) -> None
 
 def test_a_stream_that_cannot_go_on_ends_in_an_error_event(client: openai.OpenAI, worker: FakeWorker) -> None:
     worker.scripts.extend([fake.die_after(1)] * 10)
-    received = []
+    stream = client.chat.completions.create(model="tiny", messages=HELLO, stream=True)
+    assert next(stream).choices[0].delta.role == "assistant"
     with pytest.raises(openai.APIError, match="try again") as caught:
-        for chunk in client.chat.completions.create(model="tiny", messages=HELLO, stream=True):
-            received.append(chunk)
+        list(stream)
     assert caught.value.code == "worker_lost"
-    assert len(received) > 1
 
 
 def test_no_worker_at_all_is_said_soon(start_router: StartRouter, connect: Connect) -> None:
@@ -232,7 +232,7 @@ def test_the_deadline_ends_a_request(
 ) -> None:
     worker.gate = hold(worker_loop)
     started = time.monotonic()
-    with pytest.raises(openai.InternalServerError, match="deadline of 0.4 s") as caught:
+    with pytest.raises(openai.InternalServerError, match=r"deadline of 0\.4 s") as caught:
         client.chat.completions.create(model="tiny", messages=HELLO, extra_headers={"timeout": "0.4"})
     assert caught.value.status_code == 503
     assert caught.value.code == "deadline_exceeded"
@@ -270,12 +270,10 @@ def test_one_frozen_stream_disturbs_no_other(client: openai.OpenAI, worker: Fake
     frozen.close()
 
 
-def hold(worker_loop: LoopThread) -> "object":
+def hold(worker_loop: LoopThread) -> asyncio.Event:
     """A gate that never opens."""
 
-    async def make() -> object:
-        import asyncio
-
+    async def make() -> asyncio.Event:
         return asyncio.Event()
 
     return worker_loop.run(make())

@@ -1,0 +1,260 @@
+"""Every kind of bad input: refused in OpenAI's form with the field's name, without reaching a worker."""
+
+import http.client
+import json
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import openai
+import pytest
+
+from penstock.router.config import RouterConfig
+from tests.router.fake_worker import FakeWorker
+from tests.router.serving import LoopThread, RunningRouter, running_router
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
+TEXT = {"model": "tiny", "prompt": "Hello"}
+
+
+def chat(**fields: Any) -> tuple[str, dict[str, Any]]:
+    return "chat/completions", {**CHAT, **fields}
+
+
+def text(**fields: Any) -> tuple[str, dict[str, Any]]:
+    return "completions", {**TEXT, **fields}
+
+
+BAD = [
+    # (request, the field named in the error, part of its message)
+    (chat(messages=[]), "messages", "empty"),
+    (chat(messages="Hello"), "messages", "Expected `array`"),
+    (chat(messages=["Hello"]), "messages[0]", "Expected `object`"),
+    (chat(messages=[{"content": "x"}]), "messages[0].role", "role"),
+    (chat(messages=[{"role": "user"}]), "messages[0].content", "required"),
+    (chat(messages=[{"role": "user", "content": 5}]), "messages[0].content", "text"),
+    (
+        chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
+        "messages[0].content[0]",
+        "text only",
+    ),
+    (
+        chat(messages=[{"role": "assistant", "tool_calls": [{"id": "1"}]}]),
+        "messages[0].tool_calls[0]",
+        "function",
+    ),
+    (chat(messages=[{"role": "user", "content": "word " * 2000}]), "messages", "context holds 512"),
+    (chat(tools=[{"type": "function"}]), "tools[0]", "function"),
+    (chat(tools=[{"type": "function", "function": {}}]), "tools[0].function.name", "string"),
+    (chat(tool_choice="required"), "tool_choice", "auto"),
+    (chat(n=0), "n", ">= 1"),
+    (chat(n=1000), "n", "more than 128"),
+    (chat(n=2.5), "n", "Expected `int"),
+    (chat(temperature=-0.1), "temperature", ">= 0"),
+    (chat(temperature=2.1), "temperature", "<= 2"),
+    (chat(temperature="hot"), "temperature", "got `str`"),
+    (chat(top_p=1.5), "top_p", "<= 1"),
+    (chat(top_p=-1), "top_p", ">= 0"),
+    (chat(presence_penalty=2.5), "presence_penalty", "<= 2"),
+    (chat(frequency_penalty=-2.5), "frequency_penalty", ">= -2"),
+    (chat(repetition_penalty=0), "repetition_penalty", "> 0"),
+    (chat(min_p=2), "min_p", "<= 1"),
+    (chat(top_k=-2), "top_k", ">= -1"),
+    (chat(max_tokens=0), "max_tokens", ">= 1"),
+    (chat(max_tokens=-5), "max_tokens", ">= 1"),
+    (chat(max_completion_tokens=0), "max_completion_tokens", ">= 1"),
+    (chat(max_tokens=511), "max_tokens", "at most"),
+    (chat(max_tokens=10, min_tokens=11), "min_tokens", "more than max_tokens"),
+    (chat(seed="lucky"), "seed", "Expected `int"),
+    (chat(seed=2**80), "seed", "seed"),
+    (chat(logit_bias={"5": 101}), "logit_bias", "<= 100"),
+    (chat(logit_bias={"five": 1}), "logit_bias", "not a token id"),
+    (chat(logit_bias={"999999": 1}), "logit_bias", "not a token id"),
+    (chat(logit_bias={"9" * 5000: 1}), "logit_bias", "not a token id"),
+    (chat(stop_token_ids=[-1]), "stop_token_ids", "not a token id"),
+    (chat(top_logprobs=21, logprobs=True), "top_logprobs", "<= 20"),
+    (chat(top_logprobs=2), "top_logprobs", "needs logprobs"),
+    (chat(stop=""), "stop", "1 to 1024"),
+    (chat(stop=["x"] * 17), "stop", "at most 16"),
+    (chat(stop=[5]), "stop[0]", "Expected `str`"),
+    (chat(stop="x" * 1025), "stop", "1 to 1024"),
+    (chat(stream="yes"), "stream", "Expected `bool"),
+    (chat(stream_options={"include_usages": True}), "stream_options.include_usages", "include_usage"),
+    (chat(temprature=1), "temprature", "did you mean 'temperature'?"),
+    (chat(qwertyuiop=1), "qwertyuiop", "not a parameter"),
+    (chat(chat_template_kwargs={"messages": []}), "chat_template_kwargs", "may not set"),
+    (chat(response_format={"type": "json_schema", "json_schema": {}}), "response_format", "not supported"),
+    (chat(modalities=["text", "audio"]), "modalities", "text only"),
+    (chat(audio={"voice": "alloy"}), "audio", "text only"),
+    (chat(function_call={"name": "f"}), "function_call", "tool_choice"),
+    (chat(functions=[{"name": "f"}]), "functions", "tools"),
+    (chat(store=True), "store", "stores no"),
+    (chat(web_search_options={}), "web_search_options", "search"),
+    (chat(model=None), "model", "Expected `str`"),
+    (("chat/completions", {"messages": CHAT["messages"]}), "model", "required"),
+    (("completions", {"model": "tiny"}), "prompt", "required"),
+    (text(prompt=[]), "prompt", "empty"),
+    (text(prompt=""), "prompt", "no tokens"),
+    (text(prompt=[[]]), "prompt[0]", "non-empty"),
+    (text(prompt=[1, "a"]), "prompt[0]", "string"),
+    (text(prompt=[True]), "prompt[0]", "string"),
+    (text(prompt=[1.5]), "prompt[0]", "string"),
+    (text(prompt=[-1]), "prompt", "not a token id"),
+    (text(prompt=[1, 999999]), "prompt", "not a token id"),
+    (text(prompt=[[1], [2**70]]), "prompt[1]", "not a token id"),
+    (text(prompt=[1] * 512), "prompt", "context holds 512"),
+    (text(prompt=["a"] * 129), "prompt", "more than 128"),
+    (text(logprobs=21), "logprobs", "<= 20"),
+    (text(best_of=3, n=2), "best_of", "equal n"),
+    (text(echo=True), "echo", "not repeated"),
+    (text(suffix="end"), "suffix", "not before a suffix"),
+]
+
+
+Post: TypeAlias = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def worker(worker_loop: LoopThread, outputs: list[list[int]]) -> Iterator[FakeWorker]:
+    """One worker for all of this file: no bad request may disturb the next."""
+    worker = FakeWorker(outputs)
+    worker_loop.run(worker.start())
+    yield worker
+    worker_loop.run(worker.stop())
+
+
+@pytest.fixture(scope="module")
+def router(worker: FakeWorker, model_folder: Path) -> Iterator[RunningRouter]:
+    config = RouterConfig(model=str(model_folder), port=0, decode=worker.url, max_body_bytes=100_000)
+    with running_router(config) as router:
+        router.wait_ready()
+        yield router
+
+
+@pytest.fixture
+def post(router: RunningRouter, worker: FakeWorker) -> Iterator[Post]:
+    """Posts raw bytes; afterwards no bad request has reached the worker and a good one is answered."""
+
+    def send(
+        path: str, body: bytes | Iterable[bytes], method: str = "POST", **headers: str
+    ) -> tuple[int, dict[str, Any]]:
+        connection = http.client.HTTPConnection("127.0.0.1", router.port, timeout=20)
+        with closing(connection):
+            connection.request(method, path, body, headers, encode_chunked="Transfer-Encoding" in headers)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+
+    yield send
+    assert not worker.requests
+    assert send("/v1/completions", json.dumps(TEXT).encode())[0] == 200
+    worker.requests.clear()
+    assert len(router.services.lifelines) == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "field", "message"), BAD, ids=[f"{i}-{field}" for i, (_, field, _) in enumerate(BAD)]
+)
+def test_a_bad_field_is_named(post: Post, request_: tuple[str, dict[str, Any]], field: str, message: str) -> None:
+    status, body = post(f"/v1/{request_[0]}", json.dumps(request_[1]).encode())
+    assert status == 400
+    error = body["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["param"] == field
+    assert message in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"{'model': 'tiny'}",
+        b'{"model": "tiny", "messages": [{"role": "user", "content": "\xff\xfe"}]}',
+        b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
+        b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "temperature": 1e999}',
+        b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "temperature": -Infinity}',
+        b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}]} trailing',
+        b"[" * 50_000,
+        b'{"model": "tiny", "messages": ' + b'[{"role":' * 5_000,
+        bytes(range(256)),
+    ],
+    ids=range(15),
+)
+def test_a_body_that_is_not_a_json_object_in_utf8_is_refused(post: Post, body: bytes) -> None:
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        status, answer = post(path, body)
+        assert status == 400
+        assert answer["error"]["type"] == "invalid_request_error"
+        assert answer["error"]["message"]
+
+
+def test_an_unknown_model_is_not_found(post: Post) -> None:
+    for path, fields in (("chat/completions", CHAT), ("completions", TEXT)):
+        status, answer = post(f"/v1/{path}", json.dumps({**fields, "model": "gpt-4"}).encode())
+        assert status == 404
+        assert (answer["error"]["param"], answer["error"]["code"]) == ("model", "model_not_found")
+
+
+def test_wrong_paths_and_methods_are_said_in_json(post: Post) -> None:
+    status, answer = post("/v1/chat/completionsx", b"{}")
+    assert status == 404
+    assert "/v1/chat/completionsx" in answer["error"]["message"]
+    status, answer = post("/v1/chat/completions", b"", method="GET")
+    assert status == 405
+    assert "GET" in answer["error"]["message"]
+    assert post("/v1/completions/", b"{}")[0] == 404
+
+
+@pytest.mark.parametrize("timeout", ["soon", "0", "-1", "nan", "inf", "1e9"])
+def test_a_timeout_header_that_is_no_time_is_refused(post: Post, timeout: str) -> None:
+    status, answer = post("/v1/completions", json.dumps(TEXT).encode(), timeout=timeout)
+    assert status == 400
+    assert answer["error"]["param"] == "timeout"
+
+
+def test_a_long_body_is_refused_before_it_is_read(router: RunningRouter) -> None:
+    with socket.create_connection(("127.0.0.1", router.port), timeout=10) as raw:
+        raw.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n{")
+        answer = raw.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"request_too_large" in answer
+    assert b"connection: close" in answer.lower()
+
+
+def test_a_long_body_without_a_length_is_refused(post: Post) -> None:
+    parts = (b" " * 10_000 for _ in range(1000))
+    headers = {"Transfer-Encoding": "chunked"}
+    status, answer = post("/v1/completions", parts, **headers)
+    assert status == 413
+    assert answer["error"]["code"] == "request_too_large"
+
+
+def test_the_sdk_sees_why_ten_megabytes_are_refused(router: RunningRouter, post: Post) -> None:  # noqa: ARG001
+    with (
+        openai.OpenAI(base_url=f"{router.url}/v1", api_key="none", max_retries=0) as client,
+        pytest.raises(openai.APIStatusError, match="longer than 100000 bytes") as caught,
+    ):
+        client.completions.create(model="tiny", prompt="x" * 10_000_000)
+    assert caught.value.status_code == 413
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"user": "me", "metadata": {"a": "b"}, "service_tier": "auto", "prompt_cache_key": "k", "store": False},
+        {"response_format": {"type": "text"}, "safety_identifier": "s", "stop": None, "n": None, "seed": None},
+        {"temperature": None, "stream": None, "stream_options": None, "logit_bias": None, "max_tokens": None},
+    ],
+)
+def test_harmless_fields_are_taken(router: RunningRouter, worker: FakeWorker, fields: dict[str, Any]) -> None:
+    with openai.OpenAI(base_url=f"{router.url}/v1", api_key="none", max_retries=0) as client:
+        assert client.chat.completions.create(**CHAT, extra_body=fields).choices
+        assert client.completions.create(**TEXT, extra_body=fields).choices
+    worker.requests.clear()
