@@ -5,6 +5,7 @@ the reader is never the test's own process.
 """
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -122,6 +123,11 @@ class Node:
     def abort(self, request_id: str) -> None:
         self.puller.abort(request_id)
 
+    def drain(self) -> None:
+        """Forgets the events of an earlier test."""
+        while not self.events.empty():
+            self.events.get()
+
     def counters(self) -> Any:
         return self.puller.counters
 
@@ -143,6 +149,9 @@ class Node:
         assert isinstance(event, PullFailed), event  # fenced, so it was read
         assert event.reason.endswith("after giving its ticket"), event
         life.puller.close()
+        deadline = time.monotonic() + 2
+        while usage()[0] > 1 and time.monotonic() < deadline:
+            pass  # a joined thread is gone from /proc a moment later
         return usage()
 
     def drop_readers(self) -> None:
@@ -177,18 +186,24 @@ class RemoteNode:
         self.process = context.Process(target=_main, args=(end, wire, generation, options), daemon=True)
         self.process.start()
         end.close()
-        self.peer: Peer = self._receive()
+
+    @functools.cached_property
+    def peer(self) -> Peer:
+        """Waits until the node has started."""
+        peer: Peer = self._receive()
+        return peer
 
     def call(self, method: str, *arguments: Any) -> Any:
-        self.start(method, *arguments)
-        return self._receive()
-
-    def start(self, method: str, *arguments: Any) -> None:
-        """Calls without waiting; `result` waits."""
+        """Calls a method of `Node` over there and returns what it returned."""
+        assert self.peer
         self._connection.send((method, arguments))
-
-    def result(self) -> Any:
         return self._receive()
+
+    def close(self) -> int | None:
+        """Lets the node close everything and end by itself: its exit code, None if it did not end."""
+        self._connection.send(None)
+        self.process.join(REPLY_S)
+        return self.process.exitcode
 
     def pull(self, owner: "RemoteNode", tickets: Sequence[BlockTicket], local: Sequence[int], name: str = "a") -> Any:
         return self.call("pull", name, owner.peer.generation, list(zip(tickets, local, strict=True)))
@@ -228,6 +243,19 @@ class RemoteNode:
         return answer
 
 
+class Pair(NamedTuple):
+    """An owner, and a reader that has met it."""
+
+    owner: RemoteNode
+    reader: RemoteNode
+
+
+def connected(start: Any, wire: str, **reader_options: Any) -> Pair:
+    owner, reader = start(wire, "owner"), start(wire, "reader", **reader_options)
+    reader.call("add_peer", owner.peer)
+    return Pair(owner, reader)
+
+
 @contextlib.contextmanager
 def nodes() -> Iterator[Any]:
     """A function that starts nodes; all of them are killed at the end, frozen or not."""
@@ -249,9 +277,11 @@ def _main(connection: Connection, wire: str, generation: str, options: dict[str,
     os.environ.update(WIRES[wire][1])
     node = Node(wire, generation, options)
     connection.send(node.peer())
-    while True:
-        method, arguments = connection.recv()
+    while (command := connection.recv()) is not None:
+        method, arguments = command
         try:
             connection.send(getattr(node, method)(*arguments))
         except Exception as error:
             connection.send(error)
+    node.race([])
+    node.puller.close()
