@@ -1,0 +1,39 @@
+"""What the end-to-end tests share: one tiny model, and deployments that live as long as a module needs them."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from tests.e2e.deployment import WIRES, Deployment
+from tests.e2e.model import write_model
+
+
+class Deploy(Protocol):
+    """Starts a deployment; the keyword arguments are those of Deployment."""
+
+    def __call__(self, **options: Any) -> Deployment: ...
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("e2e") / "model")
+
+
+@pytest.fixture(scope="module")
+def deploy(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploy]:
+    """Deployments that end with the module."""
+    with ExitStack() as stack:
+
+        def start(**options: Any) -> Deployment:
+            return stack.enter_context(Deployment(model, tmp_path_factory.mktemp("logs"), **options))
+
+        yield start
+
+
+def need_wire(wire: str) -> None:
+    """Skips the test where the wire's transport is not installed."""
+    if WIRES[wire][0] == "nixl":
+        pytest.importorskip("nixl_cu12", reason="nixl is not installed: pip install nixl-cu12")

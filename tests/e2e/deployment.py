@@ -1,0 +1,193 @@
+"""A whole deployment on loopback: prefill workers, decode workers and a router, each a process of its own."""
+
+import dataclasses
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from penstock.engine.config import EngineConfig
+from penstock.router.config import RouterConfig
+from penstock.worker.config import Role, WorkerConfig
+from tests.e2e.processes import START_S, Running, Surroundings, eventually, free_port, start_router, start_worker
+
+QUIET_S = 15.0
+"""How long blocks, leases and streams may linger once the last client has gone and all processes run again."""
+
+WIRES: dict[str, tuple[str, dict[str, str]]] = {
+    "cma": ("nixl", {"UCX_NET_DEVICES": "lo"}),
+    "ucx-tcp": ("nixl", {"UCX_NET_DEVICES": "lo", "UCX_TLS": "tcp,self"}),
+    "tcp": ("tcp", {}),
+}
+"""How KV moves: the transport's name and the environment it needs."""
+
+ENGINE: dict[str, Any] = {
+    "block_size": 8,
+    "num_blocks": 512,
+    "max_step_tokens": 16,
+    "threads": 1,
+    "secret": "of this test",
+    "poison": True,
+}
+"""Small blocks and steps, so that a prompt of 80 tokens has several tickets; freed blocks are NaN."""
+
+
+class Worker:
+    """One worker, always at the same URL, through any number of lives."""
+
+    def __init__(self, name: str, config: WorkerConfig, surroundings: Surroundings) -> None:
+        self.name = name
+        self.config = config
+        self.surroundings = surroundings
+        self.url = f"http://{config.host}:{config.port}"
+        self.process = start_worker(config, surroundings)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return self.process.pids
+
+    def metric(self, name: str) -> float:
+        """The value of a metric, summed over its labels."""
+        return metrics_of(self.url)[name]
+
+    def restart(self) -> None:
+        """Starts it anew if it has died. `Deployment.wait_ready` waits for it."""
+        if not self.process.alive:
+            self.process.wait_gone()
+            self.process = start_worker(self.config, self.surroundings)
+            self.process.wait_ready()
+
+    def left_over(self) -> dict[str, float]:
+        """What an idle worker must not have."""
+        metrics = metrics_of(self.url)
+        names = (
+            "penstock_open_streams",
+            "vllm:num_requests_running",
+            "vllm:num_requests_waiting",
+            "penstock_leased_requests",
+            "penstock_kv_blocks_quarantined",
+        )
+        left = {name: metrics[name] for name in names if metrics[name]}
+        if held := metrics["penstock_kv_blocks"] - metrics["penstock_kv_blocks_free"]:
+            left["held blocks"] = held
+        return left
+
+
+class Deployment:
+    """Use as a context manager; all processes run and all workers are ready inside."""
+
+    def __init__(
+        self,
+        model: Path,
+        logs: Path,
+        *,
+        prefill: int = 1,
+        decode: int = 1,
+        wire: str = "tcp",
+        engine: Mapping[str, Any] | None = None,
+        router: Mapping[str, Any] | None = None,
+        reached_at: Callable[[str, str], str] = lambda _name, url: url,
+        place: Callable[[str], Mapping[str, Any]] = lambda _name: {},
+    ) -> None:
+        """`engine` and `router` are fields that differ from ENGINE and the defaults.
+
+        `reached_at(name, url)` is the address under which the router (and through it every other worker) reaches a
+        worker: a proxy's, for example. `place(name)` may give a worker's `host`, `namespace` and `environment`.
+        """
+        transport, environment = WIRES[wire]
+        settings = EngineConfig(**{"model": str(model), "transport": transport, **ENGINE, **(engine or {})})
+        self.workers: list[Worker] = []
+        roles: list[tuple[Role, int]] = [("prefill", prefill), ("decode", decode)]
+        try:
+            for role, count in roles:
+                for index in range(count):
+                    name = f"{role}-{index}"
+                    special = {"host": "127.0.0.1", "namespace": "", "environment": {}, **place(name)}
+                    here = dataclasses.replace(settings, transfer_host=special["host"])
+                    around = Surroundings(
+                        logs / f"{name}.log", {**environment, **special["environment"]}, special["namespace"]
+                    )
+                    config = WorkerConfig(role=role, engine=here, host=special["host"], port=free_port())
+                    self.workers.append(Worker(name, config, around))
+            self.prefill, self.decode = self.workers[:prefill], self.workers[prefill:]
+            at = {worker: reached_at(worker.name, worker.url) for worker in self.workers}
+            port = free_port()
+            self.url = f"http://127.0.0.1:{port}"
+            config = RouterConfig(
+                model=str(model),
+                port=port,
+                prefill=",".join(at[worker] for worker in self.prefill),
+                decode=",".join(at[worker] for worker in self.decode),
+                **(router or {}),
+            )
+            self.router: Running = start_router(config, Surroundings(logs / "router.log", {}))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Deployment":
+        try:
+            for worker in self.workers:
+                worker.process.wait_ready()
+            self.router.wait_ready()
+            self.wait_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kills everything, frozen or not."""
+        running = [worker.process for worker in self.workers]
+        if hasattr(self, "router"):
+            running.append(self.router)
+        for process in running:
+            process.kill()
+
+    def wait_ready(self) -> None:
+        """Until the router has found every worker ready."""
+
+        def all_ready() -> bool:
+            try:
+                ready = metrics_of(self.url)["penstock_router_worker_ready"]
+            except OSError:
+                return False
+            return ready == len(self.workers)
+
+        eventually(all_ready, "readiness of all workers", START_S, pause_s=0.02)
+
+    def assert_quiet(self, timeout_s: float = QUIET_S) -> None:
+        """No live worker has a running, waiting or leased request, an open stream, or a block that is not free."""
+        deadline = time.monotonic() + timeout_s
+        while left := self.left_over():
+            assert time.monotonic() < deadline, f"left over: {left}"
+            time.sleep(0.02)
+
+    def left_over(self) -> dict[str, dict[str, float]]:
+        """Per process, what is not at rest."""
+        left = {worker.name: worker.left_over() for worker in self.workers if worker.process.alive}
+        router = metrics_of(self.url)
+        names = ("penstock_router_running_requests", "penstock_router_worker_streams")
+        left["router"] = {name: router[name] for name in names if router[name]}
+        return {name: what for name, what in left.items() if what}
+
+
+def metrics_of(url: str) -> dict[str, float]:
+    """Every sample of /metrics, summed over its labels. Raises OSError when there is no answer."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=5.0) as response:
+        text = response.read().decode()
+    sums: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+    return sums
