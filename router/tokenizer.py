@@ -38,7 +38,7 @@ class Tokenizer:
         """Token ids of `text`. A rendered chat template has its special tokens already: pass False for it."""
         try:
             return self._inner.encode(text, add_special_tokens=add_special_tokens).ids
-        except UnicodeEncodeError as error:
+        except TypeError as error:  # what the binding says of a str that is not valid Unicode
             raise RequestError("the text holds half of a surrogate pair, which is not Unicode text") from error
 
     def token(self, token_id: int) -> str | None:
