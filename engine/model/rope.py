@@ -74,6 +74,8 @@ def cos_sin_table(
     rope: RopeConfig, head_dim: int, num_positions: int, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """[num_positions, head_dim] fp32: per position the cosines of its head_dim/2 angles, then their sines."""
+    if torch.device(device).type == "meta":  # only its size counts, and `arange` there imports all of torch._dynamo: 2 s
+        return torch.empty(num_positions, head_dim, dtype=torch.float32, device=device)
     positions = torch.arange(num_positions, dtype=torch.float32, device=device)
     angles = positions[:, None] * inverse_frequencies(rope, head_dim).to(device)
     return torch.cat((angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor), dim=-1)
