@@ -11,10 +11,11 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from penstock.engine.transfer.pull import Counters, Event, Pull, PullFailed, PullVerified, QuarantineReleased
 from penstock.engine.transfer.transport import Read, Transport
 from penstock.errors import TransferError
 from penstock.protocol import BlockTicket, Peer
@@ -31,60 +32,6 @@ _LONG_WAIT_S = 0.005
 
 _IDLE_PEER_S = 600.0
 """A peer unused for longer is forgotten: workers come and go, and connecting again takes 5 ms."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pull:
-    """One ticket's blocks, or some of them: (ticketed block, local block it goes to). A request may have several.
-
-    From `submit` to the event that names them, the local blocks belong to the puller.
-    """
-
-    request_id: str
-    generation: str
-    blocks: Sequence[tuple[BlockTicket, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class PullVerified:
-    """The blocks of one `Pull` hold exactly what their tickets promised."""
-
-    request_id: str
-    local_blocks: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PullFailed:
-    """One `Pull` failed. Its blocks are free, except `quarantined`: late bytes may still overwrite those."""
-
-    request_id: str
-    reason: str
-    local_blocks: tuple[int, ...]
-    quarantined: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class QuarantineReleased:
-    """Nothing can land in these blocks any more: they are free."""
-
-    local_blocks: tuple[int, ...]
-
-
-Event: TypeAlias = PullVerified | PullFailed | QuarantineReleased
-
-
-@dataclass(slots=True)
-class Counters:
-    """Totals since the start, written by the puller's thread; `quarantined_blocks` is the number now."""
-
-    blocks: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-    """From submit to verified, summed over pulls."""
-    failed: int = 0
-    fenced: int = 0
-    timeouts: int = 0
-    quarantined_blocks: int = 0
 
 
 _Reading: TypeAlias = tuple[Read, tuple[int, ...]]

@@ -44,6 +44,7 @@ class BlockServer:
 
     def __init__(self, regions: Regions, token: bytes, host: str) -> None:
         self._regions = region_bytes(regions)
+        self._max_ranges = regions.num_blocks
         self._token = token
         self._lock = threading.Lock()
         self._readers: dict[socket.socket, threading.Thread] = {}
@@ -97,7 +98,7 @@ class BlockServer:
 
     def _answer(self, connection: socket.socket) -> bool:
         region, count = REQUEST.unpack(_receive(connection, REQUEST.size))
-        if region not in (KV, EPOCHS):
+        if region not in (KV, EPOCHS) or count > self._max_ranges:
             return False
         memory = self._regions[region]
         ranges = list(RANGE.iter_unpack(_receive(connection, RANGE.size * count)))

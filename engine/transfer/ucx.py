@@ -8,11 +8,13 @@ from penstock.errors import ConfigError
 
 def prepare_environment() -> None:
     """Settles UCX's and NIXL's environment before they are loaded. Raises ConfigError for an unusable UCX_TLS."""
-    transports = os.environ.get("UCX_TLS", "")
-    if transports and not {"tcp", "all"} & set(transports.split(",")):
+    transports = os.environ.get("UCX_TLS", "all")
+    named = set(transports.removeprefix("^").split(","))
+    if ("tcp" in named) if transports.startswith("^") else not named & {"tcp", "all"}:
         raise ConfigError(f"UCX_TLS={transports!r} lacks tcp, over which peers connect; add it, or unset UCX_TLS")
-    # NIXL writes its INFO lines to stdout, which belongs to the worker.
+    # Both log to stdout, which belongs to the worker.
     os.environ.setdefault("NIXL_LOG_LEVEL", "WARN")
+    os.environ.setdefault("UCX_LOG_FILE", "stderr")
 
 
 def epoll_descriptors() -> set[int]:

@@ -1,6 +1,10 @@
 """Peers die, freeze and come back: a pull fails in time, and late bytes never reach a block that somebody else has."""
 
+import json
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -183,6 +187,19 @@ def test_ucx_over_tcp_aborts_an_owner_whose_reader_died_while_it_was_frozen(star
     owner.thaw()
     owner.process.join(10)
     assert owner.process.exitcode == -signal.SIGABRT
+
+
+@pytest.mark.skipif(shutil.which("tc") is None or shutil.which("unshare") is None, reason="needs unshare and tc")
+def test_a_silent_partition_ends_the_quarantine_and_heals(remote_wire: str) -> None:
+    namespace = ["unshare", "--net", "--map-root-user"]
+    if subprocess.run([*namespace, "true"], check=False).returncode:
+        pytest.skip("this kernel allows no network namespaces here")
+    command = [*namespace, sys.executable, "-m", "tests.engine.transfer.partition", remote_wire]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    (failed, failed_s), (released, released_s), (pulled, _) = json.loads(output.splitlines()[-1])
+    assert (failed, released, pulled) == ("PullFailed", "QuarantineReleased", "PullVerified")
+    assert 1.0 <= failed_s < 2.0
+    assert released_s < 20
 
 
 def test_a_worker_closes_although_a_read_is_in_flight(start_node: Any, remote_wire: str) -> None:
