@@ -57,10 +57,9 @@ def _up_flags(parser: argparse.ArgumentParser) -> None:
 
 def _up(args: argparse.Namespace) -> int:
     from penstock.local.config import local_config
-    from penstock.local.model import find_model
     from penstock.local.up import run_up
 
-    return run_up(local_config(args, find_model(args.model)))
+    return run_up(local_config(args, args.model))
 
 
 def _chat_flags(parser: argparse.ArgumentParser) -> None:
@@ -84,9 +83,8 @@ def _demo_flags(parser: argparse.ArgumentParser) -> None:
 def _demo(args: argparse.Namespace) -> int:
     from penstock.local.config import local_config
     from penstock.local.demo import run_demo
-    from penstock.local.model import find_model
 
-    return run_demo(local_config(args, find_model(""), port=0))
+    return run_demo(local_config(args, "", port=0))
 
 
 def _worker_flags(parser: argparse.ArgumentParser) -> None:

@@ -55,6 +55,8 @@ def ask(url: str, model: str, messages: Sequence[Message], show: Callable[[str],
                     finish_reason = choice.get("finish_reason") or finish_reason
     except (OSError, HTTPException) as error:
         raise AskError(f"{url} broke off: {error}") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise AskError(f"{url} does not speak OpenAI's protocol: {error!r}") from error
     return Answer("".join(text), finish_reason, usage, headers)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from penstock.config import option
 from penstock.local.ask import AskError, Message, ask, first_model
 
-_HELP = "An empty line or Ctrl-D leaves, Ctrl-C stops an answer, /new forgets the conversation."
+_HELP = "Ctrl-C stops an answer, /new forgets the conversation, /quit or Ctrl-D leaves."
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ def run_chat(config: ChatConfig) -> int:
     start: list[Message] = [{"role": "system", "content": config.system}] if config.system else []
     history = list(start)
     while (line := _read_line()) is not None:
+        if not line:
+            continue
         if line == "/new":
             history = list(start)
             continue
@@ -47,10 +49,11 @@ def run_chat(config: ChatConfig) -> int:
 def _read_line() -> str | None:
     """The next thing to say, or None to leave."""
     try:
-        return input("> " if sys.stdin.isatty() else "").strip() or None
+        line = input("> " if sys.stdin.isatty() else "").strip()
     except (EOFError, KeyboardInterrupt):
         print()
         return None
+    return None if line == "/quit" else line
 
 
 def _answer(url: str, model: str, history: list[Message], config: ChatConfig) -> str | None:

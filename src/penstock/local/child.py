@@ -22,8 +22,8 @@ class Child:
         self.name = name
         self.pid = pid
         loop = asyncio.get_running_loop()
-        self.ready: asyncio.Future[str] = loop.create_future()
-        """A remark for the terminal."""
+        self.ready: asyncio.Future[tuple[str, ...]] = loop.create_future()
+        """A remark for the line that says so, and notes for lines of their own."""
         self.ended: asyncio.Future[End] = loop.create_future()
         self.refusal: str | None = None
 

@@ -6,10 +6,11 @@ import signal
 from collections.abc import AsyncIterator
 
 from penstock.errors import ConfigError, PenstockError
-from penstock.local.child import Child
+from penstock.local.child import Child, End
 from penstock.local.config import LocalConfig
 from penstock.local.forks import Forks
 from penstock.local.logs import Logs
+from penstock.local.model import config_modules
 from penstock.local.parts import Part, WorkerPart, router_part, worker_parts
 from penstock.local.report import Report, Stopwatch
 
@@ -26,7 +27,7 @@ class Cluster:
     def __init__(self, config: LocalConfig, report: Report) -> None:
         self._report = report
         self._logs = Logs(config.log_dir, report)
-        self._forks = Forks(config.engine.threads)
+        self._forks = Forks(config.engine.threads, config_modules(config.engine.model))
         self.workers: list[WorkerPart] = worker_parts(config, self._forks, self._logs)
         self.router = router_part(config, self.workers, self._logs)
         self._children: dict[str, Child] = {}
@@ -75,26 +76,32 @@ class Cluster:
             await event.wait()
 
     async def _keep(self, part: Part) -> None:
-        """Runs `part` for ever. Raises when it ends before it was ready for the first time."""
-        pause_s = 0.0
+        """Runs `part` for ever. Raises ConfigError or PenstockError when it ends before it was ever ready."""
+        ready, pause_s = self._ready[part.name], 0.0
         while True:
             watch = Stopwatch()
-            child = self._children[part.name] = await part.launch()
-            if await child.outcome():
-                again = "again " if self._ready[part.name].is_set() else ""
-                self._report.part(part.name, f"ready {again}in {watch}  {part.url}  {child.ready.result()}".rstrip())
-                self._ready[part.name].set()
-            end = await child.wait_end()
-            if not self._ready[part.name].is_set():
-                raise (
-                    ConfigError(end.refusal)
-                    if end.refusal
-                    else PenstockError(f"{part.name} {end.how} before it was ready")
-                )
+            end = await self._run_once(part, watch)
+            if not ready.is_set():
+                raise ConfigError(end.refusal) if end.refusal else PenstockError(f"{part.name} {end.how} at start")
             pause_s = 0.0 if watch.seconds > STABLE_S else min(LONGEST_PAUSE_S, 2 * pause_s or FIRST_PAUSE_S)
             when = f"in {pause_s:g} s" if pause_s else "now"
             self._report.part(part.name, f"{end.refusal or end.how}; starting it again {when}")
             await asyncio.sleep(pause_s)
+
+    async def _run_once(self, part: Part, watch: Stopwatch) -> End:
+        """One process of `part`, from its start to its end."""
+        try:
+            child = self._children[part.name] = await part.launch()
+        except PenstockError as error:
+            return End(f"could not be started: {error}")
+        if await child.outcome():
+            again = "again " if self._ready[part.name].is_set() else ""
+            remark, *notes = child.ready.result()
+            self._report.part(part.name, f"ready {again}in {watch}  {part.url}  {remark}".rstrip())
+            for note in notes:
+                self._report.note(note)
+            self._ready[part.name].set()
+        return await child.wait_end()
 
 
 @contextlib.asynccontextmanager

@@ -9,6 +9,7 @@ from typing import Any
 from penstock.config import add_flags, from_flags, option
 from penstock.engine.config import EngineConfig
 from penstock.errors import ConfigError
+from penstock.local.model import find_model
 
 _FIXED = ("model", "secret", "transfer_host")
 """Engine flags that local mode sets itself."""
@@ -44,12 +45,15 @@ def add_local_flags(parser: argparse.ArgumentParser, *, skip: tuple[str, ...] = 
 
 
 def local_config(args: argparse.Namespace, model: str, **fixed: Any) -> LocalConfig:
-    """The configuration for the folder `model`: cores shared out among the workers, a fresh secret."""
+    """The configuration from parsed flags: the folder of `model`, cores shared out among the workers, a fresh secret.
+
+    Raises ConfigError when there is no such model or the numbers of workers make no sense.
+    """
     config = from_flags(LocalConfig, args, engine=from_flags(EngineConfig, args), **fixed)
     cores = len(os.sched_getaffinity(0))
     engine = replace(
         config.engine,
-        model=model,
+        model=find_model(model),
         secret=secrets.token_hex(16),
         threads=config.engine.threads or max(1, cores // config.num_workers),
     )

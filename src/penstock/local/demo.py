@@ -54,11 +54,18 @@ async def _demo(config: LocalConfig, report: Report) -> int:
             empty += not answer.text.strip()
             moved += blocks
     report.say("stopped; nothing is left running")
-    if empty:
-        report.say(f"FAILED: {empty} of {len(QUESTIONS)} answers were empty")
-    if config.prefill and not moved:
-        report.say("FAILED: no KV block moved from the prefill to the decode worker")
-    return 1 if empty or (config.prefill and not moved) else 0
+    faults = find_faults(empty, moved, config.prefill)
+    for fault in faults:
+        report.say(f"FAILED: {fault}")
+    return 1 if faults else 0
+
+
+def find_faults(num_empty: int, num_moved: int, num_prefill: int) -> list[str]:
+    """What went wrong: empty answers, or prefill workers from which no block moved."""
+    faults = [f"{num_empty} of {len(QUESTIONS)} answers were empty"] if num_empty else []
+    if num_prefill and not num_moved:
+        faults.append("no KV block moved from the prefill to the decode worker")
+    return faults
 
 
 async def _ask(cluster: Cluster, model: str, question: str, report: Report) -> tuple[Answer, int]:

@@ -30,8 +30,10 @@ STOP_S = 1.0
 class Forks:
     """Workers by fork of a nursery, which is started when the first is wanted, and again if it died."""
 
-    def __init__(self, threads_per_worker: int) -> None:
+    def __init__(self, threads_per_worker: int, preload: tuple[str, ...]) -> None:
+        """`preload` names modules to import before forking, beside those that every worker needs."""
         self._threads = threads_per_worker
+        self._preload = preload
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._preloaded = asyncio.Event()
@@ -69,9 +71,9 @@ class Forks:
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        command = [sys.executable, "-m", "penstock.local.nursery", str(theirs.fileno()), str(os.getpid())]
+        words = [str(theirs.fileno()), str(os.getpid()), *self._preload]
         self._process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "penstock.local.nursery", *words],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env=_environment(self._threads),
@@ -107,14 +109,13 @@ class Forks:
 
     def _take(self, message: FromNursery) -> None:
         match message:
-            case Preloaded(threads):
-                assert threads == 1, f"the nursery has {threads} threads; forking it would break its children"
+            case Preloaded():
                 self._preloaded.set()
             case Forked(name, pid):
                 self._children[name] = Child(name, pid)
                 self._forked.pop(name).set_result(self._children[name])
             case Ready(name, transport, notes):
-                self._children[name].ready.set_result("; ".join((f"transport {transport}", *notes)))
+                self._children[name].ready.set_result((f"transport {transport}", *notes))
             case Refused(name, reason):
                 self._children[name].refusal = reason
             case Exited(name, status):

@@ -1,5 +1,6 @@
 """From what the user wrote to a model folder on disk."""
 
+import json
 from pathlib import Path
 
 from penstock.demo import MODEL_FOLDER
@@ -22,6 +23,15 @@ def find_model(name: str) -> str:
     if name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise ConfigError(f"there is no folder {name}; name one, or a Hugging Face id such as Qwen/Qwen3-0.6B")
     return _download(name)
+
+
+def config_modules(folder: str) -> tuple[str, ...]:
+    """The transformers module that reads this folder's config, which takes 1 to 3 s to import."""
+    try:
+        kind = json.loads((Path(folder) / "config.json").read_bytes())["model_type"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return ()  # the engine says what is wrong with it
+    return (f"transformers.models.{kind}.configuration_{kind}",)
 
 
 def _download(model_id: str) -> str:

@@ -3,9 +3,10 @@
 Importing torch takes 1.3 to 2.7 s; a fork of this process takes some 10 ms. Nothing here may start a thread, touch
 NIXL or run a torch operation: forking would copy their broken remains. Ends with its parent, and its workers with it.
 
-    python -m penstock.local.nursery SOCKET_FD PARENT_PID
+    python -m penstock.local.nursery SOCKET_FD PARENT_PID [MODULE ...]
 """
 
+import contextlib
 import gc
 import importlib
 import os
@@ -31,12 +32,7 @@ from penstock.local.orders import (
 )
 from penstock.worker.lifetime import die_with_parent
 
-PRELOAD = (
-    "torch",
-    "penstock.engine.process",
-    "penstock.worker.main",
-    "transformers.models.llama.configuration_llama",  # stands for all: what it imports takes longest
-)
+PRELOAD = ("torch", "penstock.engine.process", "penstock.worker.main")
 
 
 class Nursery:
@@ -117,8 +113,13 @@ def main() -> None:
     control.set_inheritable(False)
     for module in PRELOAD:
         importlib.import_module(module)
+    for module in sys.argv[3:]:
+        with contextlib.suppress(ImportError):  # a model of an unknown type is for the engine to refuse
+            importlib.import_module(module)
     gc.freeze()  # collections in a child would otherwise touch, and so copy, every page
-    control.send(encode(Preloaded(len(os.listdir("/proc/self/task")))))
+    if (threads := len(os.listdir("/proc/self/task"))) > 1:
+        print(f"warning: {threads} threads after imports; forking copies only one of them", file=sys.stderr)
+    control.send(encode(Preloaded()))
     Nursery(control).run()
 
 

@@ -18,9 +18,7 @@ class Fork(Struct, frozen=True, tag=True):
 
 
 class Preloaded(Struct, frozen=True, tag=True):
-    """The nursery has imported everything; `threads` must be 1, else forking is unsafe."""
-
-    threads: int
+    """The nursery has imported everything and can fork."""
 
 
 class Forked(Struct, frozen=True, tag=True):

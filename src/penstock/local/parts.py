@@ -8,13 +8,13 @@ import sys
 from dataclasses import dataclass
 from typing import Protocol
 
-from penstock.errors import ConfigError
 from penstock.local.child import Child, process_ended
 from penstock.local.config import LocalConfig
 from penstock.local.forks import Forks
 from penstock.local.logs import Logs
 from penstock.worker.config import Role, WorkerConfig
 from penstock.worker.lifetime import describe_exit
+from penstock.worker.listen import bind
 
 GRACE_S = 1.0
 """How long streams may go on when local mode stops: all must be gone within 3 s."""
@@ -95,7 +95,7 @@ def worker_parts(config: LocalConfig, forks: Forks, logs: Logs) -> list[WorkerPa
 def router_part(config: LocalConfig, workers: list[WorkerPart], logs: Logs) -> RouterPart:
     """The router for these workers. Raises ConfigError when its port is taken."""
     port = config.port or free_ports(1)[0]
-    _require_free(config.host, port)
+    bind(config.host, port).close()
     flags = {
         "model": config.engine.model,
         "served-model-name": config.served_model_name,
@@ -122,13 +122,6 @@ def free_ports(number: int) -> list[int]:
     return ports
 
 
-def _require_free(host: str, port: int) -> None:
-    try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}; choose another --port") from error
-
-
 def _spawn(command: list[str], log: int) -> "subprocess.Popen[bytes]":
     """Starts a process out of reach of the terminal's Ctrl-C: local mode stops all in order."""
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
@@ -152,7 +145,7 @@ async def _poll_ready(url: str, child: Child) -> None:
                 status = await reader.readline()
                 writer.close()
             if b" 200 " in status:
-                child.ready.set_result("")
+                child.ready.set_result(("",))
                 return
         except (OSError, TimeoutError):
             pass

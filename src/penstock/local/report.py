@@ -13,6 +13,7 @@ class Report:
     def __init__(self, stream: TextIO = sys.stdout) -> None:
         self._stream = stream
         self._muted = False
+        self._notes: set[str] = set()
 
     def say(self, text: str) -> None:
         """A line about the whole."""
@@ -22,6 +23,12 @@ class Report:
     def part(self, name: str, text: str) -> None:
         """A line about one part."""
         self.say(f"  {name:<{_WIDTH}} {text}")
+
+    def note(self, text: str) -> None:
+        """A line that concerns all parts alike, shown once however many of them say it."""
+        if text not in self._notes:
+            self._notes.add(text)
+            self.part("", text)
 
     def log(self, name: str, line: str) -> None:
         """A line that a part wrote."""

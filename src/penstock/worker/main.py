@@ -26,6 +26,7 @@ from penstock.worker.bridge import EngineBridge
 from penstock.worker.config import WorkerConfig
 from penstock.worker.front import Front
 from penstock.worker.lifetime import EngineMain, describe_exit, fork_engine
+from penstock.worker.listen import bind
 from penstock.worker.metrics import WorkerMetrics
 
 OnReady: TypeAlias = Callable[[Started, int], None]
@@ -48,7 +49,7 @@ def run_worker(
     """
     for number in (signal.SIGTERM, signal.SIGINT):  # as pid 1 of a container there would be no default action
         signal.signal(number, lambda received, _: os._exit(128 + received))
-    listener = _bind(config.host, config.port)
+    listener = bind(config.host, config.port)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle matrix threads sleep instead of spinning
     os.environ.setdefault("KMP_BLOCKTIME", "0")
     pid, connection = fork_engine(config.engine, engine_main, close=(listener.fileno(),))
@@ -57,19 +58,6 @@ def run_worker(
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config, started, connection, listener, pid, on_ready))
     _reap(pid)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet. Raises ConfigError when the address cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}; choose another --port") from error
-    return listener
 
 
 def _wait_started(pid: int, connection: Connection) -> Started:

@@ -1,0 +1,70 @@
+"""The command line: complete help, quickly, without what only some commands need."""
+
+import resource
+import subprocess
+import sys
+from argparse import SUPPRESS
+
+import pytest
+
+from penstock.cli import COMMANDS
+from penstock.config import Parser
+
+HEAVY = ("torch", "transformers", "fastapi", "uvicorn", "aiohttp", "numpy", "tokenizers")
+BLOCKED = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r})); from penstock.cli import main; sys.exit(main())"
+
+
+def run(*words: str, program: tuple[str, ...] = ("-m", "penstock.cli")) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, *program, *words], capture_output=True, text=True, timeout=30)
+
+
+def test_help_lists_every_command_with_its_sentence() -> None:
+    words = " ".join(run("--help").stdout.split())
+    for name, command in COMMANDS.items():
+        assert f"{name} {command.sentence}" in words
+
+
+def test_help_takes_less_than_0_3_seconds_of_cpu() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_of_a_command_needs_no_heavy_package(command: str) -> None:
+    result = run(command, "--help", program=("-c", BLOCKED))
+    assert result.returncode == 0, result.stderr
+    assert f"usage: penstock {command}" in result.stdout
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_flag_has_a_default_and_a_sentence(command: str) -> None:
+    parser = Parser(prog=command)
+    COMMANDS[command].add_flags(parser)
+    flags = [action for action in parser._actions if action.option_strings and action.default is not SUPPRESS]
+    for flag in flags:
+        assert flag.help
+        assert "(default: " in flag.help, flag.option_strings
+        assert flag.help.split("(default: ")[0].strip().endswith((".", ")")), flag.help
+    assert bool(flags) == (command != "version")
+
+
+def test_unknown_command_and_unknown_flag_exit_with_2_and_name_what_exists() -> None:
+    unknown = run("upp")
+    assert unknown.returncode == 2
+    assert "'up'" in unknown.stderr
+    flag = run("decode", "--kv-byte", "1")
+    assert flag.returncode == 2
+
+
+def test_version_is_printed() -> None:
+    from penstock import __version__
+
+    assert run("version").stdout == run("--version").stdout == f"{__version__}\n"
+
+
+def test_impossible_number_of_workers_is_a_sentence() -> None:
+    result = run("up", "--decode", "0")
+    assert result.returncode == 2
+    assert "at least 1 decode" in result.stderr

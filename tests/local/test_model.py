@@ -1,0 +1,44 @@
+"""Which folder a user means, and a clear sentence when there is none."""
+
+from pathlib import Path
+
+import pytest
+
+from penstock.demo import MODEL_FOLDER
+from penstock.errors import ConfigError
+from penstock.local.model import find_model
+
+
+def test_folder_with_a_config_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert find_model(str(tmp_path)) == str(tmp_path)
+
+
+def test_no_name_means_the_demonstration_model() -> None:
+    assert (MODEL_FOLDER / "tokenizer.json").is_file()
+    if (MODEL_FOLDER / "config.json").is_file():
+        assert find_model("") == str(MODEL_FOLDER)
+    else:
+        with pytest.raises(ConfigError, match=r"no config\.json"):
+            find_model("")
+
+
+def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is no model folder: it has no config\.json"):
+        find_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["/nowhere/model", "./model", "model", "a/b/c"])
+def test_name_that_can_only_be_a_missing_folder_is_not_looked_up_elsewhere(name: str) -> None:
+    with pytest.raises(ConfigError, match="there is no folder"):
+        find_model(name)
+
+
+def test_hugging_face_id_without_network_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConfigError, match="penstock-tests/none is not a folder here and cannot be fetched") as refused:
+        find_model("penstock-tests/none")
+    assert "\n" not in str(refused.value)
