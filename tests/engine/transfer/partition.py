@@ -1,39 +1,47 @@
 """Pulls across a silent partition: every packet on loopback is dropped for a while. Prints what happened, as JSON.
 
-Runs in a network namespace of its own: `unshare --net --map-root-user python -m tests.engine.transfer.partition WIRE`.
+Runs in a network namespace of its own: `unshare --net --map-root-user python -m tests.engine.transfer.partition`.
 """
 
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 from tests.engine.transfer.node import connected, nodes
 
 GIVE_UP_S = 30.0
 
 
-def run(wire: str) -> list[tuple[str, float]]:
-    """(event, seconds after the partition began), then the event of a pull after it ended."""
+def run(wires: Sequence[str]) -> dict[str, list[tuple[str, float]]]:
+    """Per wire: events with their seconds since the partition began, the last from a pull after it ended."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    log = []
+    logs: dict[str, list[tuple[str, float]]] = {wire: [] for wire in wires}
     with nodes() as start:
-        owner, reader = connected(start, wire, timeout_s=1.0)
-        tickets = owner.call("write", range(200))
-        reader.pull(owner, tickets, range(200))
+        pairs = {wire: connected(start, wire, timeout_s=1.0) for wire in wires}
+        tickets = {wire: pairs[wire].owner.call("write", range(200)) for wire in wires}
+        for wire, (owner, reader) in pairs.items():
+            reader.pull(owner, tickets[wire], range(200))
         # A queue of no packets: all are dropped, nobody is told.
         subprocess.run(["tc", "qdisc", "add", "dev", "lo", "root", "pfifo", "limit", "0"], check=True)
         began = time.monotonic()
-        reader.submit(owner, tickets, range(200), "a")
-        while "QuarantineReleased" not in dict(log) and time.monotonic() - began < GIVE_UP_S:
-            event = reader.call("event", 1.0)
-            if event is not None:
-                log.append((type(event).__name__, time.monotonic() - began))
+        for wire, (owner, reader) in pairs.items():
+            reader.submit(owner, tickets[wire], range(200), "a")
+        waiting = set(wires)
+        while waiting and time.monotonic() - began < GIVE_UP_S:
+            for wire in list(waiting):
+                event = pairs[wire].reader.call("event", 0.1)
+                if event is not None:
+                    logs[wire].append((type(event).__name__, time.monotonic() - began))
+                    waiting -= {wire} if len(logs[wire]) == 2 else set()
         subprocess.run(["tc", "qdisc", "del", "dev", "lo", "root"], check=True)
-        reader.call("add_peer", owner.peer)
-        log.append((type(reader.pull(owner, tickets, range(200))).__name__, time.monotonic() - began))
-    return log
+        for wire, (owner, reader) in pairs.items():
+            reader.call("add_peer", owner.peer)
+            event = reader.pull(owner, tickets[wire], range(200))
+            logs[wire].append((type(event).__name__, time.monotonic() - began))
+    return logs
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(sys.argv[1])))
+    print(json.dumps(run(sys.argv[1:])))
