@@ -28,6 +28,7 @@ def chat(url: str, *lines: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.slow
 def test_chat_answers_every_line_and_leaves_at_the_end_of_input(up: Up) -> None:
     url = re.findall(r"(http://\S+)/v1\n", up.text)[-1]
     result = chat(url, "Hello, who are you?", "/new", "Hello, who are you?")
@@ -43,6 +44,7 @@ def test_chat_without_a_server_says_what_to_start() -> None:
     assert "is `penstock up` running?" in result.stderr
 
 
+@pytest.mark.slow
 def test_demo_shows_which_worker_did_what_and_that_blocks_moved(tiny_model: Path) -> None:
     flags = ("--port", "0", "--kv-bytes", "8MiB")
     result = subprocess.run(

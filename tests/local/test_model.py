@@ -6,7 +6,7 @@ import pytest
 
 from penstock.demo import MODEL_FOLDER
 from penstock.errors import ConfigError
-from penstock.local.model import find_model
+from penstock.local.model import config_modules, find_model, model_name
 
 
 def test_folder_with_a_config_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -42,3 +42,17 @@ def test_hugging_face_id_without_network_is_one_clear_sentence(monkeypatch: pyte
     with pytest.raises(ConfigError, match="penstock-tests/none is not a folder here and cannot be fetched") as refused:
         find_model("penstock-tests/none")
     assert "\n" not in str(refused.value)
+
+
+def test_model_is_called_by_its_folder_its_id_or_as_the_demonstration(tmp_path: Path) -> None:
+    assert model_name(f"{tmp_path}/") == tmp_path.name
+    assert model_name("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+    assert model_name("") == "penstock-demo"
+
+
+def test_module_that_reads_the_config_follows_its_type_and_broken_ones_are_left_to_the_engine(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "qwen3"}')
+    assert config_modules(str(tmp_path)) == ("transformers.models.qwen3.configuration_qwen3",)
+    config.write_text("[")
+    assert config_modules(str(tmp_path)) == ()

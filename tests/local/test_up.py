@@ -15,6 +15,8 @@ from penstock.local.ask import ask, first_model
 from tests.local.processes import Up, corrupt, listening_ports, running_up, wait_all_gone
 from tests.local.tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.slow
+
 QUESTION = [{"role": "user", "content": "What is the KV cache, and who fills it with keys and values?"}]
 
 
@@ -121,6 +123,17 @@ def test_broken_weights_are_refused_once_with_the_file_and_exit_code_2(tmp_path:
     text = output.decode()
     assert up.process.returncode == 2
     assert text.count("model.safetensors is corrupt or truncated") == 1
+    assert "Traceback" not in text
+
+
+def test_refusal_of_the_router_is_shown_although_all_else_falls_silent(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "model")
+    (folder / "tokenizer.json").write_text("{")
+    with running_up(str(folder), "--port", "0") as up:
+        output, _ = up.process.communicate(timeout=60)
+    text = output.decode()
+    assert up.process.returncode in (1, 2)  # whichever part reads the file first
+    assert "tokenizer.json" in text
     assert "Traceback" not in text
 
 

@@ -50,10 +50,9 @@ class Cluster:
         await asyncio.wait((all_ready, *self._keepers), return_when=asyncio.FIRST_COMPLETED)
         if not all_ready.done():
             all_ready.cancel()
-            self._report.mute()  # the others' last words would only hide the reason
-            for keeper in self._keepers:
-                if keeper.done():
-                    keeper.result()
+            failed = next(keeper for keeper in self._keepers if keeper.done())
+            self._report.mute(spare=failed.get_name())
+            failed.result()
 
     async def stop(self) -> None:
         """Stops every process, within STOP_S and a little."""

@@ -9,7 +9,7 @@ from typing import Any
 from penstock.config import add_flags, from_flags, option
 from penstock.engine.config import EngineConfig
 from penstock.errors import ConfigError
-from penstock.local.model import find_model
+from penstock.local.model import find_model, model_name
 
 _FIXED = ("model", "secret", "transfer_host")
 """Engine flags that local mode sets itself."""
@@ -24,7 +24,9 @@ class LocalConfig:
     decode: int = option(1, "Decode workers.", unit="workers")
     host: str = option("127.0.0.1", "Address to listen on.")
     port: int = option(8000, "Port to listen on; 0 takes a free one.")
-    served_model_name: str = option("", "Name of the model in the API; the folder's name when empty.")
+    served_model_name: str = option(
+        "", "Name of the model in the API; when empty, the folder's name or the Hugging Face id."
+    )
     log_dir: str = option("", "Folder for the logs of all processes, one file each; empty shows them here.")
 
     def __post_init__(self) -> None:
@@ -57,4 +59,4 @@ def local_config(args: argparse.Namespace, model: str, **fixed: Any) -> LocalCon
         secret=secrets.token_hex(16),
         threads=config.engine.threads or max(1, cores // config.num_workers),
     )
-    return replace(config, engine=engine)
+    return replace(config, engine=engine, served_model_name=config.served_model_name or model_name(model))

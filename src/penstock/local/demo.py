@@ -4,7 +4,6 @@ import asyncio
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from penstock.local.ask import Answer, ask
 from penstock.local.cluster import Cluster, running
@@ -48,9 +47,8 @@ async def _demo(config: LocalConfig, report: Report) -> int:
     empty, moved = 0, 0
     async with running(config, report) as cluster:
         report.say(f"ready in {watch}: {cluster.url}/v1\n")
-        model = config.served_model_name or Path(config.engine.model).name
         for question in QUESTIONS:
-            answer, blocks = await _ask(cluster, model, question, report)
+            answer, blocks = await _ask(cluster, config.served_model_name, question, report)
             empty += not answer.text.strip()
             moved += blocks
     report.say("stopped; nothing is left running")

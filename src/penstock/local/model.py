@@ -6,6 +6,7 @@ from pathlib import Path
 from penstock.demo import MODEL_FOLDER
 from penstock.errors import ConfigError
 
+DEMO_NAME = "penstock-demo"
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
 """All that serving reads; repositories often hold the weights in further formats."""
 
@@ -23,6 +24,14 @@ def find_model(name: str) -> str:
     if name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise ConfigError(f"there is no folder {name}; name one, or a Hugging Face id such as Qwen/Qwen3-0.6B")
     return _download(name)
+
+
+def model_name(name: str) -> str:
+    """What clients call the model that `find_model(name)` finds."""
+    if not name:
+        return DEMO_NAME
+    folder = Path(name).expanduser()
+    return folder.resolve().name if folder.is_dir() else name
 
 
 def config_modules(folder: str) -> tuple[str, ...]:

@@ -12,12 +12,12 @@ class Report:
 
     def __init__(self, stream: TextIO = sys.stdout) -> None:
         self._stream = stream
-        self._muted = False
+        self._spared: str | None = None
         self._notes: set[str] = set()
 
     def say(self, text: str) -> None:
         """A line about the whole."""
-        if not self._muted:
+        if self._spared is None:
             print(text, file=self._stream, flush=True)
 
     def part(self, name: str, text: str) -> None:
@@ -32,12 +32,12 @@ class Report:
 
     def log(self, name: str, line: str) -> None:
         """A line that a part wrote."""
-        if not self._muted:
+        if self._spared in (None, name):
             print(f"  {name:<{_WIDTH}} | {line}", file=sys.stderr, flush=True)
 
-    def mute(self) -> None:
-        """Nothing more is shown: the end has its own words."""
-        self._muted = True
+    def mute(self, *, spare: str) -> None:
+        """Nothing more is shown but the logs of part `spare`, which failed: the others' ends would only hide why."""
+        self._spared = spare
 
 
 class Stopwatch:

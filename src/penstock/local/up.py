@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from pathlib import Path
 
 from penstock.local.cluster import running
 from penstock.local.config import LocalConfig
@@ -28,6 +27,9 @@ async def _up(config: LocalConfig, report: Report) -> int:
 
 def _curl(url: str, config: LocalConfig) -> str:
     """A line to paste into another terminal."""
-    model = config.served_model_name or Path(config.engine.model).name
-    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "What is the KV cache?"}]}
+    body = {
+        "model": config.served_model_name,
+        "stream": True,
+        "messages": [{"role": "user", "content": "What is the KV cache?"}],
+    }
     return f"curl -N {url}/v1/chat/completions -H 'content-type: application/json' -d '{json.dumps(body)}'"
