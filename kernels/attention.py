@@ -3,14 +3,21 @@
     scores = scale * q @ K[0 .. position]^T        (only the last `window` keys when a window is set)
     output = softmax(scores) @ V
 
-Knows tensors only: a sequence is a row of `block_tables`, a token is a row of `q`.
+Knows tensors only: a sequence is a row of `block_tables`, a token is a row of `q`. The torch twin here is the CPU path,
+planned once per step in attention_plan.py; the Triton kernel is attention_triton.py.
 """
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from penstock.kernels.attention_plan import Context, Plan, flash, measured_sizes, plan_attention
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +36,14 @@ class AttentionBatch:
     positions: Tensor  # int64 [num_tokens]
     max_query_len: int
     max_context_len: int
-    derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def derive(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """What all layers of this step share: computed by the first that asks for `key`."""
+        if key not in self._derived:
+            self._derived[key] = compute()
+        value: T = self._derived[key]
+        return value
 
 
 def paged_attention(q: Tensor, kv: Tensor, batch: AttentionBatch, *, scale: float, window: int | None = None) -> Tensor:
@@ -38,18 +52,60 @@ def paged_attention(q: Tensor, kv: Tensor, batch: AttentionBatch, *, scale: floa
     Query head `h` reads KV head `h // (heads / kv_heads)`. Returns `[num_tokens, heads, dim]` in q's dtype; sums are
     taken in float32. With a `window`, a row sees the keys at positions `position - window + 1 .. position`.
     """
+    if q.is_cuda:
+        from penstock.kernels.attention_triton import paged_attention_triton
+
+        return paged_attention_triton(q, kv, batch, scale=scale, window=window)
     num_kv_heads, block_size, dim = kv.shape[1], kv.shape[3], kv.shape[4]
-    group = q.shape[1] // num_kv_heads
-    out = torch.empty_like(q)
-    starts = batch.query_starts.tolist()
-    for seq, length in enumerate(batch.context_lens.tolist()):
-        rows = slice(starts[seq], starts[seq + 1])
-        blocks = batch.block_tables[seq, : -(-length // block_size)]
-        keys, values = kv[blocks].permute(2, 1, 0, 3, 4).reshape(2, num_kv_heads, -1, dim)[:, :, :length].float()
-        queries = q[rows].float().view(-1, num_kv_heads, group, dim).permute(1, 2, 0, 3)
-        scores = queries @ keys.unsqueeze(1).transpose(-1, -2) * scale
-        age = batch.positions[rows, None] - torch.arange(length, device=q.device)
-        hidden = age < 0 if window is None else (age < 0) | (age >= window)
-        probs = scores.masked_fill(hidden, float("-inf")).softmax(-1)
-        out[rows] = (probs @ values.unsqueeze(1)).permute(2, 0, 1, 3).flatten(1, 2).to(q.dtype)
+    sizes = measured_sizes(q.dtype, dim, torch.get_num_threads())
+    plan = batch.derive(
+        ("attention", q.dtype, num_kv_heads, block_size, window, sizes),
+        lambda: plan_attention(
+            batch.query_starts, batch.context_lens, batch.block_tables, num_kv_heads, block_size, window, q.dtype, sizes
+        ),
+    )
+    return _attend(q, kv, plan, scale)
+
+
+def _attend(q: Tensor, kv: Tensor, plan: Plan, scale: float) -> Tensor:
+    num_tokens, heads, dim = q.shape
+    num_kv_heads = kv.shape[1]
+    group = heads // num_kv_heads
+    out = torch.empty((num_tokens, heads, dim), dtype=q.dtype)
+    for step in plan.decodes:
+        # One row per sequence: the query heads of a KV head are the rows, so that its KV is read once.
+        rows = next(size for size in plan.row_sizes if size >= group)
+        queries = q.index_select(0, step.rows).view(-1, num_kv_heads, group, dim)
+        queries = F.pad(queries, (0, 0, 0, rows - group))
+        keys, values = _gather(kv, step.context)
+        mask = step.mask.expand(-1, -1, rows, -1)
+        found = flash(queries, keys[:, :, : step.length], values[:, :, : step.length], mask, scale)
+        out.index_copy_(0, step.rows, found[:, :, :group].reshape(-1, heads, dim))
+    for prefill in plan.prefills:
+        keys, values = _gather(kv, prefill.context)
+        for tile in prefill.tiles:
+            # The rows of one sequence: KV heads are the batch, and the query heads of each share its KV (stride 0).
+            rows_of_tile = slice(tile.start, tile.start + tile.num_rows)
+            queries = q[rows_of_tile]
+            if tile.padded_rows > tile.num_rows:
+                queries = F.pad(queries, (0, 0, 0, 0, 0, tile.padded_rows - tile.num_rows))
+            queries = queries.view(-1, num_kv_heads, group, dim).permute(1, 2, 0, 3)
+            shared = (num_kv_heads, group, tile.length, dim)
+            tile_keys = keys[0, :, : tile.length].unsqueeze(1).expand(shared)
+            tile_values = values[0, :, : tile.length].unsqueeze(1).expand(shared)
+            found = flash(queries, tile_keys, tile_values, tile.mask, scale)[:, :, : tile.num_rows]
+            out[rows_of_tile].view(-1, num_kv_heads, group, dim).copy_(found.permute(2, 0, 1, 3))
     return out
+
+
+def _gather(kv: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    """Copy a context's K and V out of their blocks, each `[num_seqs, kv_heads, slots, dim]`; zero its stale slots."""
+    num_blocks, num_kv_heads, _, block_size, dim = kv.shape
+    gathered = []
+    for part in (0, 1):
+        blocks = kv[:, :, part].view(num_blocks * num_kv_heads, block_size * dim)
+        rows = blocks.index_select(0, context.blocks)
+        # A masked NaN in V still poisons the sum (0 * NaN), and one in K its score: neither may get through.
+        rows.view(-1, dim).index_fill_(0, context.stale, 0.0)
+        gathered.append(rows.view(context.num_seqs, num_kv_heads, -1, dim))
+    return gathered[0], gathered[1]

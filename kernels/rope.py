@@ -1,6 +1,6 @@
 """Rotary position embedding fused with the write of K and V into the paged cache (Su et al. 2021, section 3.2.2).
 
-Dimension `i` of a head turns with dimension `i + dim/2` (the half-split order of Hugging Face checkpoints):
+Dimension `i` of a head turns with dimension `i + half` (the half-split order of Hugging Face checkpoints):
 
     out[i]         = x[i] * cos[position, i] - x[i + half] * sin[position, i]
     out[i + half]  = x[i + half] * cos[position, i] + x[i] * sin[position, i]
@@ -19,17 +19,29 @@ def rope_and_write(q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, batch: Atte
     A `rotary_dim` below `dim` turns only the first `rotary_dim` dimensions. `kv` is one layer's view
     `[num_blocks, kv_heads, 2, block_size, dim]` and is changed in place. Returns the rotated q.
     """
-    cos, sin = cos_sin[batch.positions].unsqueeze(1).chunk(2, dim=-1)
+    if q.is_cuda:
+        from penstock.kernels.rope_triton import rope_and_write_triton
+
+        return rope_and_write_triton(q, k, v, cos_sin, batch.positions, batch.slots, kv)
+    cos, sin = batch.derive(("rope", id(cos_sin)), lambda: _signed(cos_sin.index_select(0, batch.positions)))
     block_size = kv.shape[3]
-    blocks, offsets = batch.slots // block_size, batch.slots % block_size
-    kv[blocks, :, 0, offsets] = rotate(k, cos, sin).to(kv.dtype)
-    kv[blocks, :, 1, offsets] = v.to(kv.dtype)
-    return rotate(q, cos, sin)
+    places = batch.derive(("places", block_size), lambda: (batch.slots // block_size, batch.slots % block_size))
+    turned = _turn(torch.cat((q, k), dim=1), cos, sin)
+    heads = q.shape[1]
+    kv.permute(0, 3, 1, 2, 4)[places] = torch.stack((turned[:, heads:], v), dim=2).to(kv.dtype)
+    return turned[:, :heads]
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x `[num_tokens, heads, dim]` by cos and sin `[num_tokens, 1, rotary_dim / 2]`, in float32."""
-    half = cos.shape[-1]
-    first, second, rest = x[..., :half].float(), x[..., half : 2 * half].float(), x[..., 2 * half :]
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
-    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+def _signed(cos_sin: Tensor) -> tuple[Tensor, Tensor]:
+    """`[n, rotary_dim]` to cosines `c | c` and sines `-s | s`, each `[n, 1, rotary_dim]`."""
+    cos, sin = cos_sin.unsqueeze(1).chunk(2, dim=-1)
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn x `[n, heads, dim]` in float32. Multiply and add apart: a fused step would round body and tail unlike."""
+    rotary_dim = cos.shape[-1]
+    half = rotary_dim // 2
+    swapped = torch.cat((x[..., half:rotary_dim], x[..., :half]), dim=-1)
+    turned = (x[..., :rotary_dim] * cos).add_(swapped * sin).to(x.dtype)
+    return turned if rotary_dim == x.shape[-1] else torch.cat((turned, x[..., rotary_dim:]), dim=-1)
