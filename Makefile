@@ -31,6 +31,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.handover
 	$(BIN)/python -m bench.router_overhead
 	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.start
 	$(BIN)/python -m bench.cpu_vs_vllm
 
 clean:

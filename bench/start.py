@@ -1,0 +1,69 @@
+"""How long `penstock up` and `penstock demo` take, from the command to ready and to the end.
+
+python -m bench.start [--rounds 3]
+"""
+
+import argparse
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+from bench.drivers import free_port, stop_group
+from bench.report import Report, compare
+
+UP_LIMIT_S = 10.0
+DEMO_LIMIT_S = 60.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds (default: 3)")
+    rounds = parser.parse_args().rounds
+    report = Report("start")
+    ups = [up_s() for _ in range(rounds)]
+    demos = [demo_s() for _ in range(rounds)]
+    report.rows = [
+        compare(
+            "penstock up, 1 prefill and 1 decode: command to ready, p50", "s", statistics.median(ups), limit=UP_LIMIT_S
+        ),
+        compare("penstock demo: command to end, p50", "s", statistics.median(demos), limit=DEMO_LIMIT_S),
+    ]
+    report.finish()
+
+
+def up_s() -> float:
+    """Seconds until `penstock up` says that it is ready."""
+    command = [sys.executable, "-m", "penstock.cli", "up", "--port", str(free_port())]
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1, start_new_session=True
+    )
+    assert process.stdout is not None
+    said: list[str] = []
+    for line in process.stdout:
+        said.append(line)
+        if re.search(r"^ready in .*http://", line.strip()):
+            seconds = time.perf_counter() - begin
+            os.kill(process.pid, signal.SIGINT)
+            process.communicate()
+            stop_group(process)
+            return seconds
+    raise SystemExit("penstock up ended before it was ready:\n" + "".join(said[-20:]))
+
+
+def demo_s() -> float:
+    begin = time.perf_counter()
+    result = subprocess.run(
+        [sys.executable, "-m", "penstock.cli", "demo"], capture_output=True, text=True, check=False, timeout=300
+    )
+    if result.returncode != 0:
+        raise SystemExit(f"penstock demo failed:\n{result.stdout[-2000:]}{result.stderr[-2000:]}")
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    main()
