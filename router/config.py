@@ -50,6 +50,7 @@ class RouterConfig:
     )
 
     def __post_init__(self) -> None:
+        _urls(self.prefill), _urls(self.decode)
         for name in ("max_body_bytes", "max_samples", "max_attempts", "index_blocks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")

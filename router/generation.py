@@ -162,6 +162,7 @@ class Generation:
             self.cached_tokens = frame.cached_tokens
         tokens, logprobs = answer.take(frame)
         placed.reservation.produced(len(tokens))
+        self._placer.computed(placed)
         return Output(self._first_choice + answer.index, tuple(tokens), tuple(logprobs)) if tokens else None
 
     def _done(self, frame: Done, placed: Placed) -> None:

@@ -34,6 +34,7 @@ def make_server(config: RouterConfig) -> "RouterServer":
             ws="none",
             access_log=False,
             log_config=None,
+            timeout_keep_alive=75,  # longer than clients keep idle connections, else both close at the same moment
             timeout_graceful_shutdown=1,
         ),
         app.state.services,

@@ -15,6 +15,9 @@ from penstock.router.metrics import Metrics
 from penstock.router.policy import Placement, PlacementRequest, Policy
 from penstock.router.prefix_index import PrefixIndex
 
+_LONG_PROMPT_TOKENS = 16_384
+"""Hashing more takes over 2 ms and is done in a thread."""
+
 
 @dataclass(slots=True)
 class Trial:
@@ -41,9 +44,15 @@ class Placed:
     salt: str
     reservation: Reservation
     hashes: list[bytes]
-    new_on: dict[str, list[bytes]]
-    """Per worker, the blocks the index learned by this placement."""
+    new_hashes: list[bytes]
+    """Of the blocks that the computing worker is about to learn."""
     is_resume: bool = False
+    is_computed: bool = False
+
+    @property
+    def computing(self) -> str:
+        """The worker that computes the prompt."""
+        return self.prefill or self.decode
 
 
 class Placer:
@@ -73,7 +82,9 @@ class Placer:
 
         Raises RetryableError when none comes.
         """
-        if trial.hashes is None:
+        if trial.hashes is None and len(request.prompt) > _LONG_PROMPT_TOKENS:
+            trial.hashes = await asyncio.to_thread(self._index.hash, request.prompt, request.salt)
+        elif trial.hashes is None:
             trial.hashes = self._index.hash(request.prompt, request.salt)
         matched = self._index.match(trial.hashes)
         give_up = min(asyncio.get_running_loop().time() + self._wait_s, deadline)
@@ -98,6 +109,12 @@ class Placer:
         """A decode worker answered; another process than before has an empty cache."""
         if self._cluster.met(placed.decode, generation):
             self._index.forget(placed.decode)
+
+    def computed(self, placed: Placed) -> None:
+        """The first token came, so the decode worker holds the prompt: until now another request for it would have
+        found nothing there, and computing it on the prefill worker was the better choice."""
+        if not placed.is_computed:
+            placed.is_computed = True
             self._index.record(placed.decode, placed.hashes)
 
     def learned(self, placed: Placed, tokens: list[int]) -> None:
@@ -111,8 +128,7 @@ class Placer:
         self._metrics.replacements.labels(reason=error.code).inc()
         if isinstance(error, (PrefillLost, TransferError)) and placed.prefill is not None:
             trial.excluded[placed.prefill] = self._cluster.arrivals(placed.prefill)
-            for url, hashes in placed.new_on.items():
-                self._index.retract(url, hashes)
+            self._index.retract(placed.prefill, placed.new_hashes)
             if isinstance(error, PrefillLost):
                 self._cluster.mark_lost(placed.prefill)
         else:
@@ -144,15 +160,12 @@ class Placer:
 
     def _book(self, placement: Placement, request: GenerateRequest, trial: Trial, matched: dict[str, int]) -> Placed:
         hashes = trial.hashes or []
-        new_on = {}
-        for url in {placement.decode, placement.prefill or placement.decode}:
-            new_on[url] = hashes[matched.get(url, 0) // self._index.block_tokens :]
-            self._index.record(url, hashes)
         computing = placement.prefill or placement.decode
+        known = matched.get(computing, 0)
+        self._index.record(computing, hashes)
         reservation = self._cluster.reserve(
-            placement,
-            len(request.prompt) - matched.get(computing, 0),
-            request.sampling.max_tokens * len(request.samples),
+            placement, len(request.prompt) - known, request.sampling.max_tokens * len(request.samples)
         )
         self._metrics.placements.labels(kind="disaggregated" if placement.prefill else "decode_alone").inc()
-        return Placed(placement.decode, placement.prefill, request.salt, reservation, hashes, new_on)
+        new_hashes = hashes[known // self._index.block_tokens :]
+        return Placed(placement.decode, placement.prefill, request.salt, reservation, hashes, new_hashes)

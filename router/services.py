@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from penstock.errors import ConfigError
 from penstock.hop import new_session
 from penstock.router.cluster import Cluster
 from penstock.router.config import RouterConfig
@@ -25,6 +26,8 @@ class Services:
 
     def __init__(self, config: RouterConfig) -> None:
         """Reads the model's folder. Raises ConfigError."""
+        if not config.model:
+            raise ConfigError("the router needs a model folder for its tokenizer and chat template: set model")
         self.config = config
         self.model = load_model(
             Path(config.model), name=config.served_model_name, context_tokens=config.max_context_tokens

@@ -5,7 +5,7 @@ import logging
 import re
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TypeAlias
 
 from starlette.types import Receive, Scope, Send
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 Prepare: TypeAlias = Callable[[Services, bytes, str, float], Awaitable[Call]]
 
+_LAST_WORD_S = 0.5
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
@@ -166,7 +167,9 @@ async def _fail(reply: Reply, error: Exception) -> None:
     """An error body; or, when the stream is open, an error event. The caller then returns without a last chunk, and the
     server cuts the connection: a stream that failed must not look complete."""
     if reply.status:
-        await reply.event(error_body(error))
+        with suppress(TimeoutError):  # a client that does not read would hold us here for ever
+            async with asyncio.timeout(_LAST_WORD_S):
+                await reply.event(error_body(error))
         return
     retry_after_s = retry_after_of(error) if isinstance(error, RetryableError) else None
     await reply.json(error_body(error), error_status(error), retry_after_s=retry_after_s)

@@ -252,7 +252,7 @@ message.content + '\\n\\n' }}{% endif %}{% endfor %}
 """,
     "deepseek_v2": """\
 {% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}
-{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ 'User: ' + message.content + '\\n\\n' }}
+{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}{{ 'User: ' + message.content + '\\n\\n' }}
 {%- elif message['role'] == 'assistant' %}{{ 'Assistant: ' + (message['content'] or '') + eos_token }}
 {%- elif message['role'] == 'system' %}{{ message['content'] + '\\n\\n' }}{% endif %}{% endfor %}
 {% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}

@@ -7,6 +7,7 @@ that was never broken. Each request takes the next script of `scripts`, or `answ
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import TypeAlias
 
 import msgspec
@@ -65,7 +66,7 @@ class Stream:
                 end, reason = ends[sample.index]
                 if len(sample.output) <= position < end:
                     await self.tokens(sample, position, position + 1)
-                    await self.worker.token_gate()
+                    await self.worker.token_gate(self)
                 if position == end - 1:
                     await self.send(Finished(sample.index, reason))
         await self.send(Done(cached_tokens=self.worker.cached_tokens))
@@ -119,9 +120,12 @@ class FakeWorker:
         assert self._runner is not None
         await self._runner.cleanup()
 
-    async def token_gate(self) -> None:
+    async def token_gate(self, stream: Stream) -> None:
         while self.gate is not None and not self.gate.is_set():
-            await asyncio.wait([asyncio.ensure_future(self.gate.wait())], timeout=HEARTBEAT_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self.gate.wait()
+            await stream.send(Heartbeat(step=1, step_s=0.0, predicted_s=0.0))
 
     async def _ready(self, _: web.Request) -> web.Response:
         return web.Response(status=200 if self.ready else 503)

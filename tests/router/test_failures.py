@@ -1,6 +1,8 @@
 """Workers that fail in every way a worker can: the client sees one unbroken answer, or an explicit error."""
 
 import asyncio
+import json
+import socket
 import time
 from collections.abc import Callable
 
@@ -260,6 +262,23 @@ def test_a_client_that_leaves_cancels_the_worker_within_a_second(
     assert_nothing_is_left(router)
 
 
+def test_a_client_that_does_not_read_is_ended_at_its_deadline(
+    worker: FakeWorker, router: RunningRouter, outputs: list[list[int]]
+) -> None:
+    worker.texts = [outputs[0][:-1] * 40]
+    fields = {"n": 16, "logprobs": True, "top_logprobs": 20, "stream": True, "max_tokens": 450}
+    body = json.dumps({"model": "tiny", "messages": HELLO, **fields}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\ntimeout: 2\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.connect(("127.0.0.1", router.port))
+        raw.sendall(head.encode() + body)
+        wait_until(lambda: len(worker.requests) == 1, "the request's arrival")
+        assert_nothing_is_left(router)
+        failed = router.services.metrics.requests.labels(endpoint="chat", status="503")
+        wait_until(lambda: failed._value.get() == 1, "the end by its deadline")
+
+
 def test_one_frozen_stream_disturbs_no_other(client: openai.OpenAI, worker: FakeWorker) -> None:
     worker.scripts.append(fake.freeze_after(1))
     frozen = client.chat.completions.create(model="tiny", messages=HELLO, stream=True)
@@ -280,7 +299,7 @@ def hold(worker_loop: LoopThread) -> asyncio.Event:
 
 
 def assert_nothing_is_left(router: RunningRouter) -> None:
-    """No request, and no work booked on any worker."""
+    """Soon there is no request, and no work booked on any worker."""
     wait_until(lambda: len(router.services.lifelines) == 0, "the end of all requests")
     wait_until(
         lambda: all(

@@ -1,0 +1,142 @@
+"""Readiness and bookings of workers, against real HTTP."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import uvloop
+
+from penstock.hop import new_session
+from penstock.router.cluster import Cluster
+from penstock.router.policy import EXPECTED_OUTPUT_TOKENS, Placement
+from tests.router.fake_worker import FakeWorker
+
+POLL_S = 0.05
+
+
+def with_cluster(test: Callable[[Cluster, FakeWorker], Awaitable[None]]) -> None:
+    """Runs `test` with a cluster of one ready decode worker."""
+
+    async def run() -> None:
+        worker = FakeWorker([[1]])
+        await worker.start()
+        async with new_session() as session:
+            cluster = Cluster(session, POLL_S)
+            cluster.add(worker.url, "decode")
+            try:
+                await until(cluster, lambda: cluster.has_ready("decode"))
+                await test(cluster, worker)
+            finally:
+                await cluster.close()
+                await worker.stop()
+
+    uvloop.run(run())
+
+
+async def until(cluster: Cluster, condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await cluster.changed()
+
+
+def test_a_worker_is_chosen_from_its_first_ready_answer_on() -> None:
+    async def test(cluster: Cluster, worker: FakeWorker) -> None:
+        assert [load.url for load in cluster.snapshot().decode] == [worker.url]
+        assert cluster.snapshot().prefill == ()
+        worker.ready = False
+        await until(cluster, lambda: not cluster.has_ready("decode"))
+        assert cluster.snapshot().decode == ()
+        worker.ready = True
+        await until(cluster, lambda: cluster.has_ready("decode"))
+        assert cluster.arrivals(worker.url) == 2
+
+    with_cluster(test)
+
+
+def test_a_lost_worker_that_lives_is_back_at_once() -> None:
+    async def test(cluster: Cluster, worker: FakeWorker) -> None:
+        cluster.mark_lost(worker.url)
+        assert not cluster.has_ready("decode")
+        began = time.monotonic()
+        await until(cluster, lambda: cluster.has_ready("decode"))
+        assert time.monotonic() - began < 0.5
+
+    with_cluster(test)
+
+
+def test_a_restarted_worker_is_back_within_half_a_second() -> None:
+    async def test(cluster: Cluster, worker: FakeWorker) -> None:
+        port = int(worker.url.rpartition(":")[2])
+        await worker.stop()
+        await until(cluster, lambda: not cluster.has_ready("decode"))
+        await worker.start(port)
+        began = time.monotonic()
+        await until(cluster, lambda: cluster.has_ready("decode"))
+        assert time.monotonic() - began < 0.5
+
+    with_cluster(test)
+
+
+def test_an_answer_older_than_the_loss_does_not_count() -> None:
+    async def test(cluster: Cluster, worker: FakeWorker) -> None:
+        asked, answer = asyncio.Event(), asyncio.Event()
+        answers_ready = cluster._answers_ready
+
+        async def slow(url: str) -> bool:
+            ready = await answers_ready(url)
+            asked.set()
+            await answer.wait()
+            return ready
+
+        cluster._answers_ready = slow  # type: ignore[method-assign]
+        async with asyncio.timeout(5):
+            await asked.wait()
+        cluster.mark_lost(worker.url)
+        worker.ready = False
+        answer.set()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not cluster.has_ready("decode")
+        worker.ready = True
+        await until(cluster, lambda: cluster.has_ready("decode"))
+
+    with_cluster(test)
+
+
+def test_a_removed_worker_is_not_chosen_and_not_asked() -> None:
+    async def test(cluster: Cluster, worker: FakeWorker) -> None:
+        cluster.remove(worker.url)
+        assert cluster.snapshot().decode == ()
+        assert cluster.workers == ()
+        cluster.mark_lost(worker.url)
+        cluster.remove(worker.url)
+
+    with_cluster(test)
+
+
+def test_bookings_follow_the_work() -> None:
+    async def test(cluster: Cluster, worker: FakeWorker) -> None:
+        booked = cluster.reserve(Placement(worker.url), 100, 10_000)
+        load = cluster.snapshot().decode[0]
+        assert (load.prefill_tokens, load.output_tokens) == (100, EXPECTED_OUTPUT_TOKENS)
+        booked.produced(6)
+        load = cluster.snapshot().decode[0]
+        assert (load.prefill_tokens, load.output_tokens) == (0, EXPECTED_OUTPUT_TOKENS - 6)
+        booked.produced(10_000)
+        assert cluster.snapshot().decode[0].work == 0
+        booked.release()
+        unused = cluster.reserve(Placement(worker.url, "http://gone"), 100, 50)
+        unused.release()
+        assert cluster.snapshot().decode[0].work == 0
+        assert cluster.workers[0].streams == 0
+
+    with_cluster(test)
+
+
+def test_another_process_at_the_same_address_is_noticed() -> None:
+    async def test(cluster: Cluster, worker: FakeWorker) -> None:
+        assert not cluster.met(worker.url, "g1"), "the first meeting"
+        assert not cluster.met(worker.url, "g1")
+        assert cluster.met(worker.url, "g2")
+
+    with_cluster(test)

@@ -1,0 +1,85 @@
+"""Health, readiness, metrics and draining, for those who run the router; and what its process must not import."""
+
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import openai
+import pytest
+
+from penstock.errors import ConfigError
+from penstock.router.config import RouterConfig
+from tests.router.conftest import StartRouter
+from tests.router.fake_worker import FakeWorker
+from tests.router.serving import RunningRouter, wait_until
+
+MESSAGES = [{"role": "user", "content": "Hello"}]
+
+
+def get(router: RunningRouter, path: str, method: str = "GET") -> tuple[int, str]:
+    request = urllib.request.Request(f"{router.url}{path}", method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_readiness_follows_the_workers(start_router: StartRouter, worker: FakeWorker) -> None:
+    router = start_router((worker,), poll_s=0.05)
+    status, body = get(router, "/ready")
+    assert status == 200
+    assert json.loads(body)["workers"] == {worker.url: {"role": "decode", "ready": True}}
+    worker.ready = False
+    wait_until(lambda: get(router, "/ready")[0] == 503, "unreadiness")
+    assert get(router, "/health")[0] == 200, "the router itself is well"
+
+
+def test_a_drained_router_is_unready_but_still_serves(router: RunningRouter, client: openai.OpenAI) -> None:
+    assert get(router, "/drain", "POST") == (200, '{"running":0}')
+    assert get(router, "/ready")[0] == 503
+    assert client.chat.completions.create(model="tiny", messages=MESSAGES).choices
+
+
+def test_metrics_count_what_happened(router: RunningRouter, client: openai.OpenAI, worker: FakeWorker) -> None:
+    answer = client.chat.completions.create(model="tiny", messages=MESSAGES)
+    assert answer.usage is not None
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="tiny", messages=[])
+    lines = set(get(router, "/metrics")[1].splitlines())
+    expected = {
+        'penstock_router_requests_total{endpoint="chat",status="200"} 1.0',
+        'penstock_router_requests_total{endpoint="chat",status="400"} 1.0',
+        "penstock_router_running_requests 0.0",
+        f"penstock_router_prompt_tokens_total {float(answer.usage.prompt_tokens)}",
+        f"penstock_router_output_tokens_total {float(answer.usage.completion_tokens)}",
+        "penstock_router_cached_prompt_tokens_total 3.0",
+        "penstock_router_time_to_first_token_seconds_count 1.0",
+        'penstock_router_placements_total{kind="decode_alone"} 1.0',
+        f'penstock_router_worker_ready{{role="decode",worker="{worker.url}"}} 1.0',
+        f'penstock_router_worker_streams{{role="decode",worker="{worker.url}"}} 0.0',
+    }
+    assert not expected - lines
+
+
+def test_the_router_loads_neither_torch_nor_transformers() -> None:
+    banned = ["torch", "transformers", "numpy", "penstock.engine", "penstock.prefill", "penstock.decode"]
+    script = f"import penstock.router.main, sys; print([name for name in {banned} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"decode": "127.0.0.1:9"}, "must start with http"),
+        ({"max_attempts": 0}, "max_attempts must be at least 1"),
+        ({"timeout_s": 0.0}, "timeout_s must be more than 0"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_at_start(settings: dict[str, object], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        RouterConfig(**settings)  # type: ignore[arg-type]
