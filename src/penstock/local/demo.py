@@ -4,14 +4,20 @@ import asyncio
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from random import Random
 
+from penstock.demo.text import make_dialogue
 from penstock.local.ask import Answer, ask
 from penstock.local.cluster import Cluster, running
 from penstock.local.config import LocalConfig
 from penstock.local.foreground import run_foreground
 from penstock.local.report import Report, Stopwatch
 
-QUESTIONS = ("What is the KV cache?", "What does the prefill worker do?", "What is 27 + 46?")
+QUESTIONS = (
+    "Quick question: What is the KV cache?",
+    "How much is 27 plus 46?",
+    make_dialogue("retrieval", Random(1), held_out=True, num_lines=32).turns[0].question,  # a prompt of many blocks
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ def find_faults(num_empty: int, num_moved: int, num_prefill: int) -> list[str]:
 async def _ask(cluster: Cluster, model: str, question: str, report: Report) -> tuple[Answer, int]:
     """Asks one question, shows the answer as it comes and who worked on it. Returns also how many blocks moved."""
     before = await asyncio.to_thread(_work_of_all, cluster)
-    report.say(f"> {question}")
+    report.say(f"> {_shorten(question)}")
     messages = [{"role": "user", "content": question}]
     answer = await asyncio.to_thread(
         ask, cluster.url, model, messages, lambda piece: print(piece, end="", flush=True), temperature=0, max_tokens=128
@@ -81,6 +87,14 @@ async def _ask(cluster: Cluster, model: str, question: str, report: Report) -> t
         report.say(f"    {line}")
     report.say("")
     return answer, sum(work.pulled_blocks for work in done.values())
+
+
+def _shorten(question: str) -> str:
+    """A long question as its first and last line."""
+    first, *others = question.split("\n")
+    if len(others) < 3:
+        return question
+    return f"{first}\n  ({len(others) - 1} lines more)\n  {others[-1]}"
 
 
 def _story(done: Mapping[str, Work], cluster: Cluster, headers: Mapping[str, str]) -> list[str]:
