@@ -1,0 +1,138 @@
+"""Writes the pages that derive from the code and from bench/results, so that they cannot fall behind.
+
+python docs/make.py            writes docs/reference/command-line.md, docs/reference/metrics.md, docs/performance.md
+python docs/make.py --check    exits with 1 and names the pages that differ (tests/house runs this)
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "bench" / "results"
+MADE = "<!-- made by docs/make.py: do not edit -->\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when a page differs")
+    check = parser.parse_args().check
+    for name in [name for name in os.environ if name.startswith("PENSTOCK_")]:
+        del os.environ[name]  # they set defaults
+    pages = {
+        DOCS / "reference" / "command-line.md": command_line(),
+        DOCS / "reference" / "metrics.md": metrics(),
+        DOCS / "performance.md": performance(),
+    }
+    differing = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
+    for path in differing:
+        if not check:
+            path.write_text(pages[path])
+        print(f"{'differs' if check else 'written'}: {path.relative_to(DOCS.parent)}")
+    if check and differing:
+        print("run: python docs/make.py")
+    return 1 if check and differing else 0
+
+
+def command_line() -> str:
+    from penstock.cli import COMMANDS
+    from penstock.config import Parser
+
+    parts = [
+        MADE,
+        "# The command line\n",
+        "Every flag can also be set in the environment: `--kv-bytes` is `PENSTOCK_KV_BYTES`. A flag wins. Sizes take",
+        "suffixes, as in `512MiB`.\n",
+    ]
+    for name, command in COMMANDS.items():
+        parser = Parser(prog=f"penstock {name}")
+        command.add_flags(parser)
+        parts += [f"## penstock {name}\n", command.sentence + "\n"]
+        rows = [_flag_row(action) for action in parser._actions if action.dest != "help"]
+        if rows:
+            parts += [_table(("flag", "meaning"), rows)]
+    return "\n".join(parts)
+
+
+def _flag_row(action: argparse.Action) -> tuple[str, str]:
+    name = action.option_strings[0] if action.option_strings else str(action.metavar)
+    choices = f" One of {', '.join(f'`{choice}`' for choice in action.choices)}." if action.choices else ""
+    return f"`{name}`", (action.help or "").replace("%%", "%") + choices
+
+
+def metrics() -> str:
+    from penstock.engine.messages import Stats
+    from penstock.protocol import Load
+    from penstock.router.metrics import Metrics
+    from penstock.worker.metrics import WorkerMetrics
+
+    peer = SimpleNamespace(layout=SimpleNamespace(kv_dtype=""), generation="")
+    limits = SimpleNamespace(block_size=1, num_blocks=1)
+    bridge = SimpleNamespace(
+        load=Load(),
+        stats=Stats(),
+        num_streams=0,
+        trouble=lambda: None,
+        started=SimpleNamespace(peer=peer, limits=limits, transport=""),
+    )
+    worker = WorkerMetrics(cast("Any", bridge), "decode", "")
+    parts = [
+        MADE,
+        "# Metrics\n",
+        "At `/metrics`, in Prometheus' text format. The `vllm:*` names carry vLLM's meanings, so that endpoint pickers",
+        "and dashboards made for vLLM read them unchanged.\n",
+        "## Workers\n",
+        _metric_table(worker._registry.collect()),
+        "## Router\n",
+        _metric_table(Metrics().registry.collect()),
+    ]
+    return "\n".join(parts)
+
+
+def _metric_table(families: Iterable[Any]) -> str:
+    rows = [
+        (f"`{family.name}{'_total' if family.type == 'counter' else ''}`", family.type, family.documentation)
+        for family in sorted(families, key=lambda family: str(family.name))
+        if not family.name.startswith("process_")
+    ]
+    return _table(("name", "kind", "meaning"), rows)
+
+
+def performance() -> str:
+    parts = [
+        MADE,
+        "# Performance\n",
+        "Every figure comes from a command that anyone can run; [how-to/benchmark.md](how-to/benchmark.md) says how.",
+        "A ratio above 1 means that Penstock is better; the peer was measured in the same run on the same machine.\n",
+    ]
+    for path in sorted(RESULTS.glob("*.json")):
+        result = json.loads(path.read_text())
+        parts += [
+            f"## {result['name']}\n",
+            f"`{result['command']}`, {result['date'][:10]}, commit `{result['commit']}`, on {result['machine']}.\n",
+            _table(("what", "unit", "Penstock", "peer", "ratio", "target", "met"), map(_result_row, result["rows"])),
+        ]
+        parts += [f"- {note}" for note in result.get("notes", [])] + [""]
+    return "\n".join(parts)
+
+
+def _result_row(row: dict[str, Any]) -> tuple[str, ...]:
+    peer = f"{row['peer']:.4g} ({row['peer_name']})" if row["peer"] is not None else ""
+    ratio = f"{row['ratio']:.2f}x" if row["ratio"] is not None else ""
+    ours = f"{row['ours']:.4g}" if row["ours"] is not None else ""
+    met = {True: "yes", False: "**no**", None: ""}[row["met"]]
+    return row["what"], row["unit"], ours, peer, ratio, row["target"] or "", met
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

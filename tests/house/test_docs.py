@@ -1,0 +1,107 @@
+"""The documentation names what exists, and the pages that derive from the code are in step with it."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from penstock import errors
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)[^)]*\)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for _, target in LINK.findall(page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
+
+
+@cache
+def definitions(file: Path) -> frozenset[str]:
+    """`name` and `Class.name` of everything that `file` defines at its top or in a class."""
+    found = set()
+    for node in ast.parse(file.read_text()).body:
+        name = getattr(node, "name", None)
+        if isinstance(node, ast.ClassDef):
+            found |= {
+                f"{name}.{inner.name}"
+                for inner in node.body
+                if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef)
+            }
+        if name is not None:
+            found.add(name)
+    return frozenset(found)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_function_that_is_linked_to_is_in_that_file(page: Path) -> None:
+    for text, target in LINK.findall(page.read_text()):
+        named = re.fullmatch(r"`([\w.]+)`", text)
+        if named and target.endswith(".py") and not named[1].endswith(".py"):
+            file = (page.parent / target).resolve()
+            assert named[1] in definitions(file), f"{target} has no {named[1]}"
+
+
+def test_the_walk_through_the_code_names_functions_of_every_component() -> None:
+    page = (ROOT / "docs/explanation/one-request.md").read_text()
+    for folder in ("router", "decode", "prefill", "engine", "kernels", "src/penstock/worker"):
+        assert f"](../../{folder}/" in page, folder
+
+
+def test_pages_that_derive_from_the_code_are_in_step() -> None:
+    command = [sys.executable, str(ROOT / "docs" / "make.py"), "--check"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_code_of_a_retryable_error_is_in_the_reference() -> None:
+    page = (ROOT / "docs/reference/errors.md").read_text()
+    codes = {
+        kind.code
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.RetryableError)
+    }
+    for code in codes - {"retryable"}:
+        assert f"`{code}`" in page, code
+
+
+def test_every_field_of_the_api_is_in_the_reference() -> None:
+    from penstock.router.openai.requests import _UNSUPPORTED, ChatRequest, CompletionRequest
+
+    page = (ROOT / "docs/reference/api.md").read_text()
+    for kind in (ChatRequest, CompletionRequest):
+        for field in kind.__struct_fields__:
+            if field in _UNSUPPORTED or field in _HARMLESS:
+                continue
+            assert re.search(rf"`{field}[`.]", page), field
+
+
+_HARMLESS = {
+    *("user", "metadata", "service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
+    *("parallel_tool_calls", "prediction", "verbosity"),
+}
+"""Accepted without effect, so not worth a line."""
+
+
+def test_readme_names_only_make_targets_that_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for page in PAGES:
+        for target in re.findall(r"^make (\w+)", page.read_text(), re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name}: make {target}"
+
+
+@pytest.mark.parametrize("result", sorted((ROOT / "bench/results").glob("*.json")), ids=lambda path: path.stem)
+def test_a_result_has_the_form_that_design_fixes(result: Path) -> None:
+    content = json.loads(result.read_text())
+    assert {"name", "date", "commit", "machine", "command", "rows"} <= set(content)
+    assert content["name"] == result.stem
+    for row in content["rows"]:
+        assert set(row) == {"what", "unit", "ours", "peer", "peer_name", "ratio", "target", "met"}
