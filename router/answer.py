@@ -15,6 +15,8 @@ class Answer:
     seed: int
     output: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    is_cut: bool = False
+    """The router ended it; the worker does not know and would go on."""
 
     def take(self, frame: Tokens) -> tuple[Sequence[int], Sequence[TokenLogprob]]:
         """The tokens of `frame` that are new here, and their log-probabilities (empty when not asked for).

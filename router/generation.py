@@ -92,7 +92,8 @@ class Generation:
 
     def end(self, choice: int) -> None:
         """The router needs no more of this answer (a stop string). When all have ended, the worker is let go."""
-        self._answers[choice - self._first_choice].finish_reason = "stop"
+        answer = self._answers[choice - self._first_choice]
+        answer.finish_reason, answer.is_cut = "stop", True
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Raises RequestError when a worker refuses the request, RetryableError when no placement worked out."""
@@ -140,8 +141,9 @@ class Generation:
                     event = self._event(frame, by_index, placed)
                     if event is not None:
                         yield event
-                        if not any(answer.finish_reason is None for answer in answers) and isinstance(event, Output):
-                            return  # ended by the router: leaving closes the connection, which cancels the rest
+                    if all(answer.finish_reason for answer in answers) and any(answer.is_cut for answer in answers):
+                        self._placer.learned(placed, self.prompt + self._answers[0].output)
+                        return  # leaving closes the connection, which cancels what the worker would still generate
         if any(answer.finish_reason is None for answer in answers):
             raise WorkerLost(f"{placed.decode} was done before every answer was")
 

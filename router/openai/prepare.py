@@ -26,7 +26,7 @@ async def prepare_chat(services: Services, body: bytes, request_id: str, deadlin
     check_model(request.model, services.model)
     form = chat.ChatForm(request_id, int(time.time()), services.model.vocabulary, request)
     text = chat.render_prompt(request, services.model)
-    prompt = await services.encode(text, add_special_tokens=False)
+    prompt = await services.encode(text, add_special_tokens=False, field="messages")
     return _call(
         services,
         request,
@@ -49,7 +49,7 @@ async def prepare_completion(services: Services, body: bytes, request_id: str, d
     sources = completions.prompts_of(request, services.model.vocab_size)
     _check_count(request, len(sources), services.config.max_samples)
     prompts = [
-        await services.encode(source, add_special_tokens=True) if isinstance(source, str) else source
+        await services.encode(source, add_special_tokens=True, field="prompt") if isinstance(source, str) else source
         for source in sources
     ]
     return _call(

@@ -70,3 +70,12 @@ def running_router(config: RouterConfig) -> Iterator[RunningRouter]:
         yield router
     finally:
         router.stop()
+
+
+def hold(worker_loop: LoopThread) -> asyncio.Event:
+    """A gate that never opens."""
+
+    async def make() -> asyncio.Event:
+        return asyncio.Event()
+
+    return worker_loop.run(make())

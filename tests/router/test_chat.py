@@ -8,9 +8,10 @@ import openai
 import pytest
 from tokenizers import Tokenizer
 
+from penstock.protocol import Finished
 from tests.router.conftest import TEXTS, StartRouter
-from tests.router.fake_worker import FakeWorker
-from tests.router.serving import RunningRouter
+from tests.router.fake_worker import FakeWorker, Stream
+from tests.router.serving import LoopThread, RunningRouter, hold, wait_until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -137,6 +138,26 @@ def test_stop_strings_cut_the_text(
     assert whole.usage is not None
     assert whole.usage.prompt_tokens_details is not None
     assert whole.usage.prompt_tokens_details.cached_tokens == worker.cached_tokens, "known without the last frame"
+
+
+def test_a_sample_that_was_stopped_does_not_hold_up_the_others(
+    client: openai.OpenAI, worker: FakeWorker, worker_loop: LoopThread, outputs: list[list[int]]
+) -> None:
+    """Sample 0 is cut in its first words; the worker would go on with it long after sample 1 is complete."""
+
+    async def script(stream: Stream) -> None:
+        await stream.accept()
+        first, second = stream.request.samples
+        await stream.tokens(first, 0, 10)
+        await stream.tokens(second, 0, len(outputs[1]))
+        await stream.send(Finished(second.index, "stop"))
+        await worker.token_gate(stream)
+
+    worker.gate = hold(worker_loop)
+    worker.scripts.append(script)
+    answer = client.chat.completions.create(model="tiny", messages=HELLO, n=2, stop="penstock")
+    assert [choice.message.content for choice in answer.choices] == ["The ", TEXTS[1]]
+    wait_until(lambda: worker.cancelled == 1, "the cancellation of sample 0 at the worker")
 
 
 def test_logprobs_belong_to_the_text(client: openai.OpenAI) -> None:

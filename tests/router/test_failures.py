@@ -1,10 +1,11 @@
 """Workers that fail in every way a worker can: the client sees one unbroken answer, or an explicit error."""
 
-import asyncio
 import json
+import random
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 
 import openai
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from tests.router import fake_worker as fake
 from tests.router.conftest import TEXTS, StartRouter
 from tests.router.fake_worker import FakeWorker, Script
-from tests.router.serving import LoopThread, RunningRouter, wait_until
+from tests.router.serving import LoopThread, RunningRouter, hold, wait_until
 
 Connect = Callable[[RunningRouter], openai.OpenAI]
 
@@ -113,6 +114,34 @@ def test_a_finished_answer_whose_last_frames_were_lost_is_not_asked_for_again(
     whole = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=4)
     assert whole.choices[0].finish_reason == "length"
     assert len(worker.requests) == 2
+
+
+def test_any_sequence_of_failures_ends_right_or_explicitly(
+    start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Connect
+) -> None:
+    """Two workers that break at random and one of each role that does not: hardly any request may fail."""
+    workers = [start_worker() for _ in range(3)]
+    router = start_router(tuple(workers), (start_worker(),))
+    client = connect(router)
+    random_ = random.Random(3)
+    makers = (fake.die_after, fake.end_after, fake.garbage_after, fake.gap_after, fake.stick_after)
+    failed, expected = 0, {1: [TEXTS[0]], 3: list(TEXTS)}
+    for number in range(60):
+        for worker in workers[:2]:
+            worker.scripts.clear()
+            for _ in range(random_.randrange(3)):
+                num_tokens = random_.randrange(8)
+                codes = ("prefill_lost", "transfer_failed", "worker_lost", "internal")
+                broken = random_.choice([*makers, *[partial(fake.fail_after, code=code) for code in codes]])(num_tokens)
+                worker.scripts.append(random_.choice([broken, broken, fake.busy]))
+        n = random_.choice([1, 3])
+        try:
+            assert stream_text(client, messages=[{"role": "user", "content": f"{number} " * 30}], n=n) == expected[n]
+        except openai.APIError:
+            failed += 1
+    assert failed <= 3
+    assert sum(len(worker.requests) for worker in workers) > 100, "most requests were placed more than once"
+    assert_nothing_is_left(router)
 
 
 def test_a_lost_prefill_worker_is_replaced_by_another(
@@ -287,15 +316,6 @@ def test_one_frozen_stream_disturbs_no_other(client: openai.OpenAI, worker: Fake
     assert stream_text(client) == [TEXTS[0]]
     assert time.monotonic() - started < 1
     frozen.close()
-
-
-def hold(worker_loop: LoopThread) -> asyncio.Event:
-    """A gate that never opens."""
-
-    async def make() -> asyncio.Event:
-        return asyncio.Event()
-
-    return worker_loop.run(make())
 
 
 def assert_nothing_is_left(router: RunningRouter) -> None:

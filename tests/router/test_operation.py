@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 
 import openai
 import pytest
@@ -14,6 +16,8 @@ from penstock.router.config import RouterConfig
 from tests.router.conftest import StartRouter
 from tests.router.fake_worker import FakeWorker
 from tests.router.serving import RunningRouter, wait_until
+
+Connect = Callable[[RunningRouter], openai.OpenAI]
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
@@ -70,6 +74,28 @@ def test_the_router_loads_neither_torch_nor_transformers() -> None:
     script = f"import penstock.router.main, sys; print([name for name in {banned} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_long_prompt_holds_up_nobody_else(start_router: StartRouter, worker: FakeWorker, connect: Connect) -> None:
+    """A long text takes long to tokenize, while others are served."""
+    router = start_router((worker,), max_context_tokens=10_000)
+    client = connect(router)
+    refused: list[openai.BadRequestError] = []
+
+    def ask() -> None:
+        with pytest.raises(openai.BadRequestError, match="context holds 10000") as caught:
+            client.completions.create(model="tiny", prompt="The penstock carries water. " * 20_000)
+        refused.append(caught.value)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    wait_until(lambda: len(router.services.lifelines) == 1, "the request's arrival")
+    served = 0
+    while not refused:
+        assert get(router, "/health")[0] == 200
+        served += 1
+    thread.join()
+    assert served > 10, "tokenizing runs aside"
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ from penstock.router.config import RouterConfig
 from tests.router.conftest import TEXTS
 from tests.router.fake_worker import FakeWorker
 from tests.router.processes import Running, free_port, running_process, serve_router
-from tests.router.serving import LoopThread, wait_until
-from tests.router.test_failures import hold
+from tests.router.serving import LoopThread, hold, wait_until
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
