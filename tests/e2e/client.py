@@ -76,7 +76,11 @@ def chat(client: openai.OpenAI, messages: list[Any], **options: Any) -> Reply:
     if streaming:
         options["stream_options"] = {"include_usage": True}
     response = client.chat.completions.with_raw_response.create(
-        model=MODEL, messages=messages, logprobs=True, extra_body=extra, **{"temperature": 0, "max_tokens": 24} | options
+        model=MODEL,
+        messages=messages,
+        logprobs=True,
+        extra_body=extra,
+        **{"temperature": 0, "max_tokens": 24} | options,
     )
     reply = Reply(prefill=response.headers.get("x-penstock-prefill"), decode=response.headers.get("x-penstock-decode"))
     parsed: Any = response.parse()

@@ -1,0 +1,36 @@
+"""A prefill worker dies, freezes or falls silent, at every step of the protocol: all streams go on, and rightly."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.conftest import Deploy, need_wire
+from tests.e2e.faults import FAULTS, Fault, Scene, scene
+from tests.e2e.proxy import Step
+
+pytestmark = pytest.mark.slow
+
+STEPS = {
+    "before-accepted": Step.REQUEST,
+    "before-the-first-ticket": Step.ACCEPTED,
+    "between-tickets": Step.TICKET,
+    "while-decode-reads": Step.LAST,
+    "while-decoding": Step.RELEASED,
+}
+
+
+@pytest.fixture(scope="module", params=["cma", "ucx-tcp"])
+def cluster(request: pytest.FixtureRequest, deploy: Deploy) -> Iterator[Scene]:
+    need_wire(request.param)
+    with scene(deploy, wire=request.param, engine={"max_step_tokens": 32}) as made:
+        yield made
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_streams_survive(cluster: Scene, fault: Fault, step: str) -> None:
+    victim = cluster.deployment.prefill[0]
+    outcome = cluster.strike(victim, fault, STEPS[step])
+    cluster.recover(victim, fault)
+    print(outcome)  # pytest -rP shows it
+    outcome.assert_good(fault.limit_s)
