@@ -37,7 +37,8 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of `text`. A rendered chat template has its special tokens already: pass False for it."""
         try:
-            return self._inner.encode(text, add_special_tokens=add_special_tokens).ids
+            # The batch call, unlike `encode`, releases the GIL; "fast" leaves out the offsets, which nobody reads.
+            return self._inner.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         except TypeError as error:  # what the binding says of a str that is not valid Unicode
             raise RequestError("the text holds half of a surrogate pair, which is not Unicode text") from error
 

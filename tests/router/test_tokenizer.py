@@ -1,4 +1,4 @@
-"""Ten thousand texts per family become the same tokens as with transformers."""
+"""Ten thousand texts, over four families, become the same tokens as with transformers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +28,8 @@ def test_texts_become_the_tokens_of_transformers(tmp_path: Path, family: str) ->
     folder = write_folder(tmp_path, build(), eos=eos, **config)
     reference, ours = AutoTokenizer.from_pretrained(folder), Tokenizer(folder)
     special = [str(token) for token in reference.added_tokens_decoder.values()]
-    texts = list(random_texts(10_000, special, seed=len(family)))
-    assert len(set(texts)) > 8_000
+    texts = list(random_texts(2_500, special, seed=len(family)))
+    assert len(set(texts)) > 2_000
     for add_special_tokens in (True, False):
         expected = reference(texts, add_special_tokens=add_special_tokens)["input_ids"]
         for text, ids in zip(texts, expected, strict=True):
