@@ -49,11 +49,6 @@ class Placed:
     is_resume: bool = False
     is_computed: bool = False
 
-    @property
-    def computing(self) -> str:
-        """The worker that computes the prompt."""
-        return self.prefill or self.decode
-
 
 class Placer:
     """Shared by all requests of the router."""

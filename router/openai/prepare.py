@@ -10,9 +10,9 @@ from penstock.router.model import ServedModel
 from penstock.router.openai import chat, completions
 from penstock.router.openai.call import Call, Choice, Form
 from penstock.router.openai.requests import (
+    ApiRequest,
     ChatRequest,
     CompletionRequest,
-    _Request,
     decode_request,
     stop_strings,
 )
@@ -76,7 +76,7 @@ def check_model(name: str, model: ServedModel) -> None:
         )
 
 
-def _check_count(request: _Request, num_prompts: int, limit: int) -> None:
+def _check_count(request: ApiRequest, num_prompts: int, limit: int) -> None:
     if (request.n or 1) * num_prompts > limit:
         asked = f"n={request.n or 1}" + (f" for each of {num_prompts} prompts" if num_prompts > 1 else "")
         raise RequestError(f"{asked} asks for more than {limit} answers", field="n" if num_prompts == 1 else "prompt")
@@ -84,7 +84,7 @@ def _check_count(request: _Request, num_prompts: int, limit: int) -> None:
 
 def _call(
     services: Services,
-    request: _Request,
+    request: ApiRequest,
     form: Form,
     prompts: Sequence[list[int]],
     request_id: str,

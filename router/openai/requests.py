@@ -26,7 +26,7 @@ class StreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None
 
 
-class _Request(Struct, kw_only=True, forbid_unknown_fields=True):
+class ApiRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     """What both endpoints share. Null means the default everywhere, as in OpenAI's API."""
 
     model: str
@@ -62,7 +62,7 @@ class _Request(Struct, kw_only=True, forbid_unknown_fields=True):
     response_format: Any = UNSET
 
 
-class ChatRequest(_Request, kw_only=True, forbid_unknown_fields=True):
+class ChatRequest(ApiRequest, kw_only=True, forbid_unknown_fields=True):
     """The body of /v1/chat/completions."""
 
     messages: list[dict[str, Any]]
@@ -85,7 +85,7 @@ class ChatRequest(_Request, kw_only=True, forbid_unknown_fields=True):
     web_search_options: Any = UNSET
 
 
-class CompletionRequest(_Request, kw_only=True, forbid_unknown_fields=True):
+class CompletionRequest(ApiRequest, kw_only=True, forbid_unknown_fields=True):
     """The body of /v1/completions."""
 
     prompt: str | list[Any]
@@ -109,7 +109,7 @@ _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 """Per field: the values besides null that ask for nothing, and why others are refused."""
 
-R = TypeVar("R", bound=_Request)
+R = TypeVar("R", bound=ApiRequest)
 
 
 def decode_request(body: bytes, kind: type[R]) -> R:
@@ -127,7 +127,7 @@ def decode_request(body: bytes, kind: type[R]) -> R:
     return request
 
 
-def stop_strings(request: _Request) -> tuple[str, ...]:
+def stop_strings(request: ApiRequest) -> tuple[str, ...]:
     """The `stop` field as a tuple. Raises RequestError."""
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if len(stops) > MAX_STOPS:

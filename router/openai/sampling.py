@@ -5,11 +5,11 @@ import secrets
 
 from penstock.errors import RequestError
 from penstock.protocol import SamplingParams
-from penstock.router.openai.requests import _Request
+from penstock.router.openai.requests import ApiRequest
 
 
 def sampling_params(
-    request: _Request,
+    request: ApiRequest,
     *,
     max_tokens: int | None,
     default_max_tokens: int | None,
@@ -76,7 +76,7 @@ def _hash(seed: int, index: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _logit_bias(request: _Request, vocab_size: int) -> dict[int, float]:
+def _logit_bias(request: ApiRequest, vocab_size: int) -> dict[int, float]:
     biases = {}
     for key, bias in (request.logit_bias or {}).items():
         if not (key.isascii() and key.isdigit()):

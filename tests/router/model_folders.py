@@ -1,7 +1,6 @@
 """Model folders made on the spot: tokenizers of the families in use, trained in a second on a few lines."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +123,3 @@ def write_folder(
     }
     (folder / "config.json").write_text(json.dumps(model_config), "utf-8")
     return folder
-
-
-def corpus() -> Iterable[str]:
-    return _CORPUS
