@@ -37,7 +37,8 @@ def deploy(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[De
     with ExitStack() as stack:
 
         def start(**options: Any) -> Deployment:
-            return stack.enter_context(Deployment(model, tmp_path_factory.mktemp("logs"), **options))
+            served = options.pop("model", model)
+            return stack.enter_context(Deployment(served, tmp_path_factory.mktemp("logs"), **options))
 
         yield start
 

@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import openai
 
 from tests.e2e.client import Answer, Reply, new_async_client, random_prompt, stream_completion
-from tests.e2e.deployment import Deployment, Worker
+from tests.e2e.deployment import Deployment, Worker, metrics_of
 from tests.e2e.processes import freeze, send_signal, thaw
-from tests.e2e.proxy import LoopThread, Proxy, Step, Trap
+from tests.e2e.proxy import LoopThread, Proxy, Step, Trap, proxied
 
 NUM_RUNNING = 6
 """Streams that run when the fault comes."""
@@ -122,6 +123,7 @@ class Scene:
     async def _strike(self, worker: Worker, fault: Fault, step: Step, count: int, salt: str) -> "Outcome":
         fired = asyncio.Event()
         times: list[float] = []
+        replaced = self._replaced()
         proxy = self._proxies[worker.name]
 
         def fire() -> None:
@@ -138,7 +140,13 @@ class Scene:
         new = range(NUM_RUNNING, NUM_RUNNING + NUM_LATER)
         later = [asyncio.create_task(self._stream(index, salt)) for index in new]
         replies = await asyncio.gather(*running, *later)
-        return Outcome(times[0], replies, self.expected)
+        quarantined = sum(
+            one.metric("penstock_kv_blocks_quarantined") for one in self.deployment.decode if one is not worker
+        )
+        return Outcome(times[0], replies, self.expected, int(self._replaced() - replaced), int(quarantined))
+
+    def _replaced(self) -> float:
+        return metrics_of(self.deployment.url).get("penstock_router_failed_placements_total", 0.0)
 
 
 @dataclass
@@ -148,6 +156,10 @@ class Outcome:
     struck: float
     replies: list[Reply]
     expected: list[dict[int, Answer]]
+    num_replaced: int
+    """Placements that failed: how often the fault was felt."""
+    num_quarantined: int
+    """Blocks of decode workers that a late read may still write to, when the last stream has ended."""
     silences: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -156,7 +168,10 @@ class Outcome:
     def __str__(self) -> str:
         failed = sum(reply.error is not None for reply in self.replies)
         longest = max(self.silences, default=0.0)
-        return f"{len(self.silences)} streams hit, silent for at most {longest:.2f} s, {failed} failed"
+        return (
+            f"{len(self.silences)} streams hit, silent for at most {longest:.2f} s, {self.num_replaced} placed again, "
+            f"{failed} failed, {self.num_quarantined} blocks quarantined"
+        )
 
     def assert_good(self, limit_s: float) -> None:
         """Right answers, all of them, and no stream was silent for longer than `limit_s` after the fault.
@@ -173,31 +188,16 @@ class Outcome:
     def _silence(self, reply: Reply) -> float:
         """The longest time after the fault in which a stream gave neither tokens nor an error."""
         times = [self.struck, *(at for at in reply.times if at > self.struck), reply.ended]
-        return max(after - before for before, after in zip(times, times[1:], strict=False))
+        return max(after - before for before, after in pairwise(times))
 
 
 @contextmanager
 def scene(deploy: Callable[..., Deployment], **options: Any) -> Iterator[Scene]:
-    """A deployment with a proxy in front of every worker."""
-    loop = LoopThread()
-    proxies: dict[str, Proxy] = {}
-
-    def reached_at(name: str, url: str) -> str:
-        proxies[name] = loop.run(_started(url))
-        return proxies[name].url
-
-    try:
+    """Two workers of each role, with a proxy in front of each."""
+    with proxied() as (loop, proxies, reached_at):
         made = Scene(loop, deploy(prefill=2, decode=2, reached_at=reached_at, **options), proxies)
         yield made
         made.close()
-        for proxy in proxies.values():
-            loop.run(proxy.stop())
-    finally:
-        loop.close()
-
-
-async def _started(url: str) -> Proxy:
-    return await Proxy(url).start()
 
 
 async def _call(function: Callable[[], None]) -> None:

@@ -11,8 +11,8 @@ from tests.router.model_folders import byte_level_bpe, write_folder
 CONTEXT_TOKENS = 4096
 
 
-def write_model(folder: Path) -> Path:
-    """Its greedy answers vary from token to token, and hardly ever end by themselves."""
+def write_model(folder: Path, **changes: int) -> Path:
+    """Its greedy answers vary from token to token. `changes` are fields of Qwen3Config, such as a `hidden_size`."""
     tokenizer = byte_level_bpe()
     eos = "<|im_end|>"
     shape = {
@@ -23,6 +23,6 @@ def write_model(folder: Path) -> Path:
         "eos_token_id": tokenizer.token_to_id(eos),
     }
     write_folder(folder, tokenizer, eos=eos)
-    save(Case(Qwen3Config, shape), folder)
+    save(Case(Qwen3Config, shape | changes), folder)
     assert json.loads((folder / "config.json").read_text())["vocab_size"] == shape["vocab_size"]
     return folder

@@ -10,8 +10,8 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -141,6 +141,24 @@ class Proxy:
         finally:
             self._connections.discard(connection)
             self._serving.discard(task)
+
+
+@contextmanager
+def proxied() -> Iterator[tuple[LoopThread, dict[str, Proxy], Callable[[str, str], str]]]:
+    """A loop, the proxies on it by name, and the function that makes one: Deployment's `reached_at`."""
+    loop = LoopThread()
+    proxies: dict[str, Proxy] = {}
+
+    def reached_at(name: str, url: str) -> str:
+        proxies[name] = loop.run(Proxy(url).start())
+        return proxies[name].url
+
+    try:
+        yield loop, proxies, reached_at
+        for proxy in proxies.values():
+            loop.run(proxy.stop())
+    finally:
+        loop.close()
 
 
 class _Connection:

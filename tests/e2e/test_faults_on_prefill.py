@@ -34,3 +34,5 @@ def test_streams_survive(cluster: Scene, fault: Fault, step: str) -> None:
     cluster.recover(victim, fault)
     print(outcome)  # pytest -rP shows it
     outcome.assert_good(fault.limit_s)
+    if STEPS[step] is not Step.RELEASED:
+        assert outcome.num_replaced > 0

@@ -1,4 +1,4 @@
-"""Prompts through the whole deployment with the stock SDK: the bits of one worker, whatever moved over whichever wire."""
+"""Prompts through the whole deployment with the stock SDK: the bits of one worker, over whichever wire KV moved."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -123,7 +123,7 @@ def test_follow_up_turns_move_only_what_is_new(
     moved.assert_is(prefilled=65, blocks=9)
 
 
-def test_a_prompt_that_is_cached_on_decode_is_not_handed_over(pair: Deployment, client: openai.OpenAI) -> None:
+def test_a_prompt_that_is_cached_on_decode_is_not_handed_over(client: openai.OpenAI) -> None:
     first = completion(client, PROMPT, salt="again")
     again = completion(client, PROMPT, salt="again")
     assert again.answers == first.answers
