@@ -1,0 +1,1 @@
+"""OpenAI's API: its requests, their preparation, and its answers."""
