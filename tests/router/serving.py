@@ -7,10 +7,14 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import openai
+
 from penstock.router.config import RouterConfig
 from penstock.router.main import RouterServer, make_server
 
 T = TypeVar("T")
+
+MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 5.0) -> None:
@@ -79,3 +83,23 @@ def hold(worker_loop: LoopThread) -> asyncio.Event:
         return asyncio.Event()
 
     return worker_loop.run(make())
+
+
+def stream_text(client: openai.OpenAI, **options: object) -> list[str]:
+    """The texts of all choices of a streamed answer."""
+    texts: dict[int, str] = {}
+    stream = client.chat.completions.create(**{"model": "tiny", "messages": MESSAGES, "stream": True, **options})  # type: ignore[call-overload]
+    for chunk in stream:
+        texts[chunk.choices[0].index] = texts.get(chunk.choices[0].index, "") + (chunk.choices[0].delta.content or "")
+    return [texts[index] for index in sorted(texts)]
+
+
+def assert_nothing_is_left(router: RunningRouter) -> None:
+    """Soon there is no request, and no work booked on any worker."""
+    wait_until(lambda: len(router.services.lifelines) == 0, "the end of all requests")
+    wait_until(
+        lambda: all(
+            (one.streams, one.prefill_tokens, one.output_tokens) == (0, 0, 0) for one in router.services.cluster.workers
+        ),
+        "release of all bookings",
+    )

@@ -1,0 +1,69 @@
+"""A request ends when its client leaves or its deadline passes, and everything behind it ends with it."""
+
+import json
+import socket
+import time
+
+import openai
+import pytest
+
+from tests.router.fake_worker import FakeWorker
+from tests.router.serving import (
+    MESSAGES,
+    LoopThread,
+    RunningRouter,
+    assert_nothing_is_left,
+    hold,
+    stream_text,
+    wait_until,
+)
+
+
+def test_the_deadline_ends_a_request(
+    client: openai.OpenAI, worker: FakeWorker, worker_loop: LoopThread, router: RunningRouter
+) -> None:
+    worker.gate = hold(worker_loop)
+    started = time.monotonic()
+    with pytest.raises(openai.InternalServerError, match=r"deadline of 0\.4 s") as caught:
+        client.chat.completions.create(model="tiny", messages=MESSAGES, extra_headers={"timeout": "0.4"})
+    assert caught.value.status_code == 503
+    assert caught.value.code == "deadline_exceeded"
+    with pytest.raises(openai.APIError, match=r"deadline of 0\.4 s"):
+        stream_text(client, extra_headers={"timeout": "0.4"})
+    assert time.monotonic() - started < 2
+    wait_until(lambda: worker.cancelled == 2, "the cancellation at the worker", timeout_s=1)
+    assert all(request.timeout_s < 0.401 for request in worker.requests)
+    assert_nothing_is_left(router)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_cancels_the_worker_within_a_second(
+    client: openai.OpenAI, worker: FakeWorker, worker_loop: LoopThread, router: RunningRouter, stream: bool
+) -> None:
+    worker.gate = hold(worker_loop)
+    if stream:
+        answer = client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
+        next(iter(answer))
+        answer.close()
+    else:
+        with pytest.raises(openai.APITimeoutError):
+            client.with_options(timeout=0.3).chat.completions.create(model="tiny", messages=MESSAGES)
+    wait_until(lambda: worker.cancelled == 1, "the cancellation at the worker", timeout_s=1)
+    assert_nothing_is_left(router)
+
+
+def test_a_client_that_does_not_read_is_ended_at_its_deadline(
+    worker: FakeWorker, router: RunningRouter, outputs: list[list[int]]
+) -> None:
+    worker.texts = [outputs[0][:-1] * 40]
+    fields = {"n": 16, "logprobs": True, "top_logprobs": 20, "stream": True, "max_tokens": 450}
+    body = json.dumps({"model": "tiny", "messages": MESSAGES, **fields}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\ntimeout: 2\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.connect(("127.0.0.1", router.port))
+        raw.sendall(head.encode() + body)
+        wait_until(lambda: len(worker.requests) == 1, "the request's arrival")
+        assert_nothing_is_left(router)
+        failed = router.services.metrics.requests.labels(endpoint="chat", status="503")
+        wait_until(lambda: failed._value.get() == 1, "the end by its deadline")
