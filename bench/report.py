@@ -45,7 +45,7 @@ def compare(
 ) -> Row:
     """A row with its ratio and whether it meets `target_ratio` (against the peer) or stays under `limit`."""
     row = Row(what, unit, ours, peer, peer_name)
-    if ours and peer:
+    if ours is not None and peer is not None and ours > 0 and peer > 0:
         row.ratio = peer / ours if less_is_better else ours / peer
     if target_ratio is not None:
         row.target = f"ratio >= {target_ratio:g}"
