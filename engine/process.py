@@ -211,10 +211,11 @@ class EngineProcess:
             os._exit(1)
 
     def _beat(self) -> None:
-        """Thread: says that this process is alive, whatever the loop is busy with."""
+        """Thread: says that this process is alive, whatever the loop is busy with. Without a puller it is not."""
         try:
-            while True:
+            while self._puller.crash is None:
                 self._send(self._clock.beat())
                 time.sleep(HEARTBEAT_S)
         except OSError:
-            os._exit(1)
+            pass  # the front is gone
+        os._exit(1)

@@ -188,7 +188,7 @@ def race(fence: bool) -> tuple[int, int, int]:
 
         pair.on_ticket = free_early
         for index, tokens in enumerate(prompts):
-            each = request(f"r{index}", tokens)
+            each = request(f"r{index}", tokens, max_tokens=8)
             result = pair.run(each)
             if result.lost:
                 lost += 1
