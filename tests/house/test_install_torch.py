@@ -29,11 +29,20 @@ def write_torch_wheel(folder: Path, version: str, *needs: str) -> None:
         wheel.writestr(f"{info}/RECORD", f"{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
 
 
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment of its own; making one takes seconds."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=True)
+    return folder / "bin" / "python"
+
+
 @pytest.fixture
-def python(tmp_path: Path) -> Path:
-    """A Python of its own, without torch."""
-    venv.create(tmp_path / "venv", with_pip=True)
-    return tmp_path / "venv" / "bin" / "python"
+def python(environment: Path) -> Path:
+    """That Python, without torch."""
+    if installed(environment):
+        uninstall(environment)
+    return environment
 
 
 def install(python: Path, wheels: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -47,6 +56,10 @@ def installed(python: Path) -> str | None:
     code = "import importlib.metadata as m; print(m.version('torch'))"
     result = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
     return result.stdout.strip() or None
+
+
+def uninstall(python: Path) -> None:
+    subprocess.run([str(python), "-m", "pip", "uninstall", "-qy", "torch"], check=True)
 
 
 def test_a_cpu_build_that_pip_is_configured_with_is_taken_and_the_second_run_does_nothing(
@@ -78,7 +91,7 @@ def test_a_cuda_build_is_taken_when_asked_for_and_with_a_gpu(python: Path, tmp_p
     (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
     assert install(python, tmp_path / "wheels", PATH=f"{tmp_path / 'bin'}:/usr/bin:/bin").returncode == 0
     assert installed(python) == VERSION
-    subprocess.run([str(python), "-m", "pip", "uninstall", "-qy", "torch"], check=True)
+    uninstall(python)
     assert install(python, tmp_path / "wheels", PENSTOCK_TORCH="cuda").returncode == 0
     assert installed(python) == VERSION
 
