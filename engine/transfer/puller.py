@@ -96,8 +96,10 @@ class Puller:
         self._active: list[_Active] = []
         self._late: list[_Reading] = []
         """Reads given up but not ended; their blocks are in quarantine."""
+        self._met: dict[str, float] = {}
+        """When a peer, by generation, last introduced itself."""
         self._news: dict[str, float] = {}
-        """When a peer, by generation, last delivered or was last met."""
+        """When a peer last delivered. Meeting it again is no news: it may answer calls, but no reads."""
         self._last_news = 0.0
         self._thread = threading.Thread(target=self._run, name="puller", daemon=True)
 
@@ -163,9 +165,9 @@ class Puller:
     def _add_peer(self, peer: Peer) -> None:
         now = time.monotonic()
         busy = {active.pull.generation for active in self._active}
-        for idle in [one for one, at in self._news.items() if now - at > _IDLE_PEER_S and one not in busy]:
+        for idle in [one for one, at in self._met.items() if now - at > _IDLE_PEER_S and one not in busy]:
             self._remove_peer(idle, "was idle")
-        self._news[peer.generation] = now
+        self._met[peer.generation] = now
         self._peers[peer.generation] = peer
         self._refused.pop(peer.generation, None)
         try:
@@ -182,6 +184,7 @@ class Puller:
             self._fail(active, f"peer {generation} {why}")
         self._peers.pop(generation, None)
         self._refused.pop(generation, None)
+        self._met.pop(generation, None)
         self._news.pop(generation, None)
         self._transport.disconnect(generation)
 

@@ -64,6 +64,20 @@ def test_a_frozen_peer_times_out_and_its_late_bytes_stay_in_quarantine(remote_pa
     assert isinstance(reader.pull(owner, tickets, range(8)), PullVerified)
 
 
+def test_meeting_a_frozen_peer_again_does_not_prolong_its_pulls(remote_pair: Pair) -> None:
+    """New requests go on introducing a peer that answers calls but no reads."""
+    owner, reader = remote_pair
+    tickets = owner.call("write", range(8))
+    reader.pull(owner, tickets[:1], [100])
+    owner.freeze()
+    started = time.monotonic()
+    reader.submit(owner, tickets, range(8), "a")
+    while (event := reader.call("event", 0.1)) is None:
+        assert time.monotonic() - started < TIMEOUT_S + 0.5
+        reader.call("add_peer", owner.peer)
+    assert isinstance(event, PullFailed)
+
+
 def test_without_quarantine_late_bytes_overwrite_a_reused_block(start_node: Any, remote_wire: str) -> None:
     owner, reader = connected(start_node, remote_wire, timeout_s=TIMEOUT_S, quarantine=False)
     tickets = owner.call("write", range(8))
