@@ -17,6 +17,7 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 LOGS = TESTS.parent / "build" / "tests"
 NO_TESTS = 5  # pytest's exit status when nothing was collected
+LAST = ("house", "demo", "e2e")  # suites that take longest; a mistake elsewhere shows before them
 PASSES = (("", "not slow"), (" (slow)", "slow"))
 
 
@@ -44,7 +45,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("suites", nargs="*", help="folders of tests/ to run (default: all)")
     wanted = parser.parse_args().suites
-    suites = sorted(folder.name for folder in TESTS.iterdir() if next(folder.rglob("test_*.py"), None))
+    suites = sorted((folder.name for folder in TESTS.iterdir() if next(folder.rglob("test_*.py"), None)), key=when)
     unknown = [suite for suite in wanted if suite not in suites]
     if unknown:
         parser.error(f"no suite {unknown[0]!r}; there are {', '.join(suites)}")
@@ -60,6 +61,11 @@ def main() -> int:
                 if result.failed:
                     print(tail(log_of(result.suite)), flush=True)
     return summarize(results, time.perf_counter() - begin)
+
+
+def when(suite: str) -> tuple[int, str]:
+    """The order in which suites run."""
+    return (LAST.index(suite) + 1 if suite in LAST else 0), suite
 
 
 def run_suite(suite: str, suffix: str, marker: str) -> Result:
