@@ -14,7 +14,7 @@ from torch import Tensor
 from penstock.engine.model.config import ModelConfig
 from penstock.engine.model.rope import cos_sin_table
 from penstock.kernels.attention import AttentionBatch, paged_attention
-from penstock.kernels.linear import linear
+from penstock.kernels.linear import linear, pack_weight
 from penstock.kernels.rms_norm import add_rms_norm, rms_norm
 from penstock.kernels.rope import rope_and_write
 from penstock.kernels.swiglu import swiglu
@@ -91,6 +91,16 @@ class Decoder:
                 tensor = getattr(layer, name)
                 if isinstance(tensor, Tensor):
                     yield tensor
+
+    def pack(self) -> None:
+        """Reorders the matrices for this machine's kernels; call it once they are filled.
+
+        A tied head is packed too, as a copy: it is a fifth of a small model's work (see memory.py for its bytes).
+        """
+        for layer in self.layers:
+            for name in ("qkv", "output", "gate_up", "down"):
+                setattr(layer, name, pack_weight(getattr(layer, name)))
+        self.lm_head = pack_weight(self.lm_head)
 
     @torch.inference_mode()
     def forward(self, token_ids: Tensor, batch: AttentionBatch, kv: Tensor) -> Tensor:

@@ -27,7 +27,9 @@ def decoder(case: str = "qwen3-tied", dtype: torch.dtype = torch.float32) -> Dec
     """The decoder of a tiny checkpoint; stateless, so shared by all engines of a test run."""
     with tempfile.TemporaryDirectory() as folder:
         save(CASES[case], Path(folder))
-        return load_model(folder, dtype)
+        model = load_model(folder, dtype)
+    model.pack()
+    return model
 
 
 class RecordingRunner(Runner):
