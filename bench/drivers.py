@@ -93,7 +93,16 @@ class LineDriver:
 class ServerDriver:
     """An OpenAI-compatible server, called with token ids and without streaming (the cheapest way for the server)."""
 
-    def __init__(self, name: str, command: Sequence[str], port: int, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        port: int,
+        environment: dict[str, str] | None = None,
+        *,
+        health: str = "/health",
+    ) -> None:
+        """`health` answers 200 once the server takes requests."""
         self.name = name
         self._url = f"http://127.0.0.1:{port}"
         self._log = tempfile.NamedTemporaryFile("w+", prefix=f"bench-{os.getpid()}-", suffix=".log")  # noqa: SIM115
@@ -101,9 +110,13 @@ class ServerDriver:
         self._process = subprocess.Popen(
             command, env=os.environ | (environment or {}), stdout=self._log, stderr=self._log, start_new_session=True
         )
-        wait_until_healthy(self._process, self._url + "/health", START_LIMIT_S)
-        self._model = self._first_model()
-        self.generate([[5, 6, 7, 8]], 1)
+        try:
+            wait_until_healthy(self._process, self._url + health, START_LIMIT_S)
+            self._model = self._first_model()
+            self.generate([[5, 6, 7, 8]], 1)
+        except BaseException:
+            self.close()
+            raise
         self.start_s = time.perf_counter() - begin
 
     def generate(self, prompts: Prompts, max_tokens: int) -> float:
