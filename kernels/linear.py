@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.kernels.rows import ROW_SIZES, agreeing_sizes, cancelling, split_rows
+from penstock.kernels.rows import ROW_SIZES, agreeing_sizes, cancelling, num_threads, split_rows
 
 # Orders to pack for, the quicker one for large batches first. On AMX only the second one sums alike at all row counts.
 _PACK_FOR_ROWS = (64, 1)
@@ -53,37 +53,35 @@ def pack_weight(weight: Tensor) -> Tensor:
     """
     if weight.is_cuda or not _can_pack(weight.dtype):
         return weight
-    pack_for_rows, _ = _packed_plan(weight.dtype, *weight.shape, torch.get_num_threads())
-    return _pack(weight, pack_for_rows)
+    return _pack(weight, _packing(weight.dtype, *weight.shape))
 
 
 def row_sizes(dtype: torch.dtype, out_features: int, in_features: int, *, packed: bool) -> tuple[int, ...]:
     """The row counts at which a product of this shape is computed on CPU; measured at the first call (10 to 100 ms)."""
-    if packed:
-        return _packed_plan(dtype, out_features, in_features, torch.get_num_threads())[1]
-    return _plain_sizes(dtype, out_features, in_features, torch.get_num_threads())
+    return _sizes(dtype, out_features, in_features, packed, torch.get_num_threads())
 
 
 @lru_cache
-def _packed_plan(dtype: torch.dtype, out_features: int, in_features: int, threads: int) -> tuple[int, tuple[int, ...]]:
-    """Which packing sums alike at most row counts, and those row counts; `threads` only tells the results apart."""
-    del threads
+def _packing(dtype: torch.dtype, out_features: int, in_features: int) -> int:
+    """The number of rows to pack for: the order of weights that sums alike at most row counts, seen with one thread."""
     x, weight = _operands(dtype, out_features, in_features)
-    plans = []
-    for pack_for_rows in _PACK_FOR_ROWS:
-        packed = _pack(weight, pack_for_rows)
-        if len(agreeing_sizes(lambda n, w=packed: _multiply(x[-n:], w, None), (16, 64))) == 2:  # type: ignore[misc]
-            sizes = _measure(x, packed)
-            plans.append((pack_for_rows, sizes))
-            if len(sizes) >= len(_sizes_within_budget(out_features, in_features)) - 1:
-                break
-    return max(plans, key=lambda plan: len(plan[1])) if plans else (_PACK_FOR_ROWS[0], (_MIN_LARGEST,))
+    most = len(_sizes_within_budget(out_features, in_features))
+    found: dict[int, int] = {}
+    with num_threads(1):
+        for pack_for_rows in _PACK_FOR_ROWS:
+            packed = _pack(weight, pack_for_rows)
+            if torch.equal(_multiply(x[-64:], packed, None)[-16:], _multiply(x[-16:], packed, None)):
+                found[pack_for_rows] = len(_measure(x, packed))
+                if found[pack_for_rows] >= most - 1:
+                    break
+    return max(found, key=lambda rows: found[rows], default=_PACK_FOR_ROWS[0])
 
 
 @lru_cache
-def _plain_sizes(dtype: torch.dtype, out_features: int, in_features: int, threads: int) -> tuple[int, ...]:
-    del threads
-    return _measure(*_operands(dtype, out_features, in_features))
+def _sizes(dtype: torch.dtype, out_features: int, in_features: int, packed: bool, threads: int) -> tuple[int, ...]:
+    del threads  # only tells measurements with other numbers of threads apart
+    x, weight = _operands(dtype, out_features, in_features)
+    return _measure(x, _pack(weight, _packing(dtype, out_features, in_features)) if packed else weight)
 
 
 def _measure(x: Tensor, weight: Tensor) -> tuple[int, ...]:

@@ -11,6 +11,10 @@ from torch import Tensor
 
 from penstock.kernels.attention import AttentionBatch
 
+# Rows at a time: their float32 copies stay in the L2 cache. 2,048 rows at once took 17 ms instead of 3 ms (9 + 3 heads
+# of 64, one thread, Intel with AMX, 2026-11-21), most of it page faults of large temporaries.
+_ROWS = 128
+
 
 def rope_and_write(q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, batch: AttentionBatch, kv: Tensor) -> Tensor:
     """Rotate q `[num_tokens, heads, dim]` and k `[num_tokens, kv_heads, dim]`; write k and v at `batch.slots`.
@@ -23,11 +27,14 @@ def rope_and_write(q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, batch: Atte
         from penstock.kernels.rope_triton import rope_and_write_triton
 
         return rope_and_write_triton(q, k, v, cos_sin, batch.positions, batch.slots, kv)
+    num_tokens, heads, dim = q.shape
     cos, sin = batch.derive(("rope", id(cos_sin)), lambda: _signed(cos_sin.index_select(0, batch.positions)))
     block_size = kv.shape[3]
     places = batch.derive(("places", block_size), lambda: (batch.slots // block_size, batch.slots % block_size))
-    turned = _turn(torch.cat((q, k), dim=1), cos, sin)
-    heads = q.shape[1]
+    turned = torch.empty((num_tokens, heads + k.shape[1], dim), dtype=q.dtype)
+    for start in range(0, num_tokens, _ROWS):
+        rows = slice(start, start + _ROWS)
+        _turn(torch.cat((q[rows], k[rows]), dim=1), cos[rows], sin[rows], turned[rows])
     kv.permute(0, 3, 1, 2, 4)[places] = torch.stack((turned[:, heads:], v), dim=2).to(kv.dtype)
     return turned[:, :heads]
 
@@ -38,10 +45,12 @@ def _signed(cos_sin: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x `[n, heads, dim]` in float32. Multiply and add apart: a fused step would round body and tail unlike."""
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    """Turn x `[n, heads, dim]` in float32. Multiply and add apart: a fused step may round body and tail unlike."""
     rotary_dim = cos.shape[-1]
     half = rotary_dim // 2
-    swapped = torch.cat((x[..., half:rotary_dim], x[..., :half]), dim=-1)
-    turned = (x[..., :rotary_dim] * cos).add_(swapped * sin).to(x.dtype)
-    return turned if rotary_dim == x.shape[-1] else torch.cat((turned, x[..., rotary_dim:]), dim=-1)
+    if rotary_dim < x.shape[-1]:
+        out[..., rotary_dim:] = x[..., rotary_dim:]
+    wide = x[..., :rotary_dim].float()  # first of all: products of unlike dtypes take a slow path
+    swapped = torch.cat((wide[..., half:], wide[..., :half]), dim=-1)
+    out[..., :rotary_dim] = (wide * cos).add_(swapped.mul_(sin))
