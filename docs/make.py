@@ -22,7 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail when a page differs")
     check = parser.parse_args().check
-    for name in [name for name in os.environ if name.startswith("PENSTOCK_")]:
+    for name in [name for name in os.environ if name.startswith("PENSTOCK_FLAG_")]:
         del os.environ[name]  # they set defaults
     pages = {
         DOCS / "reference" / "command-line.md": command_line(),
@@ -46,7 +46,7 @@ def command_line() -> str:
     parts = [
         MADE,
         "# The command line\n",
-        "Every flag can also be set in the environment: `--kv-bytes` is `PENSTOCK_KV_BYTES`. A flag wins. Sizes take",
+        "Every flag can also be set in the environment: `--kv-bytes` is `PENSTOCK_FLAG_KV_BYTES`. A flag wins. Sizes take",
         "suffixes, as in `512MiB`.\n",
     ]
     for name, command in COMMANDS.items():

@@ -1,8 +1,10 @@
 """The engine's configuration: one frozen object, from which flags, environment and chart values derive."""
 
+import math
 from dataclasses import dataclass
 
 from penstock.config import option
+from penstock.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -31,3 +33,14 @@ class EngineConfig:
     secret: str = option("", "Key of the block hashes, equal on all workers of a deployment.")
     trace: str = option("", "File that gains a line per prefill, pull and first decode step (benchmarks).")
     poison: bool = option(False, "Fill freed blocks with NaN, so that a read of stale KV cannot go unnoticed (tests).")
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "max_step_tokens", "max_sequences"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("kv_bytes", "num_blocks", "max_context_tokens", "threads"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, but is {getattr(self, name)}")
+        for name in ("transfer_timeout_s", "lease_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be more than 0 seconds, not {getattr(self, name)}")

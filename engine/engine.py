@@ -32,6 +32,10 @@ from penstock.protocol import Done, Finished, FirstToken, GenerateRequest, Load,
 class Pulls(Protocol):
     """What the engine asks of the Redeemer."""
 
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that will join the batch when their pulls under way are verified."""
+
     def begin(self, sequence: Sequence, blocks: list[int], num_matched: int) -> None:
         """`blocks` were reserved for the sequence's prompt; all but the first `num_matched` are to be pulled."""
 
@@ -148,25 +152,27 @@ class Engine:
 
     # One step.
 
-    def step(self) -> int:
-        """Plans and runs one step; returns how many rows it computed (0: nothing to do until something arrives)."""
-        plan = schedule(self.running, self.waiting, self.pool, self.budget)
+    def step(self) -> bool:
+        """Plans and runs one step. False: there is nothing to do until something arrives."""
+        pulling = self.pulls.num_sequences if self.pulls is not None else 0
+        plan = schedule(self.running, self.waiting, self.pool, self.budget, num_pulling=pulling)
         for sequence in plan.preempt:
             self._preempt(sequence)
+        for _, matched in plan.admit:  # before anything is allocated, which could evict what another was promised
+            self.pool.acquire(matched)
         for sequence, matched in plan.admit:
             self._admit(sequence, matched)
         if not plan.work:
-            return 0
+            return bool(plan.preempt)
         for sequence, rows in plan.work:
             self._make_room(sequence, rows)
         began = time.monotonic()
         self.num_steps += 1
         logits = self.runner.run(plan.work)
         self.pool.retire(self.num_steps)
-        timing = _timing(plan.work, time.monotonic() - began)
-        self.timings.append(timing)
+        self.timings.append(_timing(plan.work, time.monotonic() - began))
         self._advance(plan.work, logits)
-        return timing.prefill_tokens + timing.decode_tokens
+        return True
 
     def planned_rows(self) -> int:
         """An upper bound of the rows of the next step, for predicting its length."""
@@ -174,11 +180,13 @@ class Engine:
         return min(pending, self.budget.max_step_tokens)
 
     def _admit(self, sequence: Sequence, matched: list[int]) -> None:
-        """Moves a waiting sequence to the running ones, or begins its pull, with blocks for all of its tokens."""
+        """Moves a waiting sequence to the running ones, or begins its pull, with blocks for all of its tokens.
+
+        The `matched` ones are already referenced.
+        """
         request = sequence.request
         pull = request.role is Role.PULL
         self.waiting.remove(sequence)
-        self.pool.acquire(matched)
         total = num_blocks_for(request.num_start_tokens + 1 if pull else sequence.num_tokens, self.budget.block_size)
         blocks = matched + self.pool.allocate(total - len(matched))
         num_cached = len(matched) * self.budget.block_size
@@ -295,7 +303,7 @@ class Engine:
 
     def _finish_reason(self, request: Request, output: Seq[int]) -> str | None:
         sampling = request.wire.sampling
-        if output[-1] in sampling.stop_token_ids or (output[-1] in self.eos_ids and not sampling.ignore_eos):
+        if output[-1] in request.stop_ids or (output[-1] in self.eos_ids and not sampling.ignore_eos):
             return "stop"
         full = len(request.prompt) + len(output) >= self.max_context_tokens
         return "length" if len(output) >= sampling.max_tokens or full else None

@@ -8,6 +8,7 @@ Threads: this loop, one that reads the pipe, one that beats, and the puller's. T
 import os
 import threading
 import time
+import traceback
 import uuid
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -24,7 +25,7 @@ from penstock.engine.sequence import Role
 from penstock.engine.transfer import Event as PullEvent
 from penstock.engine.transfer import Puller, PullVerified, Regions, make_transport
 from penstock.errors import WorkerLost
-from penstock.protocol import HEARTBEAT_S, Events, Load, Peer
+from penstock.protocol import HEARTBEAT_S, Events, Load, Peer, StepTiming
 
 
 def run_engine(config: EngineConfig, connection: Connection) -> None:
@@ -39,29 +40,41 @@ MAX_QUARANTINED = 0.25
 """Part of the pool that may be in quarantine before the worker restarts."""
 
 
+MANY_ROWS = 64
+"""Steps of fewer rows say what a step costs at least, longer ones what a row costs."""
+
+
 class StepClock:
-    """How long the current step lasts and was predicted to last; read by the beating thread."""
+    """How long the current step lasts and was predicted to last; read by the beating thread.
+
+    A prediction is a fixed part plus a part per row, both on the long side: too short, and a slow worker looks stuck.
+    """
 
     def __init__(self, first_guess_s_per_row: float) -> None:
-        """`first_guess_s_per_row` should err on the long side, or a slow worker looks stuck."""
         self.step = 0
         self._began: float | None = None
         self._predicted_s = 0.0
+        self._fixed_s = 0.0
         self._s_per_row = first_guess_s_per_row
+        self._measured = False
 
-    def begin(self, rows: int) -> None:
-        """A step of about `rows` rows begins."""
+    def begin(self, max_rows: int) -> None:
+        """A step of at most `max_rows` rows begins."""
         self.step += 1
-        self._predicted_s = rows * self._s_per_row
+        self._predicted_s = self._fixed_s + max_rows * self._s_per_row
         self._began = time.monotonic()
 
-    def end(self, rows: int) -> None:
-        """The step ended, having computed `rows` rows."""
-        assert self._began is not None
-        if rows:
-            seconds = time.monotonic() - self._began
-            self._s_per_row = max(seconds / rows, 0.9 * self._s_per_row)
+    def end(self, timing: StepTiming | None) -> None:
+        """The step ended; None when there was nothing to compute."""
         self._began = None
+        if timing is None:
+            return
+        rows = timing.prefill_tokens + timing.decode_tokens
+        if rows >= MANY_ROWS:
+            self._s_per_row = max(timing.seconds / rows, 0.9 * self._s_per_row if self._measured else 0.0)
+            self._measured = True
+        else:
+            self._fixed_s = max(timing.seconds, 0.9 * self._fixed_s)
 
     def beat(self) -> Beat:
         """Now."""
@@ -105,11 +118,9 @@ class EngineProcess:
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         idle = True
         while self._apply(wait=idle):
-            rows = self._engine.planned_rows()
-            self._clock.begin(rows)
-            computed = self._engine.step()
-            self._clock.end(computed)
-            idle = computed == 0
+            self._clock.begin(self._engine.planned_rows())
+            idle = not self._engine.step()
+            self._clock.end(self._engine.timings[-1] if self._engine.timings else None)
             self._flush()
             self._check_quarantine()
         self._puller.close()
@@ -155,9 +166,9 @@ class EngineProcess:
         engine, redeemer = self._engine, self._redeemer
         outputs, engine.outputs = tuple(engine.outputs), []
         released, redeemer.released = tuple(redeemer.released), []
-        events = self._events(snapshot=False) if self._subscribed else None
+        events = self._events(snapshot=False)
         engine.timings.clear()
-        self._send(StepOutputs(outputs, released, events, self._load(), self._stats()))
+        self._send(StepOutputs(outputs, released, events if self._subscribed else None, self._load(), self._stats()))
 
     def _check_quarantine(self) -> None:
         """With too many blocks in quarantine this process ends: its streams go on elsewhere, and it starts afresh."""
@@ -208,7 +219,10 @@ class EngineProcess:
             while True:
                 self._inbox.put(messages.decode_to_engine(self._connection.recv_bytes()))
         except (EOFError, OSError):
-            os._exit(1)
+            pass  # the front is gone
+        except Exception:
+            traceback.print_exc()
+        os._exit(1)
 
     def _beat(self) -> None:
         """Thread: says that this process is alive, whatever the loop is busy with. Without a puller it is not."""

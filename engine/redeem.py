@@ -79,6 +79,11 @@ class Redeemer:
         if request is not None and request.role is Role.PULL:
             self._engine.fail(request, PrefillLost(reason))
 
+    @property
+    def num_sequences(self) -> int:
+        """See engine.Pulls."""
+        return sum(len(pull.request.wire.samples) for pull in self._pulls.values() if pull.blocks)
+
     def begin(self, sequence: Sequence, blocks: list[int], num_matched: int) -> None:
         """See engine.Pulls."""
         pull = self._pulls[sequence.request]

@@ -5,6 +5,7 @@ prefill: Agrawal et al. 2023, "SARATHI"). A prompt is admitted only when all of 
 begun never waits for memory; sequences that grow may preempt later ones, which recompute (Kwon et al. 2023, 4.5).
 """
 
+from collections import Counter
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -44,10 +45,16 @@ class Plan:
     """Sequences and how many of their next tokens to compute."""
 
 
-def schedule(running: Seq[Sequence], waiting: Seq[Sequence], pool: PoolView, budget: Budget) -> Plan:
-    """Plans one step. `running` hold their blocks; `waiting` are in order of rank and hold none."""
+def schedule(
+    running: Seq[Sequence], waiting: Seq[Sequence], pool: PoolView, budget: Budget, *, num_pulling: int = 0
+) -> Plan:
+    """Plans one step. `running` hold their blocks; `waiting` are in order of rank and hold none.
+
+    `num_pulling` sequences hold blocks too and will join `running` when their KV has arrived.
+    """
     plan = Plan()
     free = pool.num_free
+    given_up: Counter[int] = Counter()
     tokens = budget.max_step_tokens
     queue = sorted(running, key=lambda sequence: (sequence.num_pending > 1, sequence.request.rank))
     while queue and tokens > 0:
@@ -56,7 +63,8 @@ def schedule(running: Seq[Sequence], waiting: Seq[Sequence], pool: PoolView, bud
         need = _growth(sequence, rows, pool, budget.block_size)
         while need > free and (victim := _victim(queue, sequence)) is not None:
             plan.preempt.append(victim)
-            free += sum(pool.refs(block) == 1 for block in victim.blocks)
+            given_up.update(victim.blocks)
+            free += sum(given_up[block] == pool.refs(block) for block in victim.blocks)
             if victim is sequence:
                 break
             queue.remove(victim)
@@ -66,7 +74,8 @@ def schedule(running: Seq[Sequence], waiting: Seq[Sequence], pool: PoolView, bud
         tokens -= rows
         plan.work.append((sequence, rows))
     if not plan.preempt:
-        _admit(plan, waiting, pool, budget, free=free, tokens=tokens, num_running=len(running))
+        num_running = num_pulling + sum(sequence.request.width for sequence in running)
+        _admit(plan, waiting, pool, budget, free=free, tokens=tokens, num_running=num_running)
     return plan
 
 
@@ -79,7 +88,7 @@ def _admit(
         pull = request.role is Role.PULL
         if pull and not request.tickets:
             continue  # waits for its prefill worker, not for us
-        width = 1 if request.forked else len(request.wire.samples)
+        width = len(request.wire.samples) if pull else request.width
         if num_running + width > max(budget.max_sequences, width) or (tokens <= 0 and not pull):
             return
         # A sequence computed here needs the logits of its last token, so that token is never taken from the cache.

@@ -89,6 +89,7 @@ class Request:
     hasher: BlockHasher
     block_size: int
     prompt: list[int] = field(default_factory=list)
+    stop_ids: frozenset[int] = frozenset()
     sequences: list[Sequence] = field(default_factory=list)
     arrival: int = field(default_factory=lambda: next(_arrivals))
     cached_tokens: int | None = None
@@ -105,6 +106,7 @@ class Request:
     def create(cls, wire: GenerateRequest, role: Role, hasher: BlockHasher, block_size: int) -> "Request":
         """The request with its first sequence; further samples fork from it once the prompt is computed."""
         request = cls(wire=wire, role=role, hasher=hasher, block_size=block_size, prompt=list(wire.prompt))
+        request.stop_ids = frozenset(wire.sampling.stop_token_ids)
         first = wire.samples[0]
         request.sequences.append(Sequence(request, first, list(first.output)))
         return request
@@ -123,6 +125,11 @@ class Request:
     def forked(self) -> bool:
         """Whether every sample has its sequence."""
         return len(self.sequences) == len(self.wire.samples)
+
+    @property
+    def width(self) -> int:
+        """Sequences of the batch that one of this request's stands for: all samples until they fork."""
+        return 1 if self.role is Role.PREFILL or self.forked else len(self.wire.samples)
 
     @property
     def finished(self) -> bool:

@@ -74,7 +74,7 @@ def cos_sin_table(
     rope: RopeConfig, head_dim: int, num_positions: int, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """[num_positions, head_dim] fp32: per position the cosines of its head_dim/2 angles, then their sines."""
-    if torch.device(device).type == "meta":  # only its size counts, and `arange` there imports all of torch._dynamo: 2 s
+    if torch.device(device).type == "meta":  # only its size counts, and `arange` there imports torch._dynamo: 2 s
         return torch.empty(num_positions, head_dim, dtype=torch.float32, device=device)
     positions = torch.arange(num_positions, dtype=torch.float32, device=device)
     angles = positions[:, None] * inverse_frequencies(rope, head_dim).to(device)

@@ -12,6 +12,8 @@ def prepare_environment() -> None:
     named = set(transports.removeprefix("^").split(","))
     if ("tcp" in named) if transports.startswith("^") else not named & {"tcp", "all"}:
         raise ConfigError(f"UCX_TLS={transports!r} lacks tcp, over which peers connect; add it, or unset UCX_TLS")
+    # By default UCX waits in connect(), and with it all that this worker reads and serves: 6 s where a peer is silent.
+    os.environ.setdefault("UCX_TCP_CONN_NB", "y")
     # Both log to stdout, which belongs to the worker.
     os.environ.setdefault("NIXL_LOG_LEVEL", "WARN")
     os.environ.setdefault("UCX_LOG_FILE", "stderr")

@@ -1,7 +1,7 @@
 """One way to configure: each component has one frozen dataclass, and its flags and environment come from the fields.
 
 A field is written once with its default, unit and sentence; `add_flags` makes `--kv-bytes` of `kv_bytes`, and
-`PENSTOCK_KV_BYTES` in the environment sets its default. Sizes accept suffixes (`512MiB`, `4GiB`).
+`PENSTOCK_FLAG_KV_BYTES` in the environment sets its default. Sizes accept suffixes (`512MiB`, `4GiB`).
 """
 
 import argparse
@@ -11,7 +11,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 from penstock.errors import ConfigError
@@ -46,7 +46,7 @@ def add_flags(parser: argparse.ArgumentParser, config: type[Any], *, skip: tuple
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
             type=_parser_of(hints[field.name], unit),
-            default=os.environ.get("PENSTOCK_" + field.name.upper(), field.default),
+            default=_default(field, _parser_of(hints[field.name], unit)),
             choices=field.metadata["choices"] or None,
             metavar=None if field.metadata["choices"] else (unit or field.name).upper().replace(" ", "_"),
             help=f"{text} (default: {shown}{' ' + unit if unit and field.default is not None else ''})".replace(
@@ -62,15 +62,6 @@ def from_flags(config: type[T], args: argparse.Namespace, **fixed: Any) -> T:
     return config(**values, **fixed)
 
 
-def from_mapping(config: type[T], values: Mapping[str, Any]) -> T:
-    """Builds `config` from a mapping. Raises ConfigError for an unknown key, naming the nearest valid one."""
-    names = [field.name for field in dataclasses.fields(typing.cast("Any", config)) if field.init]
-    for key in values:
-        if key not in names:
-            raise ConfigError(f"unknown key {key!r} for {config.__name__}; {_nearest(key, names)}")
-    return config(**values)
-
-
 class Parser(argparse.ArgumentParser):
     """An argument parser whose message for an unknown flag names the nearest valid one."""
 
@@ -79,6 +70,24 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             message += f"; {_nearest(unknown[1], list(self._option_string_actions))}"
         super().error(message)
+
+
+def _default(field: dataclasses.Field[Any], parse: Callable[[str], Any]) -> Any:
+    """The field's default, or what the environment sets instead. Raises ConfigError when that is no valid value.
+
+    (Not `PENSTOCK_PORT`: for a Service named penstock, Kubernetes sets that to an address in every pod.)
+    """
+    name = "PENSTOCK_FLAG_" + field.name.upper()
+    text = os.environ.get(name)
+    if text is None:
+        return field.default
+    try:
+        value = parse(text)
+    except (argparse.ArgumentTypeError, ValueError) as error:
+        raise ConfigError(f"{name}={text} in the environment: {error}") from error
+    if field.metadata["choices"] and value not in field.metadata["choices"]:
+        raise ConfigError(f"{name}={text} in the environment: valid are {', '.join(field.metadata['choices'])}")
+    return value
 
 
 def _nearest(word: str, names: list[str]) -> str:

@@ -18,8 +18,8 @@ class BlockHasher:
 
     def __init__(self, secret: bytes, *root: str) -> None:
         """`root` names what makes KV bytes differ: model, weights version, KV dtype, adapter, tenant salt."""
-        self._secret = secret
-        self.root = blake2b(msgspec.json.encode(root), digest_size=HASH_BYTES, key=secret).digest()
+        self._secret = blake2b(secret).digest()  # a key of any length
+        self.root = blake2b(msgspec.json.encode(root), digest_size=HASH_BYTES, key=self._secret).digest()
 
     def hash_block(self, parent: bytes, tokens: Sequence[int]) -> bytes:
         """The hash of `tokens` that follow `parent`. A partial block hashes like any other."""

@@ -19,16 +19,17 @@ STUCK_S = 5.0
 """A step longer than max(STUCK_S, STUCK_FACTOR * predicted) is stuck."""
 STUCK_FACTOR = 4.0
 
-TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+_INT32 = 2**31 - 1
+TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=_INT32)]
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """How tokens are chosen and when a sequence ends. Zero `temperature` is greedy."""
 
-    max_tokens: Annotated[int, Meta(ge=1)]
-    min_tokens: Annotated[int, Meta(ge=0)] = 0
+    max_tokens: Annotated[int, Meta(ge=1, le=_INT32)]
+    min_tokens: Annotated[int, Meta(ge=0, le=_INT32)] = 0
     temperature: Annotated[float, Meta(ge=0)] = 1.0
-    top_k: Annotated[int, Meta(ge=0)] = 0
+    top_k: Annotated[int, Meta(ge=0, le=_INT32)] = 0
     """0 keeps all tokens."""
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
@@ -38,14 +39,14 @@ class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     logit_bias: dict[TokenId, float] = {}
     stop_token_ids: tuple[TokenId, ...] = ()
     ignore_eos: bool = False
-    logprobs: Annotated[int, Meta(ge=0)] | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=_INT32)] | None = None
     """How many alternatives to report per token; None reports no logprobs, 0 only the chosen token's."""
 
 
 class Sample(Struct, frozen=True, omit_defaults=True):
     """One of the `n` answers: its index, its seed and, when it resumes, all output ids the router has received."""
 
-    index: int
+    index: Annotated[int, Meta(ge=0, le=_INT32)]
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     output: tuple[TokenId, ...] = ()
 
@@ -62,7 +63,7 @@ class GenerateRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     sampling: SamplingParams
     samples: Annotated[tuple[Sample, ...], Meta(min_length=1)]
     salt: str = ""
-    priority: int = 0
+    priority: Annotated[int, Meta(ge=-_INT32, le=_INT32)] = 0
     """Smaller is served first."""
     timeout_s: float = 600.0
     """Seconds that remain of the caller's deadline."""
@@ -150,7 +151,7 @@ class Tokens(Struct, frozen=True, tag="tokens", omit_defaults=True):
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     cached_tokens: int | None = None
-    """On the first tokens of a stream, as in `Done`, which never comes when the router ends the stream (stop strings)."""
+    """On the first tokens of a stream, as in `Done`, which never comes if the router ends the stream."""
 
 
 class Finished(Struct, frozen=True, tag="finished"):

@@ -155,7 +155,27 @@ def test_cancel_frees_at_every_stage() -> None:
         engine.cancel("a")
         engine.cancel("b")
         assert engine.pool.num_free == 16
-        assert engine.step() == 0
+        assert not engine.step()
+
+
+def test_admitting_one_sequence_never_takes_blocks_that_another_was_promised() -> None:
+    """A full cache and two admissions in one step: the first one's allocation must not evict the second one's prefix."""
+    shared = prompt(24, seed=1) + prompt(3, seed=9)
+    expected = run(make_engine(), request("b", shared, max_tokens=8))["b"].tokens
+    engine = make_engine(num_blocks=10)
+    for name, tokens in (("warm", shared), ("x", prompt(40, seed=2)), ("y", prompt(24, seed=3))):
+        run(engine, request(name, tokens, max_tokens=2))
+    assert (
+        run(engine, request("a", prompt(40, seed=4), max_tokens=8), request("b", shared, max_tokens=8))["b"].tokens
+        == expected
+    )
+
+
+def test_a_step_that_only_preempts_is_not_idle() -> None:
+    """Two samples that share all blocks of a full pool: the work goes on without anything new arriving."""
+    engine = make_engine(num_blocks=4)
+    answer = run(engine, request("a", prompt(28), n=2, max_tokens=4))["a"]
+    assert {sample: len(tokens) for sample, tokens in answer.tokens.items()} == {0: 4, 1: 4}
 
 
 def test_priority_is_served_first() -> None:

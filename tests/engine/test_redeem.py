@@ -131,6 +131,22 @@ def test_a_first_token_that_ends_the_sequence_moves_no_block() -> None:
         assert pair.decode.engine.load().waiting == 0
 
 
+def test_pulls_count_as_sequences_of_the_batch() -> None:
+    requests = [request(f"r{i}", prompt(20, seed=i), n=2, temperature=1.0) for i in range(6)]
+    with Pair(decode=make_engine(max_sequences=4)) as pair:
+        most = 0
+
+        def watch(_name: str, _ticket: Ticket) -> bool:
+            nonlocal most
+            most = max(most, pair.decode.engine.load().running)
+            return True
+
+        pair.on_ticket = watch
+        pair.decode.engine.trace = lambda _event, _name: watch("", None)  # type: ignore[arg-type, assignment]
+        assert not pair.run(*requests).lost
+        assert 2 <= most <= 4
+
+
 def test_small_pools_do_not_deadlock() -> None:
     """Pools of 1.5 prompts on both sides, 16 prompts at once."""
     requests = [request(f"r{i}", prompt(60, seed=i), max_tokens=20) for i in range(16)]

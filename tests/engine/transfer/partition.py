@@ -23,10 +23,12 @@ def run(wires: Sequence[str]) -> dict[str, list[tuple[str, float]]]:
         tickets = {wire: pairs[wire].owner.call("write", range(200)) for wire in wires}
         for wire, (owner, reader) in pairs.items():
             reader.pull(owner, tickets[wire], range(200))
+        strangers = {wire: start(wire, "stranger") for wire in wires}
         # A queue of no packets: all are dropped, nobody is told.
         subprocess.run(["tc", "qdisc", "add", "dev", "lo", "root", "pfifo", "limit", "0"], check=True)
         began = time.monotonic()
         for wire, (owner, reader) in pairs.items():
+            reader.call("add_peer", strangers[wire].peer)  # must hold up nothing, though nobody answers
             reader.submit(owner, tickets[wire], range(200), "a")
         waiting = set(wires)
         while waiting and time.monotonic() - began < GIVE_UP_S:
