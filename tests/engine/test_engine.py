@@ -159,7 +159,7 @@ def test_cancel_frees_at_every_stage() -> None:
 
 
 def test_admitting_one_sequence_never_takes_blocks_that_another_was_promised() -> None:
-    """A full cache and two admissions in one step: the first one's allocation must not evict the second one's prefix."""
+    """A full cache, two admissions in one step: what the first allocates must not be the second one's prefix."""
     shared = prompt(24, seed=1) + prompt(3, seed=9)
     expected = run(make_engine(), request("b", shared, max_tokens=8))["b"].tokens
     engine = make_engine(num_blocks=10)
