@@ -122,6 +122,8 @@ class _Run:
                     yield choices[0], Delta()
                     continue
                 choice = choices[event.choice]
+                if choice.finish_reason:
+                    continue  # a stop string ended it while this event waited in `merge`
                 if isinstance(event, Output):
                     self._note_first_token()
                     delta = choice.text.push(event.tokens, event.logprobs)

@@ -151,6 +151,18 @@ async def answer(stream: Stream) -> None:
     await stream.finish()
 
 
+async def burst(stream: Stream) -> None:
+    """The good case, a token per frame, all in one piece."""
+    await stream.accept()
+    lines = []
+    for sample in stream.request.samples:
+        end, reason = stream.end_of(sample)
+        ids = stream.worker.output(sample.index)
+        lines += [Tokens(sample.index, at, (ids[at],)) for at in range(len(sample.output), end)]
+        lines += [Finished(sample.index, reason)]
+    await stream.raw(b"".join(map(encode_line, [*lines, Done()])))
+
+
 def die_after(num_tokens: int) -> Script:
     """Killed after so many tokens of each sample."""
 

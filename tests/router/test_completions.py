@@ -4,6 +4,7 @@ import openai
 import pytest
 from tokenizers import Tokenizer
 
+from tests.router import fake_worker
 from tests.router.conftest import TEXTS
 from tests.router.fake_worker import FakeWorker
 
@@ -74,3 +75,17 @@ def test_usage_comes_last_in_a_stream_that_asks_for_it(client: openai.OpenAI, ou
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == len(outputs[0])
     assert not chunks[-1].choices
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_tokens_that_wait_behind_a_stop_string_are_dropped(
+    client: openai.OpenAI, worker: FakeWorker, stream: bool
+) -> None:
+    """With several prompts the next tokens are already queued when the router finds the stop string."""
+    worker.scripts.extend([fake_worker.burst] * 2)
+    answer = client.completions.create(model="tiny", prompt=["one", "two"], stop="penstock", stream=stream)
+    choices = [choice for chunk in (answer if stream else [answer]) for choice in chunk.choices]
+    for index in (0, 1):
+        mine = [choice for choice in choices if choice.index == index]
+        assert "".join(choice.text for choice in mine) == "The "
+        assert [choice.finish_reason for choice in mine if choice.finish_reason] == ["stop"]
