@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import aiohttp
+import msgspec
 
+from penstock.hop import Readiness
 from penstock.protocol import SILENT_S
 from penstock.router.policy import EXPECTED_OUTPUT_TOKENS, ClusterSnapshot, Placement, WorkerLoad
 
@@ -27,6 +29,8 @@ class Worker:
     ready: bool = False
     arrivals: int = 0
     generation: str = ""
+    max_context_tokens: int | None = None
+    """As it last said on /ready."""
     prefill_tokens: int = 0
     output_tokens: int = 0
     streams: int = 0
@@ -90,6 +94,13 @@ class Cluster:
     def has_ready(self, role: Role) -> bool:
         return any(worker.ready and worker.role == role for worker in self.workers)
 
+    def max_context_tokens(self) -> int | None:
+        """The longest prompt plus answer that any ready decode worker takes, else any known one; None when unknown."""
+        decode = [worker for worker in self.workers if worker.role == "decode"]
+        ready = [worker for worker in decode if worker.ready]
+        limits = [worker.max_context_tokens for worker in ready or decode if worker.max_context_tokens is not None]
+        return min(limits, default=None)
+
     def snapshot(self) -> ClusterSnapshot:
         return ClusterSnapshot(prefill=self._loads("prefill"), decode=self._loads("decode"))
 
@@ -114,19 +125,24 @@ class Cluster:
         while True:
             worker.look.clear()
             losses = worker.losses
-            ready = await self._answers_ready(worker.url)
+            answer = await self._ask(worker.url)
             if losses == worker.losses:  # else it was lost while being asked: the answer is older than the loss
-                self._set_ready(worker, ready)
+                if answer is not None:
+                    worker.max_context_tokens = answer.max_context_tokens
+                self._set_ready(worker, answer is not None)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s):
                     await worker.look.wait()
 
-    async def _answers_ready(self, url: str) -> bool:
+    async def _ask(self, url: str) -> Readiness | None:
+        """What a ready worker says of itself; None when it is not ready."""
         try:
             async with asyncio.timeout(SILENT_S), self._session.get(f"{url}/ready") as response:
-                return response.status == 200
-        except (aiohttp.ClientError, OSError):
-            return False
+                if response.status != 200:
+                    return None
+                return msgspec.json.decode(await response.read(), type=Readiness)
+        except (aiohttp.ClientError, OSError, msgspec.DecodeError):
+            return None
 
     def _set_ready(self, worker: Worker, ready: bool) -> None:
         if worker.ready != ready:

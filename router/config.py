@@ -17,7 +17,9 @@ class RouterConfig:
     prefill: str = option("", "Base URLs of the prefill workers, separated by commas.")
     decode: str = option("", "Base URLs of the decode workers, separated by commas.")
     max_context_tokens: int | None = option(
-        None, "Longest prompt plus answer; the model's own limit when none. Must equal the workers'.", unit="tokens"
+        None,
+        "Longest prompt plus answer; the model's own limit when none. Workers with less memory lower it by themselves.",
+        unit="tokens",
     )
     max_body_bytes: int = option(
         8 * 2**20, "Largest request body. A million token ids as JSON fit into 8 MiB.", unit="bytes"

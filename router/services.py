@@ -69,16 +69,22 @@ class Services:
         """Whether new requests should be sent here."""
         return not self.draining and self.cluster.has_ready("decode")
 
+    @property
+    def context_tokens(self) -> int:
+        """Longest prompt plus answer: the model's own limit, or less when a worker's memory holds less."""
+        served = self.cluster.max_context_tokens()
+        return self.model.context_tokens if served is None else min(served, self.model.context_tokens)
+
     async def encode(self, text: str, *, add_special_tokens: bool, field: str) -> list[int]:
         """Token ids of `text`, computed aside when it is long (the tokenizer releases the GIL).
 
         Raises RequestError naming `field` for a text that cannot fit into the context, without tokenizing it: 5 MB take
         ten seconds (measured, one core).
         """
-        if len(text) > _MOST_CHARS_PER_TOKEN * self.model.context_tokens:
+        if len(text) > _MOST_CHARS_PER_TOKEN * self.context_tokens:
             raise RequestError(
-                f"the prompt has {len(text)} characters, which is more than this model's context holds, "
-                f"{self.model.context_tokens} tokens",
+                f"the prompt has {len(text)} characters, which is more than the context holds, "
+                f"{self.context_tokens} tokens",
                 field=field,
                 code="context_length_exceeded",
             )

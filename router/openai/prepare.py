@@ -109,7 +109,7 @@ def _call(
             default_max_tokens=services.config.default_max_tokens,
             logprobs=logprobs,
             prompt_tokens=len(prompt),
-            context_tokens=model.context_tokens,
+            context_tokens=services.context_tokens,
             vocab_size=model.vocab_size,
             prompt_field=prompt_field,
         )

@@ -23,14 +23,14 @@ def sampling_params(
     room = context_tokens - prompt_tokens
     if room < 1:
         raise RequestError(
-            f"the prompt has {prompt_tokens} tokens, but this model's context holds {context_tokens} with the answer",
+            f"the prompt has {prompt_tokens} tokens, but the context holds {context_tokens} with the answer",
             field=prompt_field,
             code="context_length_exceeded",
         )
     if max_tokens is not None and max_tokens > room:
         raise RequestError(
             f"the prompt has {prompt_tokens} tokens and max_tokens asks for {max_tokens}, "
-            f"but this model's context holds {context_tokens}; at most {room} are left",
+            f"but the context holds {context_tokens}; at most {room} are left",
             field="max_tokens",
             code="context_length_exceeded",
         )

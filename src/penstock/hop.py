@@ -27,6 +27,14 @@ class Refusal(msgspec.Struct):
     retry_after_s: float | None = None
 
 
+class Readiness(msgspec.Struct):
+    """The JSON body of a ready worker's answer on /ready."""
+
+    ready: bool
+    max_context_tokens: int | None = None
+    """Longest prompt plus answer that fits there; less than the model's own limit when memory is short."""
+
+
 def new_session() -> aiohttp.ClientSession:
     """A client session for hops: no total timeout (liveness is by heartbeats), no limit of connections."""
     return aiohttp.ClientSession(

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import msgspec
 from aiohttp import web
 
-from penstock.hop import Refusal
+from penstock.hop import Readiness, Refusal
 from penstock.protocol import (
     HEARTBEAT_S,
     Accepted,
@@ -96,6 +96,7 @@ class FakeWorker:
         self.requests: list[GenerateRequest] = []
         self.generation = "g1"
         self.ready = True
+        self.max_context_tokens: int | None = None
         self.cached_tokens = 3
         self.running = 0
         self.cancelled = 0
@@ -128,7 +129,9 @@ class FakeWorker:
             await stream.send(Heartbeat(step=1, step_s=0.0, predicted_s=0.0))
 
     async def _ready(self, _: web.Request) -> web.Response:
-        return web.Response(status=200 if self.ready else 503)
+        if not self.ready:
+            return web.Response(status=503)
+        return web.Response(body=msgspec.json.encode(Readiness(True, self.max_context_tokens)))
 
     async def _generate(self, http: web.Request) -> web.StreamResponse:
         request = msgspec.json.decode(await http.read(), type=GenerateRequest)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import uvloop
 
-from penstock.hop import new_session
+from penstock.hop import Readiness, new_session
 from penstock.router.cluster import Cluster
 from penstock.router.policy import EXPECTED_OUTPUT_TOKENS, Placement
 from tests.router.fake_worker import FakeWorker
@@ -80,15 +80,15 @@ def test_a_restarted_worker_is_back_within_half_a_second() -> None:
 def test_an_answer_older_than_the_loss_does_not_count() -> None:
     async def test(cluster: Cluster, worker: FakeWorker) -> None:
         asked, answer = asyncio.Event(), asyncio.Event()
-        answers_ready = cluster._answers_ready
+        ask = cluster._ask
 
-        async def slow(url: str) -> bool:
-            ready = await answers_ready(url)
+        async def slow(url: str) -> Readiness | None:
+            ready = await ask(url)
             asked.set()
             await answer.wait()
             return ready
 
-        cluster._answers_ready = slow  # type: ignore[method-assign]
+        cluster._ask = slow  # type: ignore[method-assign]
         async with asyncio.timeout(5):
             await asked.wait()
         cluster.mark_lost(worker.url)
@@ -110,6 +110,28 @@ def test_a_removed_worker_is_not_chosen_and_not_asked() -> None:
         assert cluster.workers == ()
         cluster.mark_lost(worker.url)
         cluster.remove(worker.url)
+
+    with_cluster(test)
+
+
+def test_the_smallest_context_of_the_ready_decode_workers_counts() -> None:
+    async def test(cluster: Cluster, worker: FakeWorker) -> None:
+        assert cluster.max_context_tokens() is None, "unknown"
+        small, prefill = FakeWorker([[1]]), FakeWorker([[1]])
+        for one, limit, role in ((small, 64, "decode"), (prefill, 16, "prefill")):
+            one.max_context_tokens = limit
+            await one.start()
+            cluster.add(one.url, role)  # type: ignore[arg-type]
+        worker.max_context_tokens = 100
+        cluster.mark_lost(worker.url)  # asks again at once
+        await until(cluster, lambda: cluster.max_context_tokens() == 64 and len(cluster.snapshot().decode) == 2)
+        small.ready = False
+        await until(cluster, lambda: cluster.max_context_tokens() == 100)
+        worker.ready = False
+        await until(cluster, lambda: not cluster.has_ready("decode"))
+        assert cluster.max_context_tokens() == 64, "none is ready: what is known of those that may come back"
+        await small.stop()
+        await prefill.stop()
 
     with_cluster(test)
 

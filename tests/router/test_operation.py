@@ -109,3 +109,17 @@ def test_a_long_prompt_holds_up_nobody_else(start_router: StartRouter, worker: F
 def test_a_wrong_configuration_is_refused_at_start(settings: dict[str, object], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         RouterConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_the_context_that_workers_have_memory_for_is_the_limit(
+    start_router: StartRouter, worker: FakeWorker, connect: Connect
+) -> None:
+    """The model could take 512 tokens."""
+    worker.max_context_tokens = 40
+    client = connect(start_router((worker,)))
+    client.chat.completions.create(model="tiny", messages=MESSAGES)
+    assert len(worker.requests[0].prompt) + worker.requests[0].sampling.max_tokens == 40
+    for prompt in ([1] * 40, "word " * 2000):
+        with pytest.raises(openai.BadRequestError, match="context holds,? 40") as caught:
+            client.completions.create(model="tiny", prompt=prompt)
+        assert caught.value.code == "context_length_exceeded"

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from penstock.errors import RequestError
-from penstock.hop import new_session
+from penstock.hop import Readiness, new_session
 from penstock.protocol import (
     BlocksRequest,
     Done,
@@ -236,6 +236,12 @@ def test_layout_tells_how_to_reach_the_cache(decode: WorkerProcess) -> None:
     status, body = fetch("GET", f"{decode.url}/layout")
     assert status == 200
     assert msgspec.json.decode(body, type=Peer).endpoints == {"none": b"here"}
+
+
+def test_ready_tells_the_longest_context_served(decode: WorkerProcess) -> None:
+    status, body = fetch("GET", f"{decode.url}/ready")
+    assert status == 200
+    assert msgspec.json.decode(body, type=Readiness) == Readiness(True, 100_000)
 
 
 def test_metrics_carry_our_names_and_those_of_vllm(decode: WorkerProcess) -> None:

@@ -6,6 +6,7 @@ from starlette.requests import ClientDisconnect
 
 from penstock.decode.routes import decode_routes
 from penstock.errors import Overloaded, RequestError
+from penstock.hop import Readiness
 from penstock.prefill.routes import prefill_routes
 from penstock.worker.front import Front
 from penstock.worker.http import FrameResponse, Write, json_response, refusal
@@ -29,12 +30,15 @@ def _common_routes(front: Front) -> APIRouter:
     @routes.get("/health")
     async def health() -> Response:
         """200 while the engine process lives and is not stuck in a step."""
-        return _state("healthy", front.bridge.trouble())
+        trouble = front.bridge.trouble()
+        return json_response({"healthy": True}) if trouble is None else refusal(Overloaded(trouble))
 
     @routes.get("/ready")
     async def ready() -> Response:
-        """200 while the worker takes new requests."""
-        return _state("ready", front.unready())
+        """200 while the worker takes new requests, with the longest context it can serve."""
+        if (reason := front.unready()) is not None:
+            return refusal(Overloaded(reason))
+        return json_response(Readiness(True, front.bridge.started.limits.max_context_tokens))
 
     @routes.get("/metrics")
     async def metrics() -> Response:
@@ -63,10 +67,6 @@ def _common_routes(front: Front) -> APIRouter:
         return FrameResponse(produce)
 
     return routes
-
-
-def _state(name: str, trouble: str | None) -> Response:
-    return json_response({name: True}) if trouble is None else refusal(Overloaded(trouble))
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
