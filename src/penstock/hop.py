@@ -11,11 +11,13 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import msgspec
+from aiohttp.http_exceptions import LineTooLong
 
 from penstock.errors import Overloaded, RequestError, WorkerLost
 from penstock.protocol import SILENT_S, STUCK_FACTOR, STUCK_S, Accepted, Error, Frame, Heartbeat, decode_frame
 
 MAX_LINE_BYTES = 64 * 2**20
+"""Longest frame: a ticket of a million blocks. Only a reader that needs it holds so much."""
 
 
 class Refusal(msgspec.Struct):
@@ -40,7 +42,7 @@ def new_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=5),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=SILENT_S),
-        read_bufsize=MAX_LINE_BYTES // 64,
+        read_bufsize=2**20,
     )
 
 
@@ -90,9 +92,11 @@ async def open_hop(session: aiohttp.ClientSession, url: str, body: msgspec.Struc
 async def _next_frame(url: str, response: aiohttp.ClientResponse) -> Frame:
     try:
         async with asyncio.timeout(SILENT_S):
-            line = await response.content.readline()
+            line = await response.content.readline(max_line_length=MAX_LINE_BYTES)
     except TimeoutError as error:
         raise WorkerLost(f"{url} was silent for {SILENT_S} s") from error
+    except LineTooLong as error:
+        raise WorkerLost(f"{url} sent a frame of over {MAX_LINE_BYTES} bytes") from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise WorkerLost(f"{url} was cut: {error or type(error).__name__}") from error
     if not line.endswith(b"\n"):
