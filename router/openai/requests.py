@@ -1,7 +1,7 @@
 """The bodies of OpenAI's API as this server takes them: which fields exist, their types and ranges.
 
-Three kinds of fields: supported ones; `_HARMLESS`, accepted without effect because they change nothing a client could
-rely on; `_UNSUPPORTED`, refused with a sentence unless they hold the value that asks for nothing. Any other field is
+Three kinds of fields: supported ones; those of type Any that change nothing a client could rely on, accepted without
+effect; `_UNSUPPORTED`, refused with a sentence unless they hold the value that asks for nothing. Any other field is
 refused with the nearest valid name: a misspelt `temprature` must not silently give another answer.
 """
 
@@ -14,6 +14,8 @@ from msgspec import UNSET, Meta, Struct
 
 from penstock.errors import RequestError
 
+_INT32 = 2**31 - 1
+Count = Annotated[int, Meta(ge=1, le=_INT32)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
@@ -30,8 +32,8 @@ class ApiRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     """What both endpoints share. Null means the default everywhere, as in OpenAI's API."""
 
     model: str
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    n: Annotated[int, Meta(ge=1)] | None = None
+    max_tokens: Count | None = None
+    n: Count | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
@@ -43,14 +45,14 @@ class ApiRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     stop: str | list[str] | None = None
 
     # Beyond OpenAI (the SDK's `extra_body`), under the names vLLM gave them.
-    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=_INT32)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
-    min_tokens: Annotated[int, Meta(ge=0)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=_INT32)] | None = None
     cache_salt: str | None = None
-    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    priority: Annotated[int, Meta(ge=-_INT32, le=_INT32)] | None = None
 
     user: Any = UNSET
     metadata: Any = UNSET
@@ -66,7 +68,7 @@ class ChatRequest(ApiRequest, kw_only=True, forbid_unknown_fields=True):
     """The body of /v1/chat/completions."""
 
     messages: list[dict[str, Any]]
-    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     tools: list[dict[str, Any]] | None = None
@@ -91,7 +93,7 @@ class CompletionRequest(ApiRequest, kw_only=True, forbid_unknown_fields=True):
     prompt: str | list[Any]
     """Text, token ids, or a list of either."""
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    best_of: Annotated[int, Meta(ge=1)] | None = None
+    best_of: Count | None = None
     echo: Any = UNSET
     suffix: Any = UNSET
 

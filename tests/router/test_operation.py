@@ -120,6 +120,6 @@ def test_the_context_that_workers_have_memory_for_is_the_limit(
     client.chat.completions.create(model="tiny", messages=MESSAGES)
     assert len(worker.requests[0].prompt) + worker.requests[0].sampling.max_tokens == 40
     for prompt in ([1] * 40, "word " * 2000):
-        with pytest.raises(openai.BadRequestError, match="context holds,? 40") as caught:
+        with pytest.raises(openai.BadRequestError, match=r"context holds,? 40") as caught:
             client.completions.create(model="tiny", prompt=prompt)
         assert caught.value.code == "context_length_exceeded"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
-from msgspec import Struct
+from msgspec import Raw, Struct, msgpack
 from msgspec.structs import replace
 
 from penstock.engine.messages import (
@@ -47,7 +47,7 @@ class EngineBridge:
         self._max_behind = max_behind
         self._loop = asyncio.get_running_loop()
         self._pipe = EnginePipe(self._receive, lambda: self.on_lost())
-        self._outgoing: list[Struct] = []
+        self._outgoing: list[Raw] = []
         self._streams: dict[str, Stream] = {}
         self._subscriptions: set[Subscription] = set()
         self._count = itertools.count(1)
@@ -73,10 +73,14 @@ class EngineBridge:
         return None
 
     def send(self, message: Struct) -> None:
-        """Queues a message; all that one tick of the event loop queues go as one batch."""
+        """Queues a message; all that one tick of the event loop queues go as one batch.
+
+        Raises OverflowError for an integer that does not fit 64 bits, here and not for the whole batch.
+        """
+        data = Raw(encode(message))
         if not self._outgoing:
             self._loop.call_soon(self._flush)
-        self._outgoing.append(message)
+        self._outgoing.append(data)
 
     @contextmanager
     def open(self, message: Generate | Prefill | Lookup, timeout_s: float) -> Iterator[Stream]:
@@ -86,10 +90,10 @@ class EngineBridge:
         meets frames of its former life.
         """
         submission, request_id = _renamed(message, next(self._count))
+        self.send(submission)
         stream = Stream(request_id, self._max_behind, lambda: self.send(Cancel(request_id)))
         self._streams[request_id] = stream
         self.idle.clear()
-        self.send(submission)
         stream.expire(timeout_s, DeadlineExceeded(f"not finished within the deadline of {timeout_s:g} s"))
         try:
             yield stream
@@ -119,7 +123,7 @@ class EngineBridge:
 
     def _flush(self) -> None:
         batch, self._outgoing = tuple(self._outgoing), []
-        self._pipe.send(encode(batch))
+        self._pipe.send(msgpack.encode(batch))
 
     def _receive(self, data: bytes) -> None:
         message = decode_from_engine(data)
