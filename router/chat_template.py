@@ -57,6 +57,8 @@ class ChatTemplate:
         values |= {"messages": [_prepared(message) for message in messages], "tools": tools}
         try:
             return self._templates[name].render(add_generation_prompt=add_generation_prompt, **values)
+        except RecursionError as error:
+            raise RequestError("the messages or tools are nested too deeply", field="messages") from error
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             reason = str(error) or type(error).__name__
             raise RequestError(f"the model's chat template refused the messages: {reason}", field="messages") from error

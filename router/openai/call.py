@@ -55,6 +55,8 @@ class Call:
     form: Form
     stream: bool
     include_usage: bool
+    prompt_field: str
+    """What the endpoint calls its prompt."""
 
     def usage(self) -> Usage:
         prompt = sum(len(generation.prompt) for generation in self.generations)

@@ -16,7 +16,7 @@ from penstock.router.generation import Event, Generation, Output, Started
 from penstock.router.http import ClientGone, Lifeline, Reply, header, read_body, retry_after_of, timeout_of
 from penstock.router.merge import merge
 from penstock.router.openai.call import Call, Choice
-from penstock.router.openai.errors import error_body, error_status
+from penstock.router.openai.errors import error_body, error_status, named_for_api
 from penstock.router.openai.responses import Usage
 from penstock.router.services import Services
 
@@ -60,7 +60,10 @@ class Endpoint:
         async with Lifeline(receive, timeout_s, self._services.lifelines) as lifeline:
             call = await self._prepare(self._services, body, reply.request_id, lifeline.deadline)
             run = _Run(self._services, call, reply, began=lifeline.deadline - timeout_s)
-            await (run.stream() if call.stream else run.whole())
+            try:
+                await (run.stream() if call.stream else run.whole())
+            except RequestError as error:  # a worker's
+                raise named_for_api(error, call.prompt_field) from error
 
 
 class _Run:

@@ -13,6 +13,13 @@ def error_status(error: Exception) -> int:
     return 503 if isinstance(error, RetryableError) else 500
 
 
+def named_for_api(error: RequestError, prompt_field: str) -> RequestError:
+    """A worker's refusal, with the field as the API calls it; `prompt_field` is where the endpoint has its prompt."""
+    wire = (error.field or "").removeprefix("sampling.").partition("[")[0]
+    names = {"": None, "prompt": prompt_field, "samples": "n", "salt": "cache_salt", "timeout_s": "timeout"}
+    return RequestError(str(error), field=names.get(wire, wire), code=error.code, status=error.status)
+
+
 def error_body(error: Exception) -> bytes:
     """`{"error": {"message", "type", "param", "code"}}`. The message of an unexpected error stays in the log."""
     if isinstance(error, RequestError):

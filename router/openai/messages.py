@@ -66,7 +66,7 @@ def _with_arguments(calls: Any, field: str) -> list[dict[str, Any]]:
             raise RequestError(f"{field}[{index}].function must be an object with a name", field=f"{field}[{index}]")
         arguments = function.get("arguments")
         if isinstance(arguments, str):
-            with suppress(msgspec.DecodeError):  # a model's malformed call is sent back as it was
+            with suppress(msgspec.DecodeError, RecursionError):  # a model's malformed call is sent back as it was
                 arguments = msgspec.json.decode(arguments)
         parsed.append({**call, "function": {**function, "arguments": arguments}})
     return parsed

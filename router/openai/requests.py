@@ -29,7 +29,10 @@ class StreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ApiRequest(Struct, kw_only=True, forbid_unknown_fields=True):
-    """What both endpoints share. Null means the default everywhere, as in OpenAI's API."""
+    """What both endpoints share. Null means the default everywhere, as in OpenAI's API.
+
+    Workers refuse longer `logit_bias` and `stop_token_ids` too: every entry costs each of their steps.
+    """
 
     model: str
     max_tokens: Count | None = None
@@ -40,7 +43,7 @@ class ApiRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: str | list[str] | None = None
 
@@ -48,7 +51,7 @@ class ApiRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     top_k: Annotated[int, Meta(ge=-1, le=_INT32)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Annotated[list[int], Meta(max_length=256)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=_INT32)] | None = None
     cache_salt: str | None = None

@@ -79,8 +79,8 @@ def _hash(seed: int, index: int) -> int:
 def _logit_bias(request: ApiRequest, vocab_size: int) -> dict[int, float]:
     biases = {}
     for key, bias in (request.logit_bias or {}).items():
-        if not (key.isascii() and key.isdigit()):
-            raise RequestError(f"logit_bias: {key!r} is not a token id", field="logit_bias")
-        check_token(int(key[:20]), vocab_size, "logit_bias")
+        if not (key.isascii() and key.isdigit() and len(key) <= 10):  # 2**31 has ten digits
+            raise RequestError(f"logit_bias: {key[:20]!r} is not a token id", field="logit_bias")
+        check_token(int(key), vocab_size, "logit_bias")
         biases[int(key)] = bias
     return biases

@@ -255,10 +255,14 @@ async def busy(_: Stream) -> web.Response:
     return web.Response(status=503, body=msgspec.json.encode(refusal))
 
 
-async def refuse(_: Stream) -> web.Response:
-    """Finds a fault with the request."""
-    refusal = Refusal("the worker does not like it", code="odd_prompt", field="prompt")
-    return web.Response(status=400, body=msgspec.json.encode(refusal))
+def refuse(field: str) -> Script:
+    """Finds a fault with this field of the request."""
+
+    async def script(_: Stream) -> web.Response:
+        refusal = Refusal("the worker does not like it", code="odd", field=field)
+        return web.Response(status=400, body=msgspec.json.encode(refusal))
+
+    return script
 
 
 async def _begin(stream: Stream, num_tokens: int) -> None:

@@ -237,3 +237,10 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
     assert client.models.retrieve("tiny").object == "model"
     with pytest.raises(openai.NotFoundError, match="'other' does not exist"):
         client.models.retrieve("other")
+
+
+@pytest.mark.parametrize("arguments", ["{", "[" * 50_000, '{"a":' * 50_000])
+def test_arguments_that_cannot_be_parsed_stay_text(client: openai.OpenAI, arguments: str) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [*HELLO, {"role": "assistant", "content": "", "tool_calls": [call]}, *HELLO]
+    assert client.chat.completions.create(model="tiny", messages=messages).choices  # type: ignore[arg-type]

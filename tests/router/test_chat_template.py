@@ -198,3 +198,12 @@ def test_content_is_never_run_as_a_template() -> None:
     template = ChatTemplate({"default": "{{ messages[0].content }}"}, {})
     text = json.dumps("{{ 7 * 7 }}{% raw %}")
     assert template.render([{"role": "user", "content": text}]) == text
+
+
+def test_what_is_nested_too_deeply_is_refused() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(100_000):
+        deep = {"a": deep}
+    template = ChatTemplate({"default": "{{ tools | tojson }}"}, {})
+    with pytest.raises(RequestError, match="nested too deeply"):
+        template.render([], [deep])

@@ -239,13 +239,19 @@ def test_a_request_waits_for_a_worker_that_is_about_to_be_ready(
     assert stream_text(client) == [TEXTS[0]]
 
 
-def test_a_worker_that_refuses_the_request_is_believed(client: openai.OpenAI, worker: FakeWorker) -> None:
+@pytest.mark.parametrize(
+    ("wire", "field"),
+    [("prompt", "messages"), ("samples", "n"), ("samples[...].seed", "n"), ("sampling.max_tokens", "max_tokens")],
+)
+def test_a_worker_that_refuses_the_request_is_believed(
+    client: openai.OpenAI, worker: FakeWorker, wire: str, field: str
+) -> None:
     for stream in (True, False):
-        worker.scripts.append(fake.refuse)
+        worker.scripts.append(fake.refuse(wire))
         with pytest.raises(openai.BadRequestError, match="does not like it") as caught:
             client.chat.completions.create(model="tiny", messages=MESSAGES, stream=stream)
-        assert caught.value.param == "prompt"
-        assert caught.value.code == "odd_prompt"
+        assert caught.value.param == field, "the API's name"
+        assert caught.value.code == "odd"
     assert len(worker.requests) == 2, "a request that is wrong is not tried elsewhere"
 
 

@@ -1,5 +1,6 @@
 """Every request that a worker could never answer is refused with the field's name."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ def sampling(**changes: Any) -> dict[str, Any]:
         ("sampling.stop_token_ids", sampling(stop_token_ids=(100,))),
         ("sampling.logit_bias", sampling(logit_bias={100: 1.0})),
         ("sampling.logprobs", sampling(logprobs=21)),
+        ("sampling.stop_token_ids", sampling(stop_token_ids=(5,) * 257)),
         ("timeout_s", {"timeout_s": 0.0}),
         ("timeout_s", {"timeout_s": float("nan")}),
         ("prefill", {"prefill": "10.0.0.1:8000"}),
@@ -59,6 +61,14 @@ def test_impossible_request_is_refused_with_its_field(field: str, changes: dict[
 )
 def test_largest_possible_request_is_taken(changes: dict[str, Any]) -> None:
     check_request(replace(GOOD, **changes), LIMITS, max_samples=8)
+
+
+@pytest.mark.parametrize("number", [1024, 1025])
+def test_logit_bias_is_bounded(number: int) -> None:
+    request = replace(GOOD, **sampling(logit_bias=dict.fromkeys(range(number), 1.0)))
+    expected = contextlib.nullcontext() if number == 1024 else pytest.raises(RequestError, match="at most 1024 tokens")
+    with expected:
+        check_request(request, replace(LIMITS, vocab_size=2000), max_samples=8)
 
 
 def test_prefill_needs_memory_for_the_prompt_and_one_token_only() -> None:

@@ -4,10 +4,13 @@ import math
 
 from penstock.engine.messages import Limits
 from penstock.errors import RequestError
-from penstock.protocol import BlocksRequest, GenerateRequest
+from penstock.protocol import BlocksRequest, GenerateRequest, SamplingParams
 
 MAX_LOGPROBS = 20
 """As many alternatives per token as OpenAI's API allows."""
+MAX_LOGIT_BIAS = 1024
+MAX_STOP_TOKEN_IDS = 256
+"""Every entry costs each step, and with it every other stream."""
 
 
 def check_request(request: GenerateRequest, limits: Limits, *, max_samples: int, prefill_only: bool = False) -> None:
@@ -23,9 +26,7 @@ def check_request(request: GenerateRequest, limits: Limits, *, max_samples: int,
         raise RequestError(
             f"timeout_s must be a positive number of seconds, not {request.timeout_s}", field="timeout_s"
         )
-    if (request.sampling.logprobs or 0) > MAX_LOGPROBS:
-        message = f"logprobs may be at most {MAX_LOGPROBS}, not {request.sampling.logprobs}"
-        raise RequestError(message, field="sampling.logprobs")
+    _check_sampling(request.sampling)
     if request.prefill is not None and not request.prefill.startswith(("http://", "https://")):
         raise RequestError(f"prefill must be the URL of a worker, not {request.prefill!r}", field="prefill")
 
@@ -48,6 +49,18 @@ def _check_token_ids(request: GenerateRequest, vocab_size: int) -> None:
     for field, ids in ids_of_fields.items():
         if (highest := max(ids, default=0)) >= vocab_size:
             raise RequestError(f"token id {highest} is not below the vocabulary size {vocab_size}", field=field)
+
+
+def _check_sampling(sampling: SamplingParams) -> None:
+    if (sampling.logprobs or 0) > MAX_LOGPROBS:
+        message = f"logprobs may be at most {MAX_LOGPROBS}, not {sampling.logprobs}"
+        raise RequestError(message, field="sampling.logprobs")
+    if len(sampling.logit_bias) > MAX_LOGIT_BIAS:
+        message = f"logit_bias may hold at most {MAX_LOGIT_BIAS} tokens, not {len(sampling.logit_bias)}"
+        raise RequestError(message, field="sampling.logit_bias")
+    if len(sampling.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+        message = f"stop_token_ids may hold at most {MAX_STOP_TOKEN_IDS} tokens, not {len(sampling.stop_token_ids)}"
+        raise RequestError(message, field="sampling.stop_token_ids")
 
 
 def _check_samples(request: GenerateRequest, max_samples: int) -> None:
