@@ -12,13 +12,14 @@ from fastapi import APIRouter, Request, Response
 from msgspec.structs import replace
 
 from penstock.engine.messages import Generate, PrefillArrived, PrefillFailed
-from penstock.errors import PrefillLost, RequestError, RetryableError
+from penstock.errors import Overloaded, PrefillLost, PrefillRefused, RequestError, RetryableError
 from penstock.hop import open_hop
 from penstock.protocol import Error, GenerateRequest, Ticket
 from penstock.worker.checks import check_request
 from penstock.worker.front import Front
 from penstock.worker.http import FrameResponse, Write
 from penstock.worker.metrics import RequestMeter
+from penstock.worker.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ async def _generate(front: Front, request: GenerateRequest, write: Write) -> Non
     """Forwards the engine's frames to the caller until the last one."""
     meter = RequestMeter(front.metrics)
     with front.bridge.open(Generate(request), request.timeout_s) as stream:
-        fetching = asyncio.ensure_future(_fetch_prefill(front, stream.id, request))
+        fetching = asyncio.ensure_future(_fetch_prefill(front, stream, request))
         stream.on_release = fetching.cancel
         try:
             await write([front.accepted(with_peer=False)])
@@ -54,23 +55,28 @@ async def _generate(front: Front, request: GenerateRequest, write: Write) -> Non
             await asyncio.wait([fetching])
 
 
-async def _fetch_prefill(front: Front, stream_id: str, request: GenerateRequest) -> None:
-    """Carries the prefill worker's frames into the engine until cancelled; a failure of any kind as PrefillFailed."""
+async def _fetch_prefill(front: Front, stream: Stream, request: GenerateRequest) -> None:
+    """Carries the prefill worker's frames into the engine until cancelled; a failure of any kind as PrefillFailed.
+
+    A refusal ends the stream here, since it says nothing against the prefill worker.
+    """
     if request.prefill is None:
         return
     url = request.prefill.rstrip("/") + "/prefill"
     try:
         async with open_hop(front.session, url, replace(request, prefill=None)) as hop:
-            front.bridge.send(PrefillArrived(stream_id, hop.accepted))
+            front.bridge.send(PrefillArrived(stream.id, hop.accepted))
             async for frame in hop.frames():
                 if isinstance(frame, Ticket):
-                    front.bridge.send(PrefillArrived(stream_id, frame))
+                    front.bridge.send(PrefillArrived(stream.id, frame))
                 elif isinstance(frame, Error):
                     raise PrefillLost(f"{url}: {frame.message}")
                 else:
                     raise PrefillLost(f"{url} sent a {type(frame).__name__} frame instead of a ticket")
-    except (RetryableError, RequestError) as error:
-        front.bridge.send(PrefillFailed(stream_id, str(error)))
+    except (RequestError, Overloaded) as error:
+        stream.fail(PrefillRefused(f"{url}: {error}"))
+    except RetryableError as error:
+        front.bridge.send(PrefillFailed(stream.id, str(error)))
     except Exception as error:
         log.exception("the call to %s failed", url)
-        front.bridge.send(PrefillFailed(stream_id, f"the call to {url} failed: {error!r}"))
+        front.bridge.send(PrefillFailed(stream.id, f"the call to {url} failed: {error!r}"))

@@ -11,7 +11,15 @@ from typing import TypeAlias
 
 import msgspec
 
-from penstock.errors import DeadlineExceeded, Overloaded, PrefillLost, RetryableError, TransferError, WorkerLost
+from penstock.errors import (
+    DeadlineExceeded,
+    Overloaded,
+    PrefillLost,
+    PrefillRefused,
+    RetryableError,
+    TransferError,
+    WorkerLost,
+)
 from penstock.hop import open_hop
 from penstock.protocol import (
     Done,
@@ -188,6 +196,7 @@ class Generation:
 def _failure(frame: Error) -> RetryableError:
     """The error that a stream's last frame tells of."""
     kinds: dict[str, type[RetryableError]] = {
-        kind.code: kind for kind in (PrefillLost, TransferError, Overloaded, WorkerLost, DeadlineExceeded)
+        kind.code: kind
+        for kind in (PrefillLost, PrefillRefused, TransferError, Overloaded, WorkerLost, DeadlineExceeded)
     }
     return kinds.get(frame.code, RetryableError)(frame.message, retry_after_s=frame.retry_after_s)

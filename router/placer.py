@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from penstock.errors import DeadlineExceeded, Overloaded, PrefillLost, RetryableError, TransferError, WorkerLost
+from penstock.errors import (
+    DeadlineExceeded,
+    Overloaded,
+    PrefillLost,
+    PrefillRefused,
+    RetryableError,
+    TransferError,
+    WorkerLost,
+)
 from penstock.protocol import GenerateRequest
 from penstock.router.cluster import Cluster, Reservation
 from penstock.router.metrics import Metrics
@@ -121,7 +129,7 @@ class Placer:
         trial.last_error = error
         trial.streaming = streaming
         self._metrics.replacements.labels(reason=error.code).inc()
-        if isinstance(error, (PrefillLost, TransferError)) and placed.prefill is not None:
+        if isinstance(error, (PrefillLost, PrefillRefused, TransferError)) and placed.prefill is not None:
             trial.excluded[placed.prefill] = self._cluster.arrivals(placed.prefill)
             self._index.retract(placed.prefill, placed.new_hashes)
             if isinstance(error, PrefillLost):

@@ -6,7 +6,8 @@ PenstockError
 │   └── MemoryPlanError   weights and KV cache do not fit (with the arithmetic)
 ├── RequestError          the caller's request is wrong (HTTP 4xx, never retried)
 └── RetryableError        nothing is wrong with the request; try again (HTTP 503 or an error frame)
-    ├── PrefillLost       the prefill worker was lost, late, busy or sent something invalid
+    ├── PrefillLost       the prefill worker was lost, late or sent something invalid
+    ├── PrefillRefused    the prefill worker is well but does not take this request
     ├── WorkerLost        a worker was lost or is stuck
     ├── Overloaded        no capacity within the request's deadline
     ├── TransferError     a KV transfer failed
@@ -52,9 +53,15 @@ class RetryableError(PenstockError):
 
 
 class PrefillLost(RetryableError):
-    """The prefill worker was lost, late, busy or sent something invalid."""
+    """The prefill worker was lost, late or sent something invalid."""
 
     code = "prefill_lost"
+
+
+class PrefillRefused(RetryableError):
+    """The prefill worker is well but does not take this request: too long for its memory, or it is draining."""
+
+    code = "prefill_refused"
 
 
 class WorkerLost(RetryableError):

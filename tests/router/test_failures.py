@@ -147,6 +147,18 @@ def test_a_lost_prefill_worker_is_replaced_by_another(
     assert used[2] is None, "no prefill worker left: the decode worker does it alone"
 
 
+def test_a_prefill_worker_that_refuses_one_request_stays_for_others(
+    start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Connect
+) -> None:
+    decode, prefill = start_worker(), start_worker()
+    router = start_router((decode,), (prefill,))
+    client = connect(router)
+    decode.scripts.append(fake.fail_after(0, "prefill_refused"))
+    assert stream_text(client, messages=LONG) == [TEXTS[0]]
+    assert [request.prefill for request in decode.requests] == [prefill.url, None]
+    assert all(worker.losses == 0 for worker in router.services.cluster.workers)
+
+
 def test_a_failed_transfer_is_placed_again_without_that_prefill_worker(
     start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Connect
 ) -> None:

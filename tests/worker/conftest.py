@@ -18,3 +18,10 @@ def decode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
 def prefill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
     with running_worker(tmp_path_factory.mktemp("prefill"), "prefill", "--lease-s", "0.3") as worker:
         yield worker
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+    """A prefill worker with memory for a short context only."""
+    with running_worker(tmp_path_factory.mktemp("small"), "prefill", "--max-context-tokens", "200") as worker:
+        yield worker

@@ -14,6 +14,7 @@ import time
 from multiprocessing.connection import Connection
 
 from msgspec import Struct, json
+from msgspec.structs import replace
 
 from penstock.config import Parser
 from penstock.engine.config import EngineConfig
@@ -67,6 +68,7 @@ class FakeEngine:
         if config.model == "broken":
             raise ModelError("config.json is missing in broken")
         self.generation = f"generation-{os.getpid()}"
+        self._limits = replace(LIMITS, max_context_tokens=config.max_context_tokens or LIMITS.max_context_tokens)
         self._connection = connection
         self._lock = threading.Lock()
         self._journal = socket.socket(socket.AF_UNIX) if config.secret else None
@@ -81,7 +83,7 @@ class FakeEngine:
             protocol=1, model="fake", weights_version="1", kv_dtype="f32", groups=((1, 1, 1),), block_size=BLOCK_SIZE
         )
         peer = Peer(generation=self.generation, layout=layout, endpoints={"none": b"here"}, num_blocks=20_000)
-        self._send(Started(peer, LIMITS, "none"))
+        self._send(Started(peer, self._limits, "none"))
         self._note(b"%d" % os.getpid())
         threading.Thread(target=self._beat, daemon=True).start()
         while True:

@@ -80,6 +80,20 @@ def test_prefill_needs_memory_for_the_prompt_and_one_token_only() -> None:
         check_request(replace(GOOD, prompt=(1,) * 48), LIMITS, max_samples=8, prefill_only=True)
 
 
+def test_prefill_needs_context_for_the_output_so_far_and_one_token_only() -> None:
+    """Its context may be shorter than that of the decode worker, which the rest of the answer must fit."""
+    limits = replace(LIMITS, num_blocks=100)
+    request = replace(GOOD, prompt=(1,) * 50, samples=(Sample(0, 1, output=(5,) * 12),))
+    for max_tokens in (13, 14, 1000):
+        check_request(replace(request, **sampling(max_tokens=max_tokens)), limits, max_samples=8, prefill_only=True)
+    with pytest.raises(RequestError, match="exceed the context of 64 tokens"):
+        check_request(replace(request, **sampling(max_tokens=15)), limits, max_samples=8)
+    request = replace(request, prompt=(1,) * 51)
+    check_request(replace(request, **sampling(max_tokens=13)), limits, max_samples=8, prefill_only=True)
+    with pytest.raises(RequestError, match="exceed the context of 64 tokens"):  # its first token would end the answer
+        check_request(replace(request, **sampling(max_tokens=14)), limits, max_samples=8, prefill_only=True)
+
+
 @pytest.mark.parametrize("number", [0, 13])
 def test_blocks_request_names_at_least_one_and_no_more_than_the_pool_has(number: int) -> None:
     with pytest.raises(RequestError) as refused:

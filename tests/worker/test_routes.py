@@ -189,13 +189,23 @@ def test_generate_fetches_tickets_and_frees_the_prefill_worker_once_released(
     decode.journal.expect("PrefillArrived", body, frame="Ticket")
 
 
-@pytest.mark.parametrize(("path", "reason"), [(":9", "does not answer"), ("/nowhere", "404"), ("/metrics#", "405")])
-def test_prefill_worker_that_cannot_answer_ends_the_request_with_prefill_lost(
-    decode: WorkerProcess, prefill: WorkerProcess, path: str, reason: str
-) -> None:
-    body = request(prefill="http://127.0.0.1:9" if path == ":9" else prefill.url + path)
+def test_prefill_worker_that_cannot_answer_ends_the_request_with_prefill_lost(decode: WorkerProcess) -> None:
+    body = request(prefill="http://127.0.0.1:9")
     assert answer(f"{decode.url}/generate", body)[-1].code == "prefill_lost"
-    assert reason in decode.journal.expect("PrefillFailed", body)["reason"]
+    assert "does not answer" in decode.journal.expect("PrefillFailed", body)["reason"]
+
+
+@pytest.mark.parametrize(("path", "reason"), [("/nowhere", "404"), ("/metrics#", "405"), ("", "the context")])
+def test_refusal_by_the_prefill_worker_is_told_from_its_loss(
+    decode: WorkerProcess, prefill: WorkerProcess, small: WorkerProcess, path: str, reason: str
+) -> None:
+    """The request is fine for this worker, and so the router's to place again without that one."""
+    url = prefill.url + path if path else small.url
+    body = request(prefill=url, prompt=(1,) * 300, max_tokens=5)
+    frame = answer(f"{decode.url}/generate", body)[-1]
+    assert frame.code == "prefill_refused"
+    assert reason in frame.message
+    decode.journal.expect("Cancel", body)
 
 
 def test_error_of_the_prefill_worker_reaches_the_engine(decode: WorkerProcess, prefill: WorkerProcess) -> None:

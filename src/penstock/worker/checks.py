@@ -17,7 +17,7 @@ def check_request(request: GenerateRequest, limits: Limits, *, max_samples: int,
     """Raises RequestError, naming the field, when this worker could never answer `request`.
 
     `max_samples` is how many sequences the engine batches. With `prefill_only` the worker computes no more than the
-    prompt and one token, so that is all that must fit its memory.
+    prompt, the output so far and one token, so that is all that must fit its memory and its context.
     """
     _check_token_ids(request, limits.vocab_size)
     _check_samples(request, max_samples)
@@ -87,13 +87,14 @@ def _check_lengths(request: GenerateRequest, limits: Limits, prefill_only: bool)
     if prompt >= limits.max_context_tokens:
         message = f"the prompt's {prompt} tokens leave no room in the context of {limits.max_context_tokens} tokens"
         raise RequestError(message, field="prompt", code="context_length_exceeded")
-    if prompt + sampling.max_tokens > limits.max_context_tokens:
-        message = (
-            f"the prompt's {prompt} tokens and max_tokens {sampling.max_tokens} "
-            f"exceed the context of {limits.max_context_tokens} tokens"
-        )
+    resumed = len(request.samples[0].output)
+    # One token more than it computes: it would take a context that ends with its first token for the answer's end.
+    within = min(sampling.max_tokens, resumed + 2) if prefill_only else sampling.max_tokens
+    if prompt + within > limits.max_context_tokens:
+        asked = f"the {resumed} resumed" if prefill_only else f"max_tokens {sampling.max_tokens}"
+        message = f"the prompt's {prompt} tokens and {asked} exceed the context of {limits.max_context_tokens} tokens"
         raise RequestError(message, field="sampling.max_tokens", code="context_length_exceeded")
-    output = len(request.samples[0].output) + 1 if prefill_only else sampling.max_tokens
+    output = resumed + 1 if prefill_only else sampling.max_tokens
     blocks = -(-(prompt + output) // limits.block_size)
     if blocks > limits.num_blocks:
         message = f"{prompt} + {output} tokens need {blocks} KV blocks, but this worker has {limits.num_blocks}"
