@@ -90,8 +90,9 @@ class EngineBridge:
         meets frames of its former life.
         """
         submission, request_id = _renamed(message, next(self._count))
+        num_samples = 1 if isinstance(message, Lookup) else len(message.request.samples)
         self.send(submission)
-        stream = Stream(request_id, self._max_behind, lambda: self.send(Cancel(request_id)))
+        stream = Stream(request_id, self._max_behind * num_samples, lambda: self.send(Cancel(request_id)))
         self._streams[request_id] = stream
         self.idle.clear()
         stream.expire(timeout_s, DeadlineExceeded(f"not finished within the deadline of {timeout_s:g} s"))

@@ -23,7 +23,9 @@ class WorkerConfig:
     served_model_name: str = option("", "Name of the model in metrics; the folder's name when empty.")
     max_body_bytes: int = option(16 * 2**20, "Longest request body.", unit="bytes")
     max_frames_behind: int = option(
-        1024, "A request whose caller reads so slowly that more frames wait for it is cancelled.", unit="frames"
+        1024,
+        "A request whose caller reads so slowly that more frames of each sample wait for it is cancelled.",
+        unit="frames",
     )
 
     @property
