@@ -71,7 +71,7 @@ class Lifeline:
         self.deadline = loop.time() + self._timeout_s
         late = DeadlineExceeded(f"the request's deadline of {self._timeout_s:g} s passed")
         self._timer = loop.call_at(self.deadline, self.cut, late)
-        self._watcher = loop.create_task(self._watch_client())
+        self._watcher: asyncio.Task[None] | None = None
         self._lifelines.add(self)
         return self
 
@@ -80,9 +80,16 @@ class Lifeline:
     ) -> None:
         self._lifelines.discard(self)
         self._timer.cancel()
-        self._watcher.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
         if self._reason is not None and self._task.uncancel() <= self._cancels_before and kind is not None:
             raise self._reason from None
+
+    async def body(self, scope: Scope, max_bytes: int) -> bytes:
+        """The request's body. From its end on the client is watched. Raises RequestError, ClientGone."""
+        body = await read_body(scope, self._receive, max_bytes)
+        self._watcher = asyncio.create_task(self._watch_client())
+        return body
 
     def cut(self, reason: PenstockError) -> None:
         """Ends the request for `reason`; only the first counts."""
@@ -130,6 +137,8 @@ class Reply:
         self.headers = [(b"x-request-id", request_id.encode())]
         self.status = 0
         """The status sent, 0 before that."""
+        self.is_early = False
+        """The request's body is not read to its end: the connection cannot be used again."""
 
     async def json(self, body: bytes, status: int = 200, *, retry_after_s: float | None = None) -> None:
         """The whole answer."""
@@ -137,12 +146,12 @@ class Reply:
         headers = [*self.headers, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         if retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % max(1, math.ceil(retry_after_s))))
-        if status == 413:
+        if self.is_early:
             headers.append((b"connection", b"close"))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        if status == 413:
+        if self.is_early:
             await self._linger(body)
-        await self._send({"type": "http.response.body", "body": b"" if status == 413 else body})
+        await self._send({"type": "http.response.body", "body": b"" if self.is_early else body})
 
     async def start_events(self) -> None:
         self.status = 200

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from penstock.errors import RequestError, RetryableError
 from penstock.router.answer_text import Delta
 from penstock.router.generation import Event, Generation, Output, Started
-from penstock.router.http import ClientGone, Lifeline, Reply, header, read_body, retry_after_of, timeout_of
+from penstock.router.http import ClientGone, Lifeline, Reply, header, retry_after_of, timeout_of
 from penstock.router.merge import merge
 from penstock.router.openai.call import Call, Choice
 from penstock.router.openai.errors import error_body, error_status, named_for_api
@@ -56,8 +56,10 @@ class Endpoint:
     async def _answer(self, scope: Scope, receive: Receive, reply: Reply) -> None:
         config = self._services.config
         timeout_s = timeout_of(scope, config.timeout_s, config.max_timeout_s)
-        body = await read_body(scope, receive, config.max_body_bytes)
         async with Lifeline(receive, timeout_s, self._services.lifelines) as lifeline:
+            reply.is_early = True
+            body = await lifeline.body(scope, config.max_body_bytes)
+            reply.is_early = False
             call = await self._prepare(self._services, body, reply.request_id, lifeline.deadline)
             run = _Run(self._services, call, reply, began=lifeline.deadline - timeout_s)
             try:

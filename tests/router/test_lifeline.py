@@ -67,3 +67,23 @@ def test_a_client_that_does_not_read_is_ended_at_its_deadline(
         assert_nothing_is_left(router)
         failed = router.services.metrics.requests.labels(endpoint="chat", status="503")
         wait_until(lambda: failed._value.get() == 1, "the end by its deadline")
+
+
+def test_the_deadline_covers_the_body(router: RunningRouter, worker: FakeWorker) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\ntimeout: 0.4\r\nContent-Length: 1000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", router.port), timeout=5) as raw:
+        raw.sendall(head + b'{"model"')
+        wait_until(lambda: len(router.services.lifelines) == 1, "the request's arrival, before its body")
+        raw.sendall(b':"tiny"')
+        answer = b"".join(iter(lambda: raw.recv(65536), b""))  # to the connection's end: the body has no end
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"deadline_exceeded" in answer
+    assert_nothing_is_left(router)
+    assert not worker.requests
+
+
+def test_a_client_that_leaves_while_sending_is_forgotten(router: RunningRouter) -> None:
+    with socket.create_connection(("127.0.0.1", router.port), timeout=5) as raw:
+        raw.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        wait_until(lambda: len(router.services.lifelines) == 1, "the request's arrival")
+    assert_nothing_is_left(router)
