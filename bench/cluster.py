@@ -1,7 +1,6 @@
 """Our processes as benchmarks need them: started by the same commands that a person types, each with its log."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.drivers import PASSIVE, free_port, stop_group, wait_until_healthy
+from bench.drivers import free_port, stop_group, wait_until_healthy
 
 READY_LIMIT_S = 120.0
 
@@ -38,7 +37,6 @@ def running(command: str, **flags: object) -> Iterator[Process]:
                 [sys.executable, "-m", "penstock.cli", command, *flagged],
                 stdout=log,
                 stderr=log,
-                env=os.environ | PASSIVE,
                 start_new_session=True,
             )
             try:

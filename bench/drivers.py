@@ -25,9 +25,6 @@ ROOT = Path(__file__).parents[1]
 START_LIMIT_S = 600.0
 JOB_LIMIT_S = 600.0
 
-PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-"""Idle matrix threads sleep instead of spinning: what `penstock up` sets for its workers."""
-
 Prompts = Sequence[Sequence[int]]
 
 
@@ -157,7 +154,7 @@ class ServerDriver:
 def penstock_inprocess(model: Path, *, threads: int = 0) -> LineDriver:
     """Our engine alone, in one process, with the OpenMP settings that workers give themselves."""
     script = ["-m", "bench.peers.penstock_inprocess", "--model", str(model), "--threads", str(threads)]
-    return LineDriver("penstock", [sys.executable, *script], PASSIVE)
+    return LineDriver("penstock", [sys.executable, *script])
 
 
 def free_port() -> int:

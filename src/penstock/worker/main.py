@@ -50,8 +50,6 @@ def run_worker(
     for number in (signal.SIGTERM, signal.SIGINT):  # as pid 1 of a container there would be no default action
         signal.signal(number, lambda received, _: os._exit(128 + received))
     listener = bind(config.host, config.port)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle matrix threads sleep instead of spinning
-    os.environ.setdefault("KMP_BLOCKTIME", "0")
     pid, connection = fork_engine(config.engine, engine_main, close=(listener.fileno(),))
     started = _wait_started(pid, connection)
     gc.freeze()  # what exists now stays; collections look only at what requests make
