@@ -111,14 +111,14 @@ class Generation:
 
     async def _run(self, answers: list[Answer], trial: Trial) -> AsyncGenerator[Event, None]:
         while True:
-            placed = await self._placer.place(self._request, trial, self._deadline)
+            placed = await self._placer.place(self._request, len(answers), trial, self._deadline)
             try:
                 async with aclosing(self._attempt(answers, placed)) as events:
                     async for event in events:
                         yield event
                 return
             except RetryableError as error:
-                self._placer.failed(placed, trial, error, streaming=any(answer.output for answer in answers))
+                self._placer.failed(placed, trial, error, num_output=sum(len(answer.output) for answer in answers))
             finally:
                 placed.reservation.release()
             for answer in answers:

@@ -4,7 +4,7 @@ The policy is pure and forgets; this is its memory and its hands.
 """
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import aiohttp
 
@@ -38,9 +38,11 @@ class Trial:
     hashes: list[bytes] | None = None
     """Of the prompt's blocks, made when first needed."""
     streaming: bool = False
+    lost_at: int | None = None
+    """How many output tokens there were when a worker that had taken the request was last lost."""
 
     def copy(self) -> "Trial":
-        return Trial(self.attempts, dict(self.excluded), self.last_error, self.hashes, self.streaming)
+        return replace(self, excluded=dict(self.excluded))
 
 
 @dataclass(slots=True)
@@ -55,6 +57,7 @@ class Placed:
     new_hashes: list[bytes]
     """Of the blocks that the computing worker is about to learn."""
     is_resume: bool = False
+    is_accepted: bool = False
     is_computed: bool = False
 
 
@@ -80,8 +83,8 @@ class Placer:
         self._max_attempts = max_attempts
         self._wait_s = wait_s
 
-    async def place(self, request: GenerateRequest, trial: Trial, deadline: float) -> Placed:
-        """Chooses workers and books the work; waits a little for a worker when there is none.
+    async def place(self, request: GenerateRequest, num_answers: int, trial: Trial, deadline: float) -> Placed:
+        """Chooses workers and books the work of `num_answers` samples; waits a little for a worker when there is none.
 
         Raises RetryableError when none comes.
         """
@@ -95,7 +98,7 @@ class Placer:
             placement = self._choose(len(request.prompt), matched, trial)
             if placement is not None:
                 trial.attempts += 1
-                return self._book(placement, request, trial, matched)
+                return self._book(placement, request, num_answers, trial, matched)
             if isinstance(trial.last_error, Overloaded):
                 await self._back_off(trial)
                 continue
@@ -110,6 +113,7 @@ class Placer:
 
     def accepted(self, placed: Placed, generation: str) -> None:
         """A decode worker answered; another process than before has an empty cache."""
+        placed.is_accepted = True
         if self._cluster.met(placed.decode, generation):
             self._index.forget(placed.decode)
 
@@ -124,10 +128,13 @@ class Placer:
         """The decode worker now holds `tokens`, prompt and answer."""
         self._index.record(placed.decode, self._index.hash(tokens, placed.salt, placed.hashes))
 
-    def failed(self, placed: Placed, trial: Trial, error: RetryableError, *, streaming: bool) -> None:
-        """Notes what `error` says about the workers. Raises it when the request may not be placed again."""
+    def failed(self, placed: Placed, trial: Trial, error: RetryableError, *, num_output: int) -> None:
+        """Notes what `error` says about the workers, after `num_output` output tokens.
+
+        Raises it when the request may not be placed again.
+        """
         trial.last_error = error
-        trial.streaming = streaming
+        trial.streaming = num_output > 0
         self._metrics.replacements.labels(reason=error.code).inc()
         if isinstance(error, (PrefillLost, PrefillRefused, TransferError)) and placed.prefill is not None:
             trial.excluded[placed.prefill] = self._cluster.arrivals(placed.prefill)
@@ -139,6 +146,10 @@ class Placer:
             if isinstance(error, WorkerLost):
                 self._cluster.mark_lost(placed.decode)
                 self._index.forget(placed.decode)
+        if isinstance(error, WorkerLost) and placed.is_accepted:
+            if trial.lost_at == num_output:
+                raise WorkerLost(f"a second worker was lost at the same place, maybe by this request: {error}")
+            trial.lost_at = num_output
         if isinstance(error, DeadlineExceeded) or trial.attempts >= self._max_attempts:
             raise error
 
@@ -161,13 +172,15 @@ class Placer:
         trial.last_error = None
         trial.excluded.clear()
 
-    def _book(self, placement: Placement, request: GenerateRequest, trial: Trial, matched: dict[str, int]) -> Placed:
+    def _book(
+        self, placement: Placement, request: GenerateRequest, num_answers: int, trial: Trial, matched: dict[str, int]
+    ) -> Placed:
         hashes = trial.hashes or []
         computing = placement.prefill or placement.decode
         known = matched.get(computing, 0)
         self._index.record(computing, hashes)
         reservation = self._cluster.reserve(
-            placement, len(request.prompt) - known, request.sampling.max_tokens * len(request.samples)
+            placement, len(request.prompt) - known, request.sampling.max_tokens * num_answers
         )
         self._metrics.placements.labels(kind="disaggregated" if placement.prefill else "decode_alone").inc()
         new_hashes = hashes[known // self._index.block_tokens :]

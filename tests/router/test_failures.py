@@ -215,12 +215,35 @@ def test_the_only_worker_is_used_again_once_it_is_back(client: openai.OpenAI, wo
 
 
 def test_attempts_are_bounded(client: openai.OpenAI, worker: FakeWorker) -> None:
-    worker.scripts.extend([fake.die_after(0)] * 10)
+    worker.scripts.extend([fake.die_after(1)] * 10)
     with pytest.raises(openai.InternalServerError) as caught:
         client.chat.completions.create(model="tiny", messages=MESSAGES)
     assert caught.value.status_code == 503
     assert caught.value.response.headers["retry-after"] == "1"
     assert len(worker.requests) == 4
+
+
+@pytest.mark.parametrize("num_tokens", [0, 3])
+def test_a_request_that_kills_workers_gets_two_of_them(
+    client: openai.OpenAI, worker: FakeWorker, num_tokens: int
+) -> None:
+    worker.scripts.extend([fake.die_after(num_tokens), *[fake.die_after(0)] * 10])
+    if num_tokens:
+        worker.scripts.appendleft(fake.die_after(2))  # a loss elsewhere does not count
+    with pytest.raises(openai.APIError, match="a second worker was lost at the same place") as caught:
+        stream_text(client)
+    assert caught.value.code == "worker_lost"
+    assert len(worker.requests) == (3 if num_tokens else 2)
+
+
+def test_workers_that_cannot_be_reached_are_not_the_requests_fault(
+    start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Connect, worker_loop: LoopThread
+) -> None:
+    workers = [start_worker() for _ in range(3)]
+    client = connect(start_router(tuple(workers), poll_s=60.0))
+    for gone in workers[:2]:
+        worker_loop.run(gone.stop())
+    assert stream_text(client) == [TEXTS[0]]
 
 
 def test_a_stream_that_cannot_go_on_ends_in_an_error_event(client: openai.OpenAI, worker: FakeWorker) -> None:
