@@ -77,6 +77,15 @@ def test_killed_worker_is_back_on_its_port_and_serves(up: Up, name: str) -> None
     assert answer.usage["completion_tokens"] == 4
 
 
+def test_frozen_worker_is_killed_and_started_again(up: Up) -> None:
+    (engine,) = up.worker("decode-0").children()
+    engine.suspend()
+    up.wait_line(r"decode-0 +frozen or stuck for long: killed", within_s=30)
+    up.wait_line(r"decode-0 +ready again in")
+    assert wait_all_gone([engine], 2.0) == []
+    assert ask(url_of(up), "tiny", QUESTION, lambda _: None, max_tokens=4).usage["completion_tokens"] == 4
+
+
 def test_killed_router_is_back_on_its_port(up: Up) -> None:
     (router,) = (child for child in psutil.Process(up.process.pid).children() if "tether" in " ".join(child.cmdline()))
     router.kill()

@@ -1,14 +1,16 @@
-"""Starts all parts of local mode, restarts the ones that die, and leaves nothing behind."""
+"""Starts all parts of local mode, restarts the ones that die or hang, and leaves nothing behind."""
 
 import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator
+from functools import partial
 
 from penstock.errors import ConfigError, PenstockError
 from penstock.local.child import Child, End
 from penstock.local.config import LocalConfig
 from penstock.local.forks import Forks
+from penstock.local.liveness import kill_when_stuck
 from penstock.local.logs import Logs
 from penstock.local.model import config_modules
 from penstock.local.parts import Part, WorkerPart, router_part, worker_parts
@@ -100,6 +102,8 @@ class Cluster:
             for note in notes:
                 self._report.note(note)
             self._ready[part.name].set()
+            stuck = partial(self._report.part, part.name, "frozen or stuck for long: killed")
+            child.watch(kill_when_stuck(part.url, child, stuck))
         return await child.wait_end()
 
 

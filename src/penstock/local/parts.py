@@ -11,6 +11,7 @@ from typing import Protocol
 from penstock.local.child import Child, process_ended
 from penstock.local.config import LocalConfig
 from penstock.local.forks import Forks
+from penstock.local.liveness import answers_200
 from penstock.local.logs import Logs
 from penstock.worker.config import Role, WorkerConfig
 from penstock.worker.lifetime import describe_exit
@@ -135,18 +136,8 @@ async def _watch(process: "subprocess.Popen[bytes]", child: Child) -> None:
 
 async def _poll_ready(url: str, child: Child) -> None:
     """Asks GET /ready until it answers 200."""
-    host, port = url.removeprefix("http://").rsplit(":", 1)
-    request = f"GET /ready HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
     while not child.ready.done():
-        try:
-            async with asyncio.timeout(1):
-                reader, writer = await asyncio.open_connection(host, int(port))
-                writer.write(request)
-                status = await reader.readline()
-                writer.close()
-            if b" 200 " in status:
-                child.ready.set_result(("",))
-                return
-        except (OSError, TimeoutError):
-            pass
-        await asyncio.sleep(READY_POLL_S)
+        if await answers_200(url, "/ready"):
+            child.ready.set_result(("",))
+        else:
+            await asyncio.sleep(READY_POLL_S)
