@@ -46,8 +46,8 @@ def command_line() -> str:
     parts = [
         MADE,
         "# The command line\n",
-        "Every flag can also be set in the environment: `--kv-bytes` is `PENSTOCK_FLAG_KV_BYTES`. A flag wins. Sizes take",
-        "suffixes, as in `512MiB`.\n",
+        "Every flag can also be set in the environment: `--kv-bytes` is `PENSTOCK_FLAG_KV_BYTES`. A flag wins.",
+        "Sizes take suffixes, as in `512MiB`.\n",
     ]
     for name, command in COMMANDS.items():
         parser = Parser(prog=f"penstock {name}")
