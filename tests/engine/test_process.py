@@ -1,0 +1,86 @@
+"""The engine process's loop, one round at a time, without its threads."""
+
+from collections.abc import Iterator
+from multiprocessing import Pipe
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
+from penstock.engine.config import EngineConfig
+from penstock.engine.messages import StepOutputs, decode_from_engine
+from penstock.engine.process import EngineProcess, StepClock
+from penstock.errors import ConfigError, WorkerLost
+from penstock.protocol import StepTiming
+from tests.engine.harness import prompt, request
+from tests.engine.model.tiny import CASES, save
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    save(CASES["qwen3-tied"], path)
+    Tokenizer(BPE()).save(str(path / "tokenizer.json"))
+    return path
+
+
+@pytest.fixture
+def process(folder: Path) -> Iterator[EngineProcess]:
+    front, back = Pipe()
+    made = EngineProcess(EngineConfig(model=str(folder), num_blocks=16, block_size=8, transport="tcp", threads=1), back)
+    made.front = front  # type: ignore[attr-defined]
+    yield made
+    made._puller.close()
+
+
+def test_cache_events_do_not_pile_up_while_nobody_subscribes(process: EngineProcess) -> None:
+    process._engine.add(request("a", prompt(40)))
+    while process._engine.step():
+        process._flush()
+    assert process._engine.pool.snapshot()
+    assert process._engine.pool.drain_events() == ((), ())
+
+
+def test_a_round_is_one_message(process: EngineProcess) -> None:
+    process._engine.add(request("a", prompt(20), max_tokens=1))
+    process._engine.step()
+    process._flush()
+    message = decode_from_engine(process.front.recv_bytes())  # type: ignore[attr-defined]
+    assert isinstance(message, StepOutputs)
+    assert [type(output.frame).__name__ for output in message.outputs] == ["Tokens", "Finished", "Done"]
+    assert not process.front.poll()  # type: ignore[attr-defined]
+
+
+def test_too_much_quarantine_ends_the_process(process: EngineProcess) -> None:
+    process._puller.counters.quarantined_blocks = 4
+    process._check_quarantine()
+    process._puller.counters.quarantined_blocks = 5
+    with pytest.raises(WorkerLost, match="5 of 16"):
+        process._check_quarantine()
+
+
+def test_a_long_prompt_is_not_predicted_to_be_short() -> None:
+    clock = StepClock(first_guess_s_per_row=0.01)
+    clock.begin(1)
+    clock.end(StepTiming(0, 1, 100, 0.02))
+    clock.begin(512)
+    assert clock.beat().predicted_s >= 5.12
+    clock.end(StepTiming(512, 0, 512, 1.0))
+    clock.begin(512)
+    assert 1.0 <= clock.beat().predicted_s < 2.0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"block_size": 0}, {"max_step_tokens": 0}, {"max_sequences": 0}, {"num_blocks": -1}, {"lease_s": 0.0}]
+)
+def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        EngineConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_what_does_not_fit_is_refused_with_the_arithmetic(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"weights .* MiB \+ KV cache .* MiB .* are free"):
+        EngineProcess(EngineConfig(model=str(folder), kv_bytes=2**50, transport="tcp"), Pipe()[0])
+    with pytest.raises(ConfigError, match="holds 0 blocks"):
+        EngineProcess(EngineConfig(model=str(folder), kv_bytes=1000, transport="tcp"), Pipe()[0])
