@@ -97,7 +97,8 @@ class Deployment:
         """`engine` and `router` are fields that differ from ENGINE and the defaults.
 
         `reached_at(name, url)` is the address under which the router (and through it every other worker) reaches a
-        worker: a proxy's, for example. `place(name)` may give a worker's `host`, `namespace` and `environment`.
+        worker: a proxy's, for example. `place(name)` may give a worker's `host`, the address it listens on,
+        `transfer_host`, at which its blocks are read, `namespace` and `environment`.
         """
         transport, environment = WIRES[wire]
         settings = EngineConfig(**{"model": str(model), "transport": transport, **ENGINE, **(engine or {})})
@@ -107,8 +108,8 @@ class Deployment:
             for role, count in roles:
                 for index in range(count):
                     name = f"{role}-{index}"
-                    special = {"host": "127.0.0.1", "namespace": "", "environment": {}, **place(name)}
-                    here = dataclasses.replace(settings, transfer_host=special["host"])
+                    special: dict[str, Any] = {"host": "127.0.0.1", "namespace": "", "environment": {}, **place(name)}
+                    here = dataclasses.replace(settings, transfer_host=special.get("transfer_host", special["host"]))
                     around = Surroundings(
                         logs / f"{name}.log", {**environment, **special["environment"]}, special["namespace"]
                     )

@@ -196,8 +196,10 @@ def scene(deploy: Callable[..., Deployment], **options: Any) -> Iterator[Scene]:
     """Two workers of each role, with a proxy in front of each."""
     with proxied() as (loop, proxies, reached_at):
         made = Scene(loop, deploy(prefill=2, decode=2, reached_at=reached_at, **options), proxies)
-        yield made
-        made.close()
+        try:
+            yield made
+        finally:
+            made.close()
 
 
 async def _call(function: Callable[[], None]) -> None:

@@ -22,7 +22,8 @@ from penstock.worker.lifetime import die_with_parent
 START_S = 60.0
 """A start takes about a second; this is for a machine that does ten other things."""
 
-_CLONE_NEWNET = 0x40000000
+_CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
+_MS_REC_PRIVATE = 0x4000 | 0x40000
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
@@ -53,9 +54,7 @@ class Surroundings:
         os.dup2(log, 2)
         os.environ.update(self.environment)
         if self.namespace:
-            descriptor = os.open(f"/var/run/netns/{self.namespace}", os.O_RDONLY)
-            if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET) != 0:
-                raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {self.namespace}")
+            _enter_namespace(self.namespace)
 
 
 class Running:
@@ -155,6 +154,21 @@ def start_worker(config: WorkerConfig, surroundings: Surroundings) -> Running:
 def start_router(config: RouterConfig, surroundings: Surroundings) -> Running:
     """A router. Does not wait; `wait_ready` returns when it is about to listen."""
     return Running(_run_router, config, surroundings)
+
+
+def _enter_namespace(name: str) -> None:
+    """As `ip netns exec`: with a /sys that shows the namespace's devices, where UCX looks for them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = os.open(f"/var/run/netns/{name}", os.O_RDONLY)
+    for failed in (
+        libc.setns(descriptor, _CLONE_NEWNET),
+        libc.unshare(_CLONE_NEWNS),
+        libc.mount(None, b"/", None, _MS_REC_PRIVATE, None),
+        libc.mount(b"sysfs", b"/sys", b"sysfs", 0, None),
+    ):
+        if failed:
+            raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {name}")
+    os.close(descriptor)
 
 
 def _run_worker(ready: Connection, config: WorkerConfig, surroundings: Surroundings) -> None:

@@ -155,9 +155,9 @@ def proxied() -> Iterator[tuple[LoopThread, dict[str, Proxy], Callable[[str, str
 
     try:
         yield loop, proxies, reached_at
+    finally:
         for proxy in proxies.values():
             loop.run(proxy.stop())
-    finally:
         loop.close()
 
 
