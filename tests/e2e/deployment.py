@@ -119,14 +119,14 @@ class Deployment:
             at = {worker: reached_at(worker.name, worker.url) for worker in self.workers}
             port = free_port()
             self.url = f"http://127.0.0.1:{port}"
-            config = RouterConfig(
+            front_door = RouterConfig(
                 model=str(model),
                 port=port,
                 prefill=",".join(at[worker] for worker in self.prefill),
                 decode=",".join(at[worker] for worker in self.decode),
                 **(router or {}),
             )
-            self.router: Running = start_router(config, Surroundings(logs / "router.log", {}))
+            self.router: Running = start_router(front_door, Surroundings(logs / "router.log", {}))
         except BaseException:
             self.close()
             raise

@@ -43,8 +43,9 @@ class EngineNode:
     def pull(self, peer: Peer, request: GenerateRequest, tickets: Sequence[Ticket]) -> None:
         """Starts reading."""
         self.side.engine.add(request, Role.PULL)
-        for frame in (Accepted(peer.generation, peer), *tickets):
-            self.side.redeemer.arrived(request.request_id, frame)
+        self.side.redeemer.arrived(request.request_id, Accepted(peer.generation, peer))
+        for ticket in tickets:
+            self.side.redeemer.arrived(request.request_id, ticket)
         self._turn()
 
     def run_until_ended(self, name: str) -> str:
