@@ -65,6 +65,7 @@ def build_engine(config: EngineConfig, generation: str) -> Built:
         kv_dtype=str(dtype).removeprefix("torch."),
         groups=((kv.num_layers, kv.num_kv_heads, kv.head_dim),),
         block_size=config.block_size,
+        hash_key=BlockHasher(config.secret.encode(), "fingerprint").root.hex()[:8],
     )
     root = json.dumps([version, layout.kv_dtype])
     return Built(

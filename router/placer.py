@@ -4,6 +4,7 @@ The policy is pure and forgets; this is its memory and its hands.
 """
 
 import asyncio
+import logging
 from dataclasses import dataclass, field, replace
 
 import aiohttp
@@ -25,6 +26,8 @@ from penstock.router.prefix_index import PrefixIndex
 
 _LONG_PROMPT_TOKENS = 16_384
 """Hashing more takes over 2 ms and is done in a thread."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -136,6 +139,7 @@ class Placer:
         trial.last_error = error
         trial.streaming = num_output > 0
         self._metrics.replacements.labels(reason=error.code).inc()
+        log.warning("%s with %s failed a request (%s): %s", placed.decode, placed.prefill, error.code, error)
         if isinstance(error, (PrefillLost, PrefillRefused, TransferError)) and placed.prefill is not None:
             trial.excluded[placed.prefill] = self._cluster.arrivals(placed.prefill)
             self._index.retract(placed.prefill, placed.new_hashes)

@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _overview().parse_args(words)
     command = COMMANDS[words[0]]
     parser = Parser(prog=f"penstock {words[0]}", description=command.sentence)
-    command.add_flags(parser)
     try:
+        command.add_flags(parser)
         return command.run(parser.parse_args(words[1:]))
     except PenstockError as error:
         print(f"penstock: {error}", file=sys.stderr)

@@ -89,6 +89,8 @@ class Layout(Struct, frozen=True, kw_only=True):
     """Per layer group: (layers, kv_heads, head_dim)."""
     block_size: int
     tensor_parallel: int = 1
+    hash_key: str = ""
+    """Fingerprint of the secret that keys the block hashes."""
 
 
 class Peer(Struct, frozen=True, kw_only=True):

@@ -60,6 +60,13 @@ def test_too_much_quarantine_ends_the_process(process: EngineProcess) -> None:
         process._check_quarantine()
 
 
+def test_workers_of_another_secret_have_another_layout(process: EngineProcess, folder: Path) -> None:
+    other = EngineConfig(model=str(folder), num_blocks=16, block_size=8, transport="tcp", threads=1, secret="other")
+    stranger = EngineProcess(other, Pipe()[1])
+    stranger._puller.close()
+    assert stranger._peer.layout != process._peer.layout
+
+
 def test_a_long_prompt_is_not_predicted_to_be_short() -> None:
     clock = StepClock(first_guess_s_per_row=0.01)
     clock.begin(1)

@@ -7,7 +7,7 @@ import torch
 
 from penstock.engine.engine import Engine
 from penstock.engine.sequence import Role
-from penstock.protocol import Accepted, GenerateRequest, Ticket
+from penstock.protocol import Accepted, Error, GenerateRequest, Ticket
 from tests.engine.harness import GENERATION, RecordingRunner, make_engine, prompt, request, run
 from tests.engine.pair import Pair
 from tests.engine.test_engine import logits_of
@@ -145,6 +145,16 @@ def test_pulls_count_as_sequences_of_the_batch() -> None:
         pair.decode.engine.trace = lambda _event, _name: watch("", None)  # type: ignore[arg-type, assignment]
         assert not pair.run(*requests).lost
         assert 2 <= most <= 4
+
+
+def test_another_layout_is_refused_with_both_values() -> None:
+    with Pair(prefill=make_engine(block_size=16)) as pair:
+        result = pair.run(request("a", PROMPT))
+        [error] = [frame for frame in result.answers["a"].others if isinstance(frame, Error)]
+        assert result.lost == {"a"}
+        assert "block_size=16" in error.message
+        assert "block_size=8" in error.message
+        assert pair.decode.engine.pool.num_free == 64
 
 
 def test_small_pools_do_not_deadlock() -> None:

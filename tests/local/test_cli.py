@@ -68,3 +68,13 @@ def test_impossible_number_of_workers_is_a_sentence() -> None:
     result = run("up", "--decode", "0")
     assert result.returncode == 2
     assert "at least 1 decode" in result.stderr
+
+
+def test_an_impossible_port_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("up", "--port", "99999")
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+    assert "port 99999" in result.stderr
+    monkeypatch.setenv("PENSTOCK_FLAG_PORT", "abc")
+    result = run("up")
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+    assert "PENSTOCK_FLAG_PORT=abc" in result.stderr

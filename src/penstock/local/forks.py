@@ -128,4 +128,5 @@ def _environment(threads: int) -> dict[str, str]:
     How OpenMP's threads wait is left to it: they spin a little, then sleep. Made to sleep at once (OMP_WAIT_POLICY
     PASSIVE), two threads decode no faster than one: 20 instead of 31 tokens/s (135 M parameters, 2-core Intel).
     """
-    return {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": str(threads)}
+    only_loopback = {"UCX_NET_DEVICES": "lo"}  # else UCX listens on every interface of the machine
+    return only_loopback | os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": str(threads)}

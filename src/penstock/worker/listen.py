@@ -12,7 +12,8 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         listener.close()
-        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}; choose another --port") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"cannot listen on {host} port {port}: {reason}; choose another --host or --port") from error
     return listener
