@@ -53,7 +53,7 @@ def build_engine(config: EngineConfig, generation: str) -> Built:
         free_bytes=_free_bytes(device),
     )
     context, notes = _context(config, model.max_context_tokens, num_blocks * config.block_size)
-    decoder = load_model(folder, dtype, device, max_context_tokens=context)
+    decoder = load_model(folder, dtype, device, config=model, max_context_tokens=context)
     decoder.pack()
     runner = Runner(decoder, kv, num_blocks)
     notes.append(check_exactness(runner))

@@ -6,9 +6,12 @@ cannot serve exactly, so that nothing past it meets a surprise.
 
 import math
 import os
+import sys
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +73,17 @@ def load_config(path: str | os.PathLike[str]) -> ModelConfig:
 
     Raises ModelError, naming the file and the reason, for an unknown architecture, missing or wrong values, broken
     JSON, and for what the decoder does not compute (another activation, RoPE rule, quantized weights).
+
+    transformers is needed for this alone, and stays resident with what it imports (185 MB for Llama). So a process
+    that has not imported it lets a child read the config; where it was preloaded for quick restarts, it is shared.
     """
+    if "transformers.configuration_utils" in sys.modules:
+        return _load(path)
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("fork")) as child:
+        return child.submit(_load, path).result()
+
+
+def _load(path: str | os.PathLike[str]) -> ModelConfig:
     file = Path(path) / CONFIG
     raw = read_json(file)
     architecture = _architecture(file, raw)

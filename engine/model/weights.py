@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from penstock.engine.model.config import load_config
+from penstock.engine.model.config import ModelConfig, load_config
 from penstock.engine.model.decoder import Decoder
 from penstock.engine.model.folder import weight_files
 from penstock.errors import ModelError
@@ -30,16 +30,18 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     *,
+    config: ModelConfig | None = None,
     max_context_tokens: int | None = None,
     progress: bool | None = None,
 ) -> Decoder:
     """The decoder of the model folder `path`, in `dtype` (None: as saved) on `device`.
 
-    `progress` shows a bar; None shows it on a terminal only. Raises ModelError, naming the file and the reason, for a
-    config the decoder cannot serve and for weights that are corrupt, missing, unexpected or of the wrong shape.
+    `config` is the folder's, where it was read before. `progress` shows a bar; None shows it on a terminal only.
+    Raises ModelError, naming the file and the reason, for a config the decoder cannot serve and for weights that are
+    corrupt, missing, unexpected or of the wrong shape.
     """
     folder = Path(path)
-    config = load_config(folder)
+    config = config or load_config(folder)
     decoder = Decoder(config, dtype or config.dtype, torch.device(device), max_context_tokens)
     places = checkpoint_places(decoder)
     files = weight_files(folder)

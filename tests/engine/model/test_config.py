@@ -1,6 +1,8 @@
 """A config is understood as transformers understands it, or refused with the file and the reason."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +167,24 @@ def test_a_broken_file_is_refused_by_name(tmp_path: Path, name: str, content: by
 def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json is missing"):
         load_config(tmp_path)
+
+
+def test_a_process_that_serves_does_not_keep_transformers(tmp_path: Path) -> None:
+    """It would cost 185 MB of each worker. Errors come through from the child that reads the config."""
+    write(tmp_path, family("Llama"))
+    program = """
+import sys
+from penstock.engine.model import load_config
+from penstock.errors import ModelError
+print(load_config(sys.argv[1]).architecture)
+try:
+    load_config(sys.argv[1] + "/nowhere")
+except ModelError as error:
+    print(error)
+assert not [name for name in sys.modules if name.startswith("transformers")]
+"""
+    result = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    architecture, error = result.stdout.splitlines()
+    assert architecture == "LlamaForCausalLM"
+    assert "nowhere/config.json is missing" in error
