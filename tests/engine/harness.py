@@ -53,17 +53,22 @@ class RecordingRunner(Runner):
         return logits
 
 
+def config(**options: object) -> EngineConfig:
+    """Poison mode and blocks of 8 tokens, unless `options` say otherwise."""
+    return EngineConfig(**{"poison": True, "block_size": 8, "max_step_tokens": 64, **options})  # type: ignore[arg-type]
+
+
 def make_engine(
     *, num_blocks: int = 64, case: str = "qwen3-tied", dtype: torch.dtype = torch.float32, **options: object
 ) -> Engine:
     """An engine in poison mode. `options` are fields of EngineConfig; the block size defaults to 8 tokens here."""
-    config = EngineConfig(**{"poison": True, "block_size": 8, "max_step_tokens": 64, **options})  # type: ignore[arg-type]
+    settings = config(**options)
     model = decoder(case, dtype)
     shape = model.config
-    layout = KVLayout(shape.num_layers, shape.num_kv_heads, shape.head_dim, config.block_size, dtype)
+    layout = KVLayout(shape.num_layers, shape.num_kv_heads, shape.head_dim, settings.block_size, dtype)
     runner = RecordingRunner(model, layout, num_blocks)
     runner.kv.fill_(float("nan"))
-    return Engine(config, runner, lambda salt: BlockHasher(b"secret", salt), GENERATION)
+    return Engine(settings, runner, lambda salt: BlockHasher(b"secret", salt), GENERATION)
 
 
 def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
