@@ -7,14 +7,13 @@
 from penstock.engine.model.config import ARCHITECTURES, ModelConfig, load_config
 from penstock.engine.model.decoder import Decoder
 from penstock.engine.model.folder import require_tokenizer, weights_version
-from penstock.engine.model.memory import kv_bytes_per_token, weight_bytes
+from penstock.engine.model.memory import weight_bytes
 from penstock.engine.model.weights import load_model
 
 __all__ = [
     "ARCHITECTURES",
     "Decoder",
     "ModelConfig",
-    "kv_bytes_per_token",
     "load_config",
     "load_model",
     "require_tokenizer",

@@ -1,4 +1,4 @@
-"""The memory arithmetic: what a model's weights and a token's KV cost, known before anything is allocated."""
+"""The memory arithmetic: what a model's weights cost, known before anything is allocated (KV: kv/layout.py)."""
 
 import torch
 
@@ -10,8 +10,3 @@ def weight_bytes(config: ModelConfig, dtype: torch.dtype | None = None, max_cont
     """Bytes of a decoder in `dtype` (None: as saved), rotary tables included. Counted on torch's meta device."""
     decoder = Decoder(config, dtype or config.dtype, torch.device("meta"), max_context_tokens)
     return sum(tensor.nbytes for tensor in decoder.tensors())
-
-
-def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype | None = None) -> int:
-    """Bytes of one token's keys and values over all layers, in `dtype` (None: as the weights were saved)."""
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * (dtype or config.dtype).itemsize

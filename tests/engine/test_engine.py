@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from penstock.engine.engine import Engine
+from penstock.engine.scheduler import schedule
 from penstock.engine.sequence import Role
 from penstock.protocol import Ticket, Tokens
 from tests.engine.harness import RecordingRunner, collect, make_engine, prompt, request, run
@@ -271,15 +272,9 @@ def test_waste_is_under_four_percent_at_32_sequences() -> None:
     engine = make_engine(num_blocks=3000, block_size=16, max_step_tokens=10**6)
     for index, length in enumerate(lengths):
         engine.add(request(f"r{index}", prompt(length, seed=index), max_tokens=2))
-    for sequence, matched in engine_plan(engine):
+    for sequence, matched in schedule(engine.running, engine.waiting, engine.pool, engine.budget).admit:
         engine._admit(sequence, matched)
     used = sum(lengths)
     held = engine.pool.num_held * 16
     assert held >= used
     assert (held - used) / held < 0.04
-
-
-def engine_plan(engine: Engine) -> list[tuple[object, list[int]]]:
-    from penstock.engine.scheduler import schedule
-
-    return schedule(engine.running, engine.waiting, engine.pool, engine.budget).admit  # type: ignore[return-value]

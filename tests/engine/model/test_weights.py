@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from penstock.engine.model import Decoder, kv_bytes_per_token, load_config, load_model, weight_bytes
+from penstock.engine.kv.layout import KVLayout
+from penstock.engine.model import Decoder, load_config, load_model, weight_bytes
 from penstock.engine.model.weights import checkpoint_places
 from tests.engine.model.tiny import CASES, WEIGHTS, rewrite, save
 
@@ -77,7 +78,9 @@ def test_the_arithmetic_is_what_is_allocated(name: str, tmp_path: Path) -> None:
     assert decoder.cos_sin.shape == (100, config.head_dim)
     assert weight_bytes(config, max_context_tokens=100) == sum(tensor.nbytes for tensor in decoder.tensors())
     block = torch.empty(1, config.num_kv_heads, config.num_layers, 2, 16, config.head_dim, dtype=torch.bfloat16)
-    assert kv_bytes_per_token(config, torch.bfloat16) * 16 == block.nbytes
+    layout = KVLayout(config.num_layers, config.num_kv_heads, config.head_dim, 16, torch.bfloat16)
+    assert layout.token_bytes * 16 == layout.block_bytes == block.nbytes
+    assert layout.allocate(1, torch.device("cpu")).shape == block.shape
 
 
 LOAD_AND_MEASURE = """
