@@ -153,5 +153,5 @@ def test_taken_port_is_refused_before_anything_starts(tiny_model: Path) -> None:
             output, _ = up.process.communicate(timeout=20)
     assert up.process.returncode == 2
     assert output.decode().splitlines()[-1] == (
-        f"penstock: cannot listen on 127.0.0.1 port {port}: Address already in use; choose another --port"
+        f"penstock: cannot listen on 127.0.0.1 port {port}: Address already in use; choose another --host or --port"
     )

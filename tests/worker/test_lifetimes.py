@@ -127,7 +127,7 @@ def test_taken_port_is_named_before_anything_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         _, text = start("decode", "--port", str(port)).communicate(timeout=20)
-    assert f"port {port}: Address already in use; choose another --port" in text
+    assert f"port {port}: Address already in use; choose another --host or --port" in text
 
 
 def test_engine_that_crashes_on_a_request_cuts_only_after_what_it_said(tmp_path: Path) -> None:
