@@ -17,7 +17,11 @@ class EngineConfig:
     )
     device: str = option("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
     block_size: int = option(16, "Tokens per KV block.", unit="tokens")
-    kv_bytes: int = option(256 * 2**20, "Memory for the KV cache.", unit="bytes")
+    kv_bytes: int = option(
+        256 * 2**20,
+        "Memory for the KV cache; on CPU a third of it holds contiguous copies of running sequences.",
+        unit="bytes",
+    )
     num_blocks: int = option(0, "Blocks in the KV cache; 0 derives it from --kv-bytes.", unit="blocks")
     max_step_tokens: int = option(512, "Token budget of one engine step, shared by prefill and decode.", unit="tokens")
     max_sequences: int = option(64, "Sequences in one batch.", unit="sequences")

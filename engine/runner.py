@@ -5,10 +5,11 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
-from penstock.engine.kv.layout import KVLayout, num_blocks_for
+from penstock.engine.kv.layout import COPIED_SHARE, KVLayout, num_blocks_for
 from penstock.engine.model import Decoder
 from penstock.engine.sequence import Sequence
 from penstock.kernels.attention import AttentionBatch
+from penstock.kernels.context_copies import ContextCopies, DecodingContext
 
 
 class Runner:
@@ -18,6 +19,10 @@ class Runner:
         self.decoder = decoder
         self.layout = layout
         self.kv = layout.allocate(num_blocks, decoder.device)
+        self._copies: ContextCopies | None = None
+        if not self.kv.is_cuda:
+            copied_tokens = int(num_blocks * layout.block_size * COPIED_SHARE)
+            self._copies = ContextCopies(self.kv, decoder.config.num_heads, copied_tokens)
 
     def run(self, work: Seq[tuple[Sequence, int]]) -> Tensor:
         """Computes the next `rows` tokens of each sequence.
@@ -50,8 +55,11 @@ class Runner:
         starts, lengths = [0], list[int]()
         positions, slots = list[int](), list[int]()
         tables: list[list[int]] = []
+        decoding: list[DecodingContext] = []
         for sequence, rows in work:
             begin, end = sequence.num_computed, sequence.num_computed + rows
+            if rows == 1:
+                decoding.append(DecodingContext(sequence.number, starts[-1], end, sequence.blocks))
             starts.append(starts[-1] + rows)
             lengths.append(end)
             positions += range(begin, end)
@@ -66,6 +74,7 @@ class Runner:
             positions=self._tensor(positions, torch.int64),
             max_query_len=max(rows for _, rows in work),
             max_context_len=max(lengths),
+            copied=self._copies.step(decoding, starts[-1]) if self._copies else (),
         )
 
     def _tensor(self, values: object, dtype: torch.dtype) -> Tensor:

@@ -8,6 +8,7 @@ from penstock.hashing import BlockHasher
 from penstock.protocol import GenerateRequest, Sample, StoredBlock, Ticket
 
 _arrivals = itertools.count()
+_numbers = itertools.count()
 
 
 class Role(Enum):
@@ -36,6 +37,8 @@ class Sequence:
     num_committed: int = 0
     """Full blocks that were handed to the prefix cache."""
     finish_reason: str | None = None
+    number: int = field(default_factory=lambda: next(_numbers))
+    """Unique in this process."""
 
     @property
     def num_tokens(self) -> int:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.kernels.attention_plan import Context, Plan, flash, measured_sizes, plan_attention
+from penstock.kernels.context_copies import CopiedDecodes
 
 T = TypeVar("T")
 
@@ -36,6 +37,7 @@ class AttentionBatch:
     positions: Tensor  # int64 [num_tokens]
     max_query_len: int
     max_context_len: int
+    copied: tuple[CopiedDecodes, ...] = ()  # the sequences with one row whose KV is at hand in one piece (CPU)
     _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def derive(self, key: Hashable, compute: Callable[[], T]) -> T:
@@ -56,22 +58,36 @@ def paged_attention(q: Tensor, kv: Tensor, batch: AttentionBatch, *, scale: floa
         from penstock.kernels.attention_triton import paged_attention_triton
 
         return paged_attention_triton(q, kv, batch, scale=scale, window=window)
+    copied = batch.copied if window is None else ()
+    if copied and copied[0].all_rows:
+        return copied[0].attend(q, kv, scale)
     num_kv_heads, block_size, dim = kv.shape[1], kv.shape[3], kv.shape[4]
     sizes = measured_sizes(q.dtype, dim, torch.get_num_threads())
     plan = batch.derive(
         ("attention", q.dtype, num_kv_heads, block_size, window, sizes),
         lambda: plan_attention(
-            batch.query_starts, batch.context_lens, batch.block_tables, num_kv_heads, block_size, window, q.dtype, sizes
+            batch.query_starts,
+            batch.context_lens,
+            batch.block_tables,
+            num_kv_heads,
+            block_size,
+            window,
+            q.dtype,
+            sizes,
+            {context.row for decodes in copied for context in decodes.contexts},
         ),
     )
-    return _attend(q, kv, plan, scale)
+    out = torch.empty(q.shape, dtype=q.dtype)
+    for decodes in copied:
+        out.index_copy_(0, decodes.rows, decodes.attend(q, kv, scale))
+    _attend(q, kv, plan, scale, out)
+    return out
 
 
-def _attend(q: Tensor, kv: Tensor, plan: Plan, scale: float) -> Tensor:
-    num_tokens, heads, dim = q.shape
+def _attend(q: Tensor, kv: Tensor, plan: Plan, scale: float, out: Tensor) -> None:
+    _, heads, dim = q.shape
     num_kv_heads = kv.shape[1]
     group = heads // num_kv_heads
-    out = torch.empty((num_tokens, heads, dim), dtype=q.dtype)
     for step in plan.decodes:
         # One row per sequence: the query heads of a KV head are the rows, so that its KV is read once.
         rows = next(size for size in plan.row_sizes if size >= group)
@@ -95,7 +111,6 @@ def _attend(q: Tensor, kv: Tensor, plan: Plan, scale: float) -> Tensor:
             tile_values = values[0, :, : tile.length].unsqueeze(1).expand(shared)
             found = flash(queries, tile_keys, tile_values, tile.mask, scale)[:, :, : tile.num_rows]
             out[rows_of_tile].view(-1, num_kv_heads, group, dim).copy_(found.permute(2, 0, 1, 3))
-    return out
 
 
 def _gather(kv: Tensor, context: Context) -> tuple[Tensor, Tensor]:

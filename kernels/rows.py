@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-ROW_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256)
+ROW_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048)
 
 
 def agreeing_sizes(run: Callable[[int], Tensor], sizes: Sequence[int]) -> tuple[int, ...]:

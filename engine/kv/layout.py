@@ -12,6 +12,9 @@ from torch import Tensor
 
 from penstock.errors import MemoryPlanError
 
+COPIED_SHARE = 0.5
+"""On CPU, contiguous copies of running sequences take up to this share of the blocks' memory again."""
+
 
 @dataclass(frozen=True, slots=True)
 class KVLayout:
@@ -39,22 +42,25 @@ class KVLayout:
         return torch.zeros(shape, dtype=self.dtype, device=device)
 
 
-def plan_blocks(layout: KVLayout, *, kv_bytes: int, num_blocks: int, weight_bytes: int, free_bytes: int) -> int:
-    """How many blocks to allocate: `num_blocks` when set, else what fits into `kv_bytes`.
+def plan_blocks(
+    layout: KVLayout, *, kv_bytes: int, num_blocks: int, weight_bytes: int, free_bytes: int, copies: bool
+) -> int:
+    """How many blocks to allocate: `num_blocks` when set, else what fits into `kv_bytes`, with their copies if any.
 
     Raises MemoryPlanError with the arithmetic when weights and cache do not fit into `free_bytes`.
     """
-    blocks = num_blocks or kv_bytes // layout.block_bytes
+    block_bytes = int(layout.block_bytes * (1 + COPIED_SHARE)) if copies else layout.block_bytes
+    blocks = num_blocks or kv_bytes // block_bytes
+    size = f"{layout.block_size} tokens x {layout.token_bytes} bytes" + copies * f", copies {COPIED_SHARE:.0%}"
     if blocks < 2:
         raise MemoryPlanError(
-            f"--kv-bytes {kv_bytes} holds {blocks} blocks of {layout.block_bytes} bytes "
-            f"({layout.block_size} tokens x {layout.token_bytes} bytes); at least 2 are needed"
+            f"--kv-bytes {kv_bytes} holds {blocks} blocks of {block_bytes} bytes ({size}); at least 2 are needed"
         )
-    needed = weight_bytes + blocks * layout.block_bytes
+    needed = weight_bytes + blocks * block_bytes
     if needed > free_bytes:
         raise MemoryPlanError(
-            f"weights {_mib(weight_bytes)} + KV cache {_mib(blocks * layout.block_bytes)} ({blocks} blocks x "
-            f"{layout.block_bytes} bytes) = {_mib(needed)}, but only {_mib(free_bytes)} are free; lower --kv-bytes"
+            f"weights {_mib(weight_bytes)} + KV cache {_mib(blocks * block_bytes)} ({blocks} blocks x {block_bytes} "
+            f"bytes: {size}) = {_mib(needed)}, but only {_mib(free_bytes)} are free; lower --kv-bytes"
         )
     return blocks
 

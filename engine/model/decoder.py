@@ -1,8 +1,8 @@
 """The decoder of Llama, Mistral, Qwen2 and Qwen3: one module, since they differ in options, not in structure.
 
-Per layer: norm, attention, add, norm, gated feed-forward, add. Biases, the q/k norm and the window are options of the
-config. Plain classes, no torch.nn: with a small model on a CPU the calls around the arithmetic are what a step costs.
-Knows shapes and kernels; knows neither files nor sequences.
+Per layer: norm, attention, norm, gated feed-forward; both halves add to the residual. Biases, the q/k norm and the
+window are options of the config. Plain classes, no torch.nn: with a small model on a CPU the calls around the
+arithmetic are what a step costs. Knows shapes and kernels; knows neither files nor sequences.
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,9 @@ from torch import Tensor
 from penstock.engine.model.config import ModelConfig
 from penstock.engine.model.rope import cos_sin_table
 from penstock.kernels.attention import AttentionBatch, paged_attention
-from penstock.kernels.linear import linear, pack_weight
-from penstock.kernels.rms_norm import add_rms_norm, rms_norm
+from penstock.kernels.linear import GatedWeight, gated_linear, linear, pack_gated_weight, pack_weight
+from penstock.kernels.rms_norm import double_weight, rms_norm
 from penstock.kernels.rope import rope_and_write
-from penstock.kernels.swiglu import swiglu
 
 
 class DecoderLayer:
@@ -58,7 +57,7 @@ class DecoderLayer:
         self.output = empty(hidden, config.num_heads * head_dim)
         self.output_bias = empty(hidden) if config.output_bias else None
         self.post_attention_norm = empty(hidden)
-        self.gate_up = empty(2 * intermediate, hidden)
+        self.gate_up: Tensor | GatedWeight = empty(2 * intermediate, hidden)
         self.gate_up_bias = empty(2 * intermediate) if config.mlp_bias else None
         self.down = empty(hidden, intermediate)
         self.down_bias = empty(hidden) if config.mlp_bias else None
@@ -98,8 +97,14 @@ class Decoder:
         A tied head is packed too, as a copy that `weight_bytes` does not count: it is a fifth of a small model's work.
         """
         for layer in self.layers:
-            for name in ("qkv", "output", "gate_up", "down"):
+            for name in ("qkv", "output", "down"):
                 setattr(layer, name, pack_weight(getattr(layer, name)))
+            assert isinstance(layer.gate_up, Tensor)
+            layer.gate_up = pack_gated_weight(layer.gate_up)
+            for name in ("input_norm", "post_attention_norm", "q_norm", "k_norm"):
+                if getattr(layer, name) is not None:
+                    setattr(layer, name, double_weight(getattr(layer, name)))
+        self.final_norm = double_weight(self.final_norm)
         self.lm_head = pack_weight(self.lm_head)
 
     @torch.inference_mode()
@@ -114,22 +119,21 @@ class Decoder:
         split = (heads, kv_heads, kv_heads)
         qkv_shape = (len(token_ids), heads + 2 * kv_heads, head_dim)
         scale = head_dim**-0.5
-        layers = self.layers
-        next_norms = [layer.input_norm for layer in layers[1:]] + [self.final_norm]
 
         residual = F.embedding(token_ids, self.embedding)
-        x = rms_norm(residual, layers[0].input_norm, eps)
-        for layer, layer_kv, next_norm in zip(layers, kv.unbind(2), next_norms, strict=True):
-            q, k, v = linear(x, layer.qkv, layer.qkv_bias).view(qkv_shape).split_with_sizes(split, dim=1)
+        for layer, layer_kv in zip(self.layers, kv.unbind(2), strict=True):
+            x = rms_norm(residual, layer.input_norm, eps)
+            qkv = linear(x, layer.qkv, layer.qkv_bias).view(qkv_shape)
             if layer.q_norm is not None and layer.k_norm is not None:
-                q, k = rms_norm(q, layer.q_norm, eps), rms_norm(k, layer.k_norm, eps)
-            q = rope_and_write(q, k, v, self.cos_sin, batch, layer_kv)
+                q, k, v = qkv.split_with_sizes(split, dim=1)
+                qkv = torch.cat((rms_norm(q, layer.q_norm, eps), rms_norm(k, layer.k_norm, eps), v), dim=1)
+            q = rope_and_write(qkv, self.cos_sin, batch, layer_kv)
             attended = paged_attention(q, layer_kv, batch, scale=scale, window=layer.window)
-            x = linear(attended.flatten(1), layer.output, layer.output_bias)
-            x, residual = add_rms_norm(x, residual, layer.post_attention_norm, eps)
-            x = linear(swiglu(linear(x, layer.gate_up, layer.gate_up_bias)), layer.down, layer.down_bias)
-            x, residual = add_rms_norm(x, residual, next_norm, eps)
-        return x
+            residual = linear(attended.flatten(1), layer.output, layer.output_bias, residual)
+            x = rms_norm(residual, layer.post_attention_norm, eps)
+            x = gated_linear(x, layer.gate_up, layer.gate_up_bias)
+            residual = linear(x, layer.down, layer.down_bias, residual)
+        return rms_norm(residual, self.final_norm, eps)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

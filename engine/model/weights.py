@@ -18,6 +18,7 @@ from penstock.engine.model.config import ModelConfig, load_config
 from penstock.engine.model.decoder import Decoder
 from penstock.engine.model.folder import weight_files
 from penstock.errors import ModelError
+from penstock.kernels.linear import GatedWeight
 
 _REOPEN_BYTES = 64 * 2**20
 """A file is mapped anew after this many bytes: pages read through a mapping count as resident until it is closed.
@@ -106,6 +107,7 @@ def checkpoint_places(decoder: Decoder) -> dict[str, Tensor]:
             prefix + "mlp.down_proj.weight": layer.down,
             prefix + "mlp.down_proj.bias": layer.down_bias,
         }
+        assert not isinstance(layer.gate_up, GatedWeight)
         for kind, qkv, gate_up in (
             ("weight", layer.qkv, layer.gate_up),
             ("bias", layer.qkv_bias, layer.gate_up_bias),

@@ -108,6 +108,6 @@ def test_many_decoding_sequences_of_unlike_lengths_equal_one_at_a_time() -> None
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_measured_keys_multiple_divides_the_split(dtype: torch.dtype) -> None:
-    rows, multiple = measured_sizes(dtype, 64, torch.get_num_threads())
-    assert rows == tuple(sorted(rows))
-    assert 512 % multiple == 0
+    sizes = measured_sizes(dtype, 64, torch.get_num_threads())
+    assert sizes.rows == tuple(sorted(sizes.rows))
+    assert 512 % sizes.key_multiple == 0
