@@ -55,17 +55,11 @@ class Snapshot(Struct, frozen=True, tag=True):
     """Ask for a snapshot of the prefix cache, for a new subscriber of `/events`."""
 
 
-class ClearCache(Struct, frozen=True, tag=True):
-    """Forget all cached blocks and change every epoch."""
-
-
 class Stop(Struct, frozen=True, tag=True):
     """Leave the process now."""
 
 
-ToEngine: TypeAlias = (
-    Generate | Prefill | Lookup | PrefillArrived | PrefillFailed | Cancel | Snapshot | ClearCache | Stop
-)
+ToEngine: TypeAlias = Generate | Prefill | Lookup | PrefillArrived | PrefillFailed | Cancel | Snapshot | Stop
 
 # Engine to front.
 

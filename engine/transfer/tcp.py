@@ -119,7 +119,7 @@ class TcpTransport:
     name = "tcp"
     idle_s = 1.0  # its server has threads of its own: nobody waits for `progress`
 
-    def __init__(self, regions: Regions, *, host: str = "127.0.0.1", advertise: str | None = None) -> None:
+    def __init__(self, regions: Regions, *, host: str = "127.0.0.1") -> None:
         if regions.kv.is_cuda:
             raise ConfigError("the tcp transport moves host memory only; KV on a GPU needs nixl")
         self._regions = regions
@@ -127,7 +127,7 @@ class TcpTransport:
         token = secrets.token_bytes(TOKEN_BYTES)
         self._server = BlockServer(regions, token, host)
         self.endpoint = msgspec.msgpack.encode(
-            _Endpoint(advertise or host, self._server.port, token, regions.num_blocks, regions.block_bytes)
+            _Endpoint(host, self._server.port, token, regions.num_blocks, regions.block_bytes)
         )
         self._epoll = select.epoll()
         self._connections: dict[str, _Connection] = {}

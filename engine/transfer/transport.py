@@ -101,18 +101,18 @@ class Transport(Protocol):
         ...
 
 
-def make_transport(name: str, regions: Regions, *, host: str = "127.0.0.1", advertise: str | None = None) -> Transport:
+def make_transport(name: str, regions: Regions, *, host: str = "127.0.0.1") -> Transport:
     """The transport called `name`: the one place that decides how KV moves. Raises ConfigError.
 
-    "auto" is nixl where it works, else tcp, with one warning that says why. `host` is where the tcp transport listens,
-    `advertise` what its peers are told (default: `host`); UCX finds its own devices (UCX_NET_DEVICES).
+    "auto" is nixl where it works, else tcp, with one warning that says why. `host` is where the tcp transport listens
+    and what its peers are told; UCX finds its own devices (UCX_NET_DEVICES).
     """
     # Imported here because both build on this module.
     from penstock.engine.transfer.nixl import NixlTransport
     from penstock.engine.transfer.tcp import TcpTransport
 
     if name == "tcp":
-        return TcpTransport(regions, host=host, advertise=advertise)
+        return TcpTransport(regions, host=host)
     if name not in ("auto", "nixl"):
         raise ConfigError(f"transport {name!r} is unknown; choose auto, nixl or tcp")
     try:
@@ -121,7 +121,7 @@ def make_transport(name: str, regions: Regions, *, host: str = "127.0.0.1", adve
         if name == "nixl" or regions.kv.is_cuda:
             raise
         logger.warning("KV moves over plain tcp: %s", error)
-        return TcpTransport(regions, host=host, advertise=advertise)
+        return TcpTransport(regions, host=host)
 
 
 def check_block_bytes(generation: str, remote: int, local: int) -> None:

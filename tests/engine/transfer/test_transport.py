@@ -75,12 +75,6 @@ def test_an_endpoint_of_another_transport_is_refused(regions: Regions) -> None:
     transport.close()
 
 
-def test_the_advertised_host_is_what_peers_are_told(regions: Regions) -> None:
-    transport = make_transport("tcp", regions, advertise="pod-7.example")
-    transport.close()
-    assert msgspec.msgpack.decode(transport.endpoint)[0] == "pod-7.example"
-
-
 @pytest.mark.parametrize(
     "request_bytes",
     [
