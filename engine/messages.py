@@ -105,7 +105,7 @@ class Output(Struct, frozen=True):
 
 
 class Stats(Struct, frozen=True):
-    """Counters since start, for /metrics."""
+    """Counters since start, and what else only /metrics shows."""
 
     prompt_tokens: int = 0
     """Prompt tokens computed here."""
@@ -118,6 +118,8 @@ class Stats(Struct, frozen=True):
     pull_seconds: float = 0.0
     fenced_pulls: int = 0
     failed_pulls: int = 0
+    silent_peers: int = 0
+    """Now."""
 
 
 class StepOutputs(Struct, frozen=True, tag=True):

@@ -186,6 +186,7 @@ class EngineProcess:
             pull_seconds=counters.seconds,
             fenced_pulls=counters.fenced,
             failed_pulls=counters.failed,
+            silent_peers=len(self._puller.silent),
         )
 
     def _events(self, *, snapshot: bool) -> Events:
