@@ -9,8 +9,9 @@ destination may be written at any moment, however long that takes. Nothing here 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -124,7 +125,23 @@ def make_transport(name: str, regions: Regions, *, host: str = "127.0.0.1") -> T
         return TcpTransport(regions, host=host)
 
 
-def check_block_bytes(generation: str, remote: int, local: int) -> None:
-    """Raises TransferError when two workers' blocks cannot be the same."""
-    if remote != local:
-        raise TransferError(f"peer {generation} has blocks of {remote} bytes, this worker of {local}")
+class Endpoint(msgspec.Struct, frozen=True, array_like=True):
+    """What a reader must know of a peer's memory, whatever the transport; each adds how to reach it."""
+
+    num_blocks: int
+    block_bytes: int
+
+
+E = TypeVar("E", bound=Endpoint)
+
+
+def read_endpoint(generation: str, endpoint: bytes, kind: type[E], regions: Regions) -> E:
+    """A peer's endpoint. Raises TransferError when it is another transport's, or its blocks are not of our size."""
+    try:
+        remote = msgspec.msgpack.decode(endpoint, type=kind)
+    except msgspec.DecodeError as error:
+        raise TransferError(f"peer {generation}: not an endpoint of this transport: {error}") from error
+    if remote.block_bytes != regions.block_bytes:
+        local = regions.block_bytes
+        raise TransferError(f"peer {generation} has blocks of {remote.block_bytes} bytes, this worker of {local}")
+    return remote

@@ -69,7 +69,7 @@ class ChatForm:
         self._model = request.model
         self._vocabulary = vocabulary
         self._num_top = logprobs_of(request)
-        self._no_usage: Any = None if request.stream_options and request.stream_options.include_usage else msgspec.UNSET
+        self._no_usage: Any = None if request.include_usage else msgspec.UNSET
 
     def opening(self, choice: Choice) -> bytes | None:
         return self._chunk(ChatChunkChoice(choice.index, ChatDelta(role="assistant", content="")))

@@ -132,5 +132,4 @@ def _call(
         for index in range(number * num_samples, (number + 1) * num_samples):
             text = AnswerText(model.vocabulary, end_ids=end_ids, stops=stops, min_tokens=sampling.min_tokens)
             choices.append(Choice(index, generation, text))
-    include_usage = bool(request.stream_options and request.stream_options.include_usage)
-    return Call(generations, choices, form, bool(request.stream), include_usage, prompt_field)
+    return Call(generations, choices, form, bool(request.stream), request.include_usage, prompt_field)

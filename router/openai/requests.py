@@ -67,6 +67,11 @@ class ApiRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     store: Any = UNSET
     response_format: Any = UNSET
 
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk of usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
 
 class ChatRequest(ApiRequest, kw_only=True, forbid_unknown_fields=True):
     """The body of /v1/chat/completions."""

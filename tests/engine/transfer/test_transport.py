@@ -87,7 +87,7 @@ def test_an_endpoint_of_another_transport_is_refused(regions: Regions) -> None:
 )
 def test_a_request_out_of_bounds_is_cut_off_and_others_are_served(regions: Regions, request_bytes: bytes) -> None:
     transport = make_transport("tcp", regions)
-    host, port, token, *_ = msgspec.msgpack.decode(transport.endpoint)
+    _, _, host, port, token = msgspec.msgpack.decode(transport.endpoint)
     for hello in (token, bytes(16)):
         with socket.create_connection((host, port), timeout=5) as connection:
             connection.sendall(hello + request_bytes)
