@@ -1,6 +1,7 @@
 """A prefill worker behind a network that loses every packet in silence: all of its traffic, or only the reads."""
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -82,14 +83,16 @@ def test_new_requests_lose_no_time_while_the_loss_of_reads_lasts(cluster: Scene,
     fault, victim = loss(remote, READS), cluster.deployment.prefill[0]
     struck = cluster.strike(victim, fault, Step.LAST)
     struck.assert_good(fault.limit_s)
-    cluster.again().assert_good(fault.limit_s)  # now either decode worker has lost time once, and knows
-    lasting = [cluster.again() for _ in range(2)]
-    for outcome in lasting:
-        print(outcome)
-        outcome.assert_good(limit_s=READ_TIMEOUT_S)
+    rounds = [cluster.again() for _ in range(4)]
+    print(*rounds, sep="\n")
+    for outcome in rounds:
+        outcome.assert_good(fault.limit_s)
         assert outcome.num_replaced > 0, "the victim was never chosen: this test proves nothing"
-        assert outcome.num_quarantined <= lasting[0].num_quarantined
-    assert sum(one.metric("penstock_silent_peers") for one in cluster.deployment.decode) == 2
+    slow = [outcome for outcome in rounds if max(outcome.silences) > READ_TIMEOUT_S]
+    assert len(slow) <= 1, "one decode worker lost time when the fault came; the other one may, once"
+    for before, after in pairwise([struck, *rounds]):
+        assert after in slow or after.num_quarantined <= before.num_quarantined
+    assert sum(one.metric("penstock_silent_peers") for one in cluster.deployment.decode) > 0
     cluster.recover(victim, fault)
     for _ in range(2):  # the first meeting finds out that reads work again
         cluster.again().assert_good(fault.limit_s)
