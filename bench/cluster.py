@@ -1,7 +1,6 @@
 """Our processes as benchmarks need them: started by the same commands that a person types, each with its log."""
 
 import json
-import subprocess
 import sys
 import tempfile
 import urllib.request
@@ -10,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.drivers import free_port, stop_group, wait_until_healthy
+from bench.processes import Tied, free_port, wait_until_healthy
 
 READY_LIMIT_S = 120.0
 
@@ -33,12 +32,7 @@ def running(command: str, **flags: object) -> Iterator[Process]:
         arguments = {"port": port, **flags} | ({} if command == "router" else {"trace": trace})
         flagged = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
         with (Path(folder) / "log").open("w+") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "penstock.cli", command, *flagged],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            process = Tied([sys.executable, "-m", "penstock.cli", command, *flagged], stdout=log, stderr=log)
             try:
                 wait_until_healthy(process, f"http://127.0.0.1:{port}/ready", READY_LIMIT_S)
                 yield Process(f"http://127.0.0.1:{port}", process.pid, trace)
@@ -47,7 +41,7 @@ def running(command: str, **flags: object) -> Iterator[Process]:
                 sys.stderr.write("".join(log.readlines()[-20:]))
                 raise
             finally:
-                stop_group(process)
+                process.stop()
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,11 @@ Every system is one `Driver`, so a benchmark alternates between ours and a peer 
 import asyncio
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +18,8 @@ from typing import Protocol
 
 import aiohttp
 
-ROOT = Path(__file__).parents[1]
+from bench.processes import ROOT, Tied, wait_until_healthy
+
 START_LIMIT_S = 600.0
 JOB_LIMIT_S = 600.0
 
@@ -49,7 +47,7 @@ class LineDriver:
         self.name = name
         self._log = tempfile.NamedTemporaryFile("w+", prefix=f"bench-{os.getpid()}-", suffix=".log")  # noqa: SIM115
         begin = time.perf_counter()
-        self._process = subprocess.Popen(
+        self._process = Tied(
             command,
             cwd=ROOT,
             env=os.environ | (environment or {}),
@@ -58,7 +56,6 @@ class LineDriver:
             stderr=self._log,
             text=True,
             bufsize=1,
-            start_new_session=True,
         )
         self._answer(START_LIMIT_S)
         self.start_s = time.perf_counter() - begin
@@ -69,12 +66,12 @@ class LineDriver:
         return float(self._answer(JOB_LIMIT_S)["seconds"])
 
     def close(self) -> None:
-        stop_group(self._process)
+        self._process.stop()
         self._log.close()
 
     def _answer(self, limit_s: float) -> dict[str, float]:
         assert self._process.stdout is not None
-        watchdog = threading.Timer(limit_s, stop_group, [self._process])
+        watchdog = threading.Timer(limit_s, self._process.stop)
         watchdog.start()
         line = self._process.stdout.readline()
         watchdog.cancel()
@@ -104,9 +101,7 @@ class ServerDriver:
         self._url = f"http://127.0.0.1:{port}"
         self._log = tempfile.NamedTemporaryFile("w+", prefix=f"bench-{os.getpid()}-", suffix=".log")  # noqa: SIM115
         begin = time.perf_counter()
-        self._process = subprocess.Popen(
-            command, env=os.environ | (environment or {}), stdout=self._log, stderr=self._log, start_new_session=True
-        )
+        self._process = Tied(command, env=os.environ | (environment or {}), stdout=self._log, stderr=self._log)
         try:
             wait_until_healthy(self._process, self._url + health, START_LIMIT_S)
             self._model = self._first_model()
@@ -120,7 +115,7 @@ class ServerDriver:
         return asyncio.run(self._generate(prompts, max_tokens))
 
     def close(self) -> None:
-        stop_group(self._process)
+        self._process.stop()
         self._log.close()
 
     def _first_model(self) -> str:
@@ -155,40 +150,3 @@ def penstock_inprocess(model: Path, *, threads: int = 0) -> LineDriver:
     """Our engine alone, in one process, with the OpenMP settings that workers give themselves."""
     script = ["-m", "bench.peers.penstock_inprocess", "--model", str(model), "--threads", str(threads)]
     return LineDriver("penstock", [sys.executable, *script])
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def wait_until_healthy(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", url: str, limit_s: float) -> None:
-    """Waits for HTTP 200. Raises SystemExit when the process ends or time runs out."""
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise SystemExit(f"the process of {url} ended with status {process.returncode}")
-        try:
-            with urllib.request.urlopen(url, timeout=2) as answer:
-                if answer.status == 200:
-                    return
-        except (OSError, urllib.error.URLError):
-            time.sleep(0.05)
-    stop_group(process)
-    raise SystemExit(f"{url} was not healthy after {limit_s:.0f} s")
-
-
-def stop_group(process: "subprocess.Popen[str] | subprocess.Popen[bytes]") -> None:
-    """Ends a process and all it started (it leads a session of its own)."""
-    for number, patience_s in ((signal.SIGINT, 10.0), (signal.SIGKILL, 10.0)):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from bench.drivers import ROOT, free_port, stop_group
+from bench.processes import ROOT, Tied, free_port, run
 from bench.report import Report, compare
 
 UP_LIMIT_S = 10.0
@@ -41,9 +41,7 @@ def up_s() -> float:
     """Seconds until `penstock up` says that it is ready."""
     command = [sys.executable, "-m", "penstock.cli", "up", "--port", str(free_port())]
     begin = time.perf_counter()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1, start_new_session=True
-    )
+    process = Tied(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1)
     assert process.stdout is not None
     said: list[str] = []
     for line in process.stdout:
@@ -52,18 +50,14 @@ def up_s() -> float:
             seconds = time.perf_counter() - begin
             os.kill(process.pid, signal.SIGINT)
             process.communicate()
-            stop_group(process)
+            process.stop()
             return seconds
     raise SystemExit("penstock up ended before it was ready:\n" + "".join(said[-20:]))
 
 
 def demo_s() -> float:
     begin = time.perf_counter()
-    result = subprocess.run(
-        [sys.executable, "-m", "penstock.cli", "demo"], capture_output=True, text=True, check=False, timeout=300
-    )
-    if result.returncode != 0:
-        raise SystemExit(f"penstock demo failed:\n{result.stdout[-2000:]}{result.stderr[-2000:]}")
+    run([sys.executable, "-m", "penstock.cli", "demo"], limit_s=300)
     return time.perf_counter() - begin
 
 
@@ -73,9 +67,7 @@ def fresh_clone_s() -> float:
         clone = Path(folder) / "penstock"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         begin = time.perf_counter()
-        result = subprocess.run(["make", "demo"], cwd=clone, capture_output=True, text=True, check=False, timeout=900)
-        if result.returncode != 0:
-            raise SystemExit(f"make demo failed:\n{result.stdout[-2000:]}{result.stderr[-2000:]}")
+        run(["make", "demo"], limit_s=900, cwd=clone)
         return time.perf_counter() - begin
 
 

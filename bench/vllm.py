@@ -6,7 +6,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.drivers import ROOT, Driver, LineDriver, ServerDriver, free_port
+from bench.drivers import Driver, LineDriver, ServerDriver
+from bench.processes import ROOT, free_port
 
 VARIABLE = "PENSTOCK_BENCH_VLLM"
 HOW_TO_INSTALL = f"""\

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,8 @@ from typing import Any
 
 import aiohttp
 
-from bench.drivers import START_LIMIT_S, free_port, stop_group, wait_until_healthy
+from bench.drivers import START_LIMIT_S
+from bench.processes import Tied, free_port, wait_until_healthy
 from bench.vllm import environment, fresh_cache, server_command
 
 
@@ -28,7 +28,7 @@ class VllmPair:
 def running_vllm_pd(python: Path, model: Path) -> Iterator[VllmPair]:
     """Two eager servers, one thread on a core of its own each."""
     cache = fresh_cache()
-    processes: list[subprocess.Popen[bytes]] = []
+    processes: list[Tied] = []
     urls: list[str] = []
     with tempfile.TemporaryDirectory(prefix="bench-vllm-") as folder:
         try:
@@ -42,11 +42,7 @@ def running_vllm_pd(python: Path, model: Path) -> Iterator[VllmPair]:
                 command = server_command(python, model, port)
                 command += ["--enforce-eager", "--kv-transfer-config", json.dumps(transfer)]
                 with (Path(folder) / role).open("w") as log:
-                    processes.append(
-                        subprocess.Popen(
-                            command, env=os.environ | variables, stdout=log, stderr=log, start_new_session=True
-                        )
-                    )
+                    processes.append(Tied(command, env=os.environ | variables, stdout=log, stderr=log))
                 urls.append(f"http://127.0.0.1:{port}")
             for process, url in zip(processes, urls, strict=True):
                 wait_until_healthy(process, f"{url}/health", START_LIMIT_S)
@@ -57,7 +53,7 @@ def running_vllm_pd(python: Path, model: Path) -> Iterator[VllmPair]:
             raise
         finally:
             for process in processes:
-                stop_group(process)
+                process.stop()
 
 
 async def ask_vllm(vllm: VllmPair, prompt: Sequence[int], num_tokens: int) -> list[float]:

@@ -44,7 +44,7 @@ def build_engine(config: EngineConfig, generation: str) -> Built:
     require_tokenizer(folder)
     dtype = _DTYPES.get(config.dtype, model.dtype)
     kv = KVLayout(model.num_layers, model.num_kv_heads, model.head_dim, config.block_size, dtype)
-    num_weight_bytes = weight_bytes(model, dtype, config.max_context_tokens or None)
+    num_weight_bytes = weight_bytes(model, dtype, config.max_context_tokens or None, packed=device.type == "cpu")
     num_blocks = plan_blocks(
         kv,
         kv_bytes=config.kv_bytes,

@@ -169,7 +169,6 @@ class Engine:
         began = time.monotonic()
         self.num_steps += 1
         logits = self.runner.run(plan.work)
-        self.pool.retire(self.num_steps)
         self.timings.append(_timing(plan.work, time.monotonic() - began))
         self._advance(plan.work, logits)
         return True

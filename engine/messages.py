@@ -55,17 +55,11 @@ class Snapshot(Struct, frozen=True, tag=True):
     """Ask for a snapshot of the prefix cache, for a new subscriber of `/events`."""
 
 
-class ClearCache(Struct, frozen=True, tag=True):
-    """Forget all cached blocks and change every epoch."""
-
-
 class Stop(Struct, frozen=True, tag=True):
     """Leave the process now."""
 
 
-ToEngine: TypeAlias = (
-    Generate | Prefill | Lookup | PrefillArrived | PrefillFailed | Cancel | Snapshot | ClearCache | Stop
-)
+ToEngine: TypeAlias = Generate | Prefill | Lookup | PrefillArrived | PrefillFailed | Cancel | Snapshot | Stop
 
 # Engine to front.
 
@@ -111,7 +105,7 @@ class Output(Struct, frozen=True):
 
 
 class Stats(Struct, frozen=True):
-    """Counters since start, for /metrics."""
+    """Counters since start, and what else only /metrics shows."""
 
     prompt_tokens: int = 0
     """Prompt tokens computed here."""
@@ -124,6 +118,8 @@ class Stats(Struct, frozen=True):
     pull_seconds: float = 0.0
     fenced_pulls: int = 0
     failed_pulls: int = 0
+    silent_peers: int = 0
+    """Now."""
 
 
 class StepOutputs(Struct, frozen=True, tag=True):

@@ -154,8 +154,6 @@ class EngineProcess:
                 self._redeemer.failed(request_id, reason)
             case messages.Cancel(request_id):
                 engine.cancel(request_id)
-            case messages.ClearCache():
-                engine.pool.clear()
             case messages.Snapshot():
                 self._subscribed = True
                 engine.pool.drain_events()
@@ -188,6 +186,7 @@ class EngineProcess:
             pull_seconds=counters.seconds,
             fenced_pulls=counters.fenced,
             failed_pulls=counters.failed,
+            silent_peers=len(self._puller.silent),
         )
 
     def _events(self, *, snapshot: bool) -> Events:

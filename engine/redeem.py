@@ -13,7 +13,7 @@ from penstock.engine.kv.layout import num_blocks_for
 from penstock.engine.sequence import Request, Role, Sequence
 from penstock.engine.transfer import Event, Puller, PullFailed, PullVerified, QuarantineReleased
 from penstock.engine.transfer import Pull as BlockPull
-from penstock.errors import PrefillLost
+from penstock.errors import PrefillLost, TransferError
 from penstock.protocol import Accepted, BlockTicket, Layout, Peer, Ticket
 
 
@@ -61,7 +61,10 @@ class Redeemer:
         engine.pulls = self
 
     def arrived(self, request_id: str, frame: Accepted | Ticket) -> None:
-        """A frame of the prefill worker's stream. Anything invalid ends the request with `prefill_lost`."""
+        """A frame of the prefill worker's stream. Anything invalid ends the request with `prefill_lost`.
+
+        A worker that answers but cannot be read ends it with `transfer_failed`: others may still read it.
+        """
         request = self._engine.requests.get(request_id)
         if request is None or request.role is not Role.PULL:
             return
@@ -70,7 +73,7 @@ class Redeemer:
                 self._meet(self._pull_of(request), frame.peer)
             else:
                 self._take(self._pull_of(request), frame)
-        except PrefillLost as error:
+        except (PrefillLost, TransferError) as error:
             self._engine.fail(request, error)
 
     def failed(self, request_id: str, reason: str) -> None:
@@ -132,7 +135,9 @@ class Redeemer:
             raise PrefillLost("the prefill worker did not say how to read its blocks")
         if peer.layout != self._layout:
             raise PrefillLost(f"KV layouts differ: the prefill worker has {peer.layout}, this worker {self._layout}")
-        self._puller.add_peer(peer)
+        self._puller.add_peer(peer)  # a silent one too: it is how the puller finds out that it delivers again
+        if peer.generation in self._puller.silent:
+            raise TransferError("reads from the prefill worker time out, although it answers calls")
         pull.peer = peer
 
     def _take(self, pull: Pull, ticket: Ticket) -> None:

@@ -4,6 +4,7 @@ Templates come with model folders and are not trusted: they run in Jinja2's immu
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ class ChatTemplate:
     def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
         """`special_tokens` are the variables `bos_token`, `eos_token`, ... that templates may use."""
         environment = _environment()
+        self._sources = dict(sources)
         self._special_tokens = dict(special_tokens)
         self._templates = {}
         for name, source in sources.items():
@@ -34,6 +36,10 @@ class ChatTemplate:
                 self._templates[name] = environment.from_string(source)
             except jinja2.TemplateSyntaxError as error:
                 raise ModelError(f"chat template {name!r} is not valid Jinja, line {error.lineno}: {error}") from error
+
+    def mentions(self, name: str) -> bool:
+        """Whether a template names `name` anywhere: it may read a message's field of that name."""
+        return any(re.search(rf"\b{re.escape(name)}\b", source) for source in self._sources.values())
 
     def render(
         self,

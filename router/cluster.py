@@ -6,6 +6,7 @@ then at every poll, so it is chosen again within two polls of its return.
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -29,8 +30,8 @@ class Worker:
     ready: bool = False
     arrivals: int = 0
     generation: str = ""
-    max_context_tokens: int | None = None
-    """As it last said on /ready."""
+    said: Readiness | None = None
+    """What it last said on /ready."""
     prefill_tokens: int = 0
     output_tokens: int = 0
     streams: int = 0
@@ -94,12 +95,12 @@ class Cluster:
     def has_ready(self, role: Role) -> bool:
         return any(worker.ready and worker.role == role for worker in self.workers)
 
-    def max_context_tokens(self) -> int | None:
-        """The longest prompt plus answer that any ready decode worker takes, else any known one; None when unknown."""
+    def smallest(self, limit: Callable[[Readiness], int | None]) -> int | None:
+        """The smallest `limit` of the ready decode workers, else of the known ones; None when unknown."""
         decode = [worker for worker in self.workers if worker.role == "decode"]
         ready = [worker for worker in decode if worker.ready]
-        limits = [worker.max_context_tokens for worker in ready or decode if worker.max_context_tokens is not None]
-        return min(limits, default=None)
+        limits = [limit(worker.said) for worker in ready or decode if worker.said is not None]
+        return min((each for each in limits if each is not None), default=None)
 
     def snapshot(self) -> ClusterSnapshot:
         return ClusterSnapshot(prefill=self._loads("prefill"), decode=self._loads("decode"))
@@ -128,7 +129,7 @@ class Cluster:
             answer = await self._ask(worker.url)
             if losses == worker.losses:  # else it was lost while being asked: the answer is older than the loss
                 if answer is not None:
-                    worker.max_context_tokens = answer.max_context_tokens
+                    worker.said = answer
                 self._set_ready(worker, answer is not None)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s):

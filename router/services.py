@@ -72,8 +72,14 @@ class Services:
     @property
     def context_tokens(self) -> int:
         """Longest prompt plus answer: the model's own limit, or less when a worker's memory holds less."""
-        served = self.cluster.max_context_tokens()
+        served = self.cluster.smallest(lambda worker: worker.max_context_tokens)
         return self.model.context_tokens if served is None else min(served, self.model.context_tokens)
+
+    @property
+    def samples_per_prompt(self) -> int:
+        """Most answers to one prompt: they all run on one worker, in one batch."""
+        served = self.cluster.smallest(lambda worker: worker.max_samples)
+        return self.config.max_samples if served is None else min(served, self.config.max_samples)
 
     async def encode(self, text: str, *, add_special_tokens: bool, field: str) -> list[int]:
         """Token ids of `text`, computed aside when it is long (the tokenizer releases the GIL).

@@ -1,7 +1,8 @@
 """The block pool: who holds which KV block, which blocks a prefix hash names, and each block's epoch.
 
-A block is held (referenced by sequences), retiring (freed while a step that may touch it is in flight), cached (free,
-but its content still answers to a hash; evicted least recently used first) or free. Knows no tensors.
+A block is held (referenced by sequences), cached (free, but its content still answers to a hash; evicted least recently
+used first) or free. No step is in flight when the engine frees, so a freed block may be handed out at once. Knows no
+tensors.
 """
 
 import secrets
@@ -30,7 +31,6 @@ class BlockPool:
         self._by_hash: dict[bytes, int] = {}
         self._free: deque[int] = deque(range(num_blocks))
         self._cached: OrderedDict[int, None] = OrderedDict()
-        self._retiring: OrderedDict[int, int] = OrderedDict()
         self._poison = poison
         self._new_stored: list[StoredBlock] = []
         self._new_removed: list[bytes] = []
@@ -43,7 +43,7 @@ class BlockPool:
     @property
     def num_held(self) -> int:
         """Blocks that somebody references."""
-        return self.num_blocks - self.num_free - len(self._retiring)
+        return self.num_blocks - self.num_free
 
     def refs(self, block: int) -> int:
         """How many sequences hold `block`."""
@@ -67,7 +67,6 @@ class BlockPool:
         """Takes one reference to each of `blocks` (matched or already held)."""
         for block in blocks:
             self._cached.pop(block, None)
-            self._retiring.pop(block, None)
             self._refs[block] += 1
 
     def allocate(self, count: int) -> list[int]:
@@ -84,25 +83,12 @@ class BlockPool:
         self._begin_write(blocks)
         return blocks
 
-    def free(self, blocks: Sequence[int], *, launched: int = 0) -> None:
-        """Gives back one reference to each of `blocks`.
-
-        A block that nobody holds any more becomes allocatable once step `launched`, the last one that may touch it,
-        has retired; 0 means that none is in flight.
-        """
+    def free(self, blocks: Sequence[int]) -> None:
+        """Gives back one reference to each of `blocks`; one that nobody holds any more becomes allocatable."""
         for block in reversed(blocks):  # the tail of a sequence is evicted before its beginning
             self._refs[block] -= 1
             if self._refs[block] == 0:
-                if launched:
-                    self._retiring[block] = launched
-                else:
-                    self._release(block)
-
-    def retire(self, step: int) -> None:
-        """All steps up to `step` have retired."""
-        for block in [block for block, launched in self._retiring.items() if launched <= step]:
-            del self._retiring[block]
-            self._release(block)
+                self._release(block)
 
     def commit(self, block: int, stored: StoredBlock) -> None:
         """Names a full, written block by its hash. A hash that another block answers to stays with that one."""
@@ -110,14 +96,6 @@ class BlockPool:
             self._by_hash[stored.hash] = block
             self._stored[block] = stored
             self._new_stored.append(stored)
-
-    def clear(self) -> None:
-        """Forgets all cached content and changes every epoch."""
-        for block in list(self._by_hash.values()):
-            self._forget(block)
-        self._free.extend(self._cached)
-        self._cached.clear()
-        self.epochs += np.uint64(1)
 
     def snapshot(self) -> tuple[StoredBlock, ...]:
         """All blocks in the prefix cache."""

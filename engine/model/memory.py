@@ -6,7 +6,17 @@ from penstock.engine.model.config import ModelConfig
 from penstock.engine.model.decoder import Decoder
 
 
-def weight_bytes(config: ModelConfig, dtype: torch.dtype | None = None, max_context_tokens: int | None = None) -> int:
-    """Bytes of a decoder in `dtype` (None: as saved), rotary tables included. Counted on torch's meta device."""
+def weight_bytes(
+    config: ModelConfig,
+    dtype: torch.dtype | None = None,
+    max_context_tokens: int | None = None,
+    *,
+    packed: bool = False,
+) -> int:
+    """Bytes of a decoder in `dtype` (None: as saved), rotary tables included. Counted on torch's meta device.
+
+    `packed`: as `Decoder.pack` leaves it on a CPU, where a head that is tied to the embedding is a matrix of its own.
+    """
     decoder = Decoder(config, dtype or config.dtype, torch.device("meta"), max_context_tokens)
-    return sum(tensor.nbytes for tensor in decoder.tensors())
+    copied = decoder.embedding.nbytes if packed and config.tied_embeddings else 0
+    return sum(tensor.nbytes for tensor in decoder.tensors()) + copied

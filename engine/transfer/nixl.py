@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.engine.transfer import ucx
-from penstock.engine.transfer.transport import Epochs, Read, Regions, check_block_bytes
+from penstock.engine.transfer.transport import Endpoint, Epochs, Read, Regions, read_endpoint
 from penstock.errors import ConfigError, TransferError
 
 logger = logging.getLogger(__name__)
@@ -34,14 +34,10 @@ _kept: list[object] = []
 """Transports closed with reads in flight: what those may still write to lives as long as the process."""
 
 
-class _Endpoint(msgspec.Struct, frozen=True, array_like=True):
-    """What a reader must know of a peer's memory."""
-
+class _Endpoint(Endpoint, frozen=True, array_like=True):
     metadata: bytes
     kv_address: int
     epochs_address: int
-    num_blocks: int
-    block_bytes: int
     memory: str
     device: int
 
@@ -108,7 +104,7 @@ class NixlTransport:
         self._register(kv, regions.kv.nbytes, memory, device)
         self._register(epochs, regions.epochs.nbytes, "DRAM", 0)
         own = _Endpoint(
-            self._agent.get_agent_metadata(), kv, epochs, regions.num_blocks, regions.block_bytes, memory, device
+            regions.num_blocks, regions.block_bytes, self._agent.get_agent_metadata(), kv, epochs, memory, device
         )
         self.endpoint = msgspec.msgpack.encode(own)
         self._blocks = self._block_list("NIXL_INIT_AGENT", own)
@@ -122,11 +118,7 @@ class NixlTransport:
             if known.lost:
                 raise TransferError(f"peer {generation} still has reads in flight: {known.lost}")
             return
-        try:
-            remote = msgspec.msgpack.decode(endpoint, type=_Endpoint)
-        except msgspec.DecodeError as error:
-            raise TransferError(f"peer {generation}: not an endpoint of this transport: {error}") from error
-        check_block_bytes(generation, remote.block_bytes, self._regions.block_bytes)
+        remote = read_endpoint(generation, endpoint, _Endpoint, self._regions)
         try:
             agent_name = self._agent.add_remote_agent(remote.metadata)
             blocks = self._block_list(agent_name, remote)

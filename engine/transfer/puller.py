@@ -4,7 +4,6 @@ One thread, many pulls at once. It knows peers, tickets and local block numbers;
 block: the engine does, when an event tells it to.
 """
 
-import contextlib
 import logging
 import os
 import select
@@ -36,6 +35,15 @@ _IDLE_PEER_S = 600.0
 
 _Reading: TypeAlias = tuple[Read, tuple[int, ...]]
 """A read in flight and the local blocks it writes to (none for epochs)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Late:
+    """A read that nobody waits for. Its blocks are in quarantine until it ends; that it lands is a sign of life."""
+
+    generation: str
+    read: Read
+    blocks: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -81,6 +89,8 @@ class Puller:
         self.counters = Counters()
         self.crash: BaseException | None = None
         """Why the thread ended by itself, which is a bug: nothing is served or released, the worker must restart."""
+        self.silent: set[str] = set()
+        """Peers, by generation, whose pulls fail at once: one timed out, and nothing of the peer has landed since."""
         self._transport = transport
         self._block_bytes = block_bytes
         self._on_event = on_event
@@ -94,8 +104,7 @@ class Puller:
         self._refused: dict[str, str] = {}
         """Why a peer cannot be read, by generation."""
         self._active: list[_Active] = []
-        self._late: list[_Reading] = []
-        """Reads given up but not ended; their blocks are in quarantine."""
+        self._late: list[_Late] = []
         self._met: dict[str, float] = {}
         """When a peer, by generation, last introduced itself."""
         self._news: dict[str, float] = {}
@@ -110,10 +119,6 @@ class Puller:
     def add_peer(self, peer: Peer) -> None:
         """Makes a peer's tickets redeemable. Free for a known peer: call it whenever a peer introduces itself."""
         self._tell(lambda: self._add_peer(peer))
-
-    def remove_peer(self, generation: str) -> None:
-        """Forgets a peer that is gone; its pulls fail."""
-        self._tell(lambda: self._remove_peer(generation, "was removed"))
 
     def submit(self, pull: Pull) -> None:
         """Starts one pull."""
@@ -164,9 +169,9 @@ class Puller:
 
     def _add_peer(self, peer: Peer) -> None:
         now = time.monotonic()
-        busy = {active.pull.generation for active in self._active}
+        busy = {active.pull.generation for active in self._active} | {late.generation for late in self._late}
         for idle in [one for one, at in self._met.items() if now - at > _IDLE_PEER_S and one not in busy]:
-            self._remove_peer(idle, "was idle")
+            self._forget_peer(idle)
         self._met[peer.generation] = now
         self._peers[peer.generation] = peer
         self._refused.pop(peer.generation, None)
@@ -176,16 +181,18 @@ class Puller:
                 offers = ", ".join(peer.endpoints) or "nothing"
                 raise TransferError(f"peer {peer.generation} offers {offers}, this worker uses {self._transport.name}")
             self._transport.connect(peer.generation, endpoint)
+            if peer.generation in self.silent and peer.generation not in busy:
+                # No read is left that could tell when it delivers again: one that writes to no block finds out.
+                self._late.append(_Late(peer.generation, self._transport.read_epochs(peer.generation, 0, 1)))
         except TransferError as error:
             self._refused[peer.generation] = str(error)
 
-    def _remove_peer(self, generation: str, why: str) -> None:
-        for active in [one for one in self._active if one.pull.generation == generation]:
-            self._fail(active, f"peer {generation} {why}")
+    def _forget_peer(self, generation: str) -> None:
         self._peers.pop(generation, None)
         self._refused.pop(generation, None)
         self._met.pop(generation, None)
         self._news.pop(generation, None)
+        self.silent.discard(generation)
         self._transport.disconnect(generation)
 
     def _start(self, active: _Active) -> None:
@@ -211,11 +218,17 @@ class Puller:
             raise TransferError(f"peer {pull.generation} is unknown")
         if pull.generation in self._refused:
             raise TransferError(self._refused[pull.generation])
+        self._check_delivers(pull.generation)
         for ticket, _ in pull.blocks:
             if not 0 <= ticket.block < peer.num_blocks:
                 raise TransferError(
                     f"peer {pull.generation} has {peer.num_blocks} blocks; a ticket names block {ticket.block}"
                 )
+
+    def _check_delivers(self, generation: str) -> None:
+        """Raises TransferError for a silent peer."""
+        if generation in self.silent:
+            raise TransferError(f"peer {generation} let a pull time out and has delivered nothing since")
 
     def _advance(self, active: _Active) -> None:
         """One turn of one pull: ask for more blocks, look for what has landed, then for the epochs."""
@@ -225,10 +238,14 @@ class Puller:
             if self._collect(active):
                 self._verified(active)
                 return
-            heard = max(active.submitted, self._news.get(active.pull.generation, 0.0))
+            generation = active.pull.generation
+            self._check_delivers(generation)
+            heard = max(active.submitted, self._news.get(generation, 0.0))
             if time.monotonic() - heard > self._timeout_s:
                 self.counters.timeouts += 1
-                raise TransferError(f"peer {active.pull.generation} delivered nothing for {self._timeout_s:g} s")
+                self.silent.add(generation)
+                logger.warning("peer %s is not read from until something of it lands: a pull timed out", generation)
+                raise TransferError(f"peer {generation} delivered nothing for {self._timeout_s:g} s")
         except TransferError as error:
             self._fail(active, str(error))
 
@@ -270,8 +287,15 @@ class Puller:
             active.epochs = None if active.epochs is read else active.epochs
             raise
         if done:
-            self._last_news = self._news[active.pull.generation] = time.monotonic()
+            self._heard(active.pull.generation)
         return done
+
+    def _heard(self, generation: str) -> None:
+        """A read of this peer has landed."""
+        self._last_news = self._news[generation] = time.monotonic()
+        if generation in self.silent:
+            self.silent.remove(generation)
+            logger.warning("peer %s delivers again", generation)
 
     def _verified(self, active: _Active) -> None:
         self._active.remove(active)
@@ -283,25 +307,26 @@ class Puller:
     def _fail(self, active: _Active, reason: str) -> None:
         self._active.remove(active)
         self.counters.failed += 1
-        late = active.in_flight()
+        in_flight = active.in_flight()
         if not self._quarantine:
-            late = [(read, ()) for read, _ in late]
-        quarantined = tuple(block for _, blocks in late for block in blocks)
-        self._late += late
+            in_flight = [(read, ()) for read, _ in in_flight]
+        quarantined = tuple(block for _, blocks in in_flight for block in blocks)
+        self._late += [_Late(active.pull.generation, read, blocks) for read, blocks in in_flight]
         self.counters.quarantined_blocks += len(quarantined)
         self._on_event(PullFailed(active.pull.request_id, reason, active.local_blocks, quarantined))
 
     def _poll_late(self) -> None:
-        for one in list(self._late):
-            read, blocks = one
-            ended = True
-            with contextlib.suppress(TransferError):  # it raised: nothing more can land
-                ended = read.poll()
-            if ended:
-                self._late.remove(one)
-                self.counters.quarantined_blocks -= len(blocks)
-                if blocks:
-                    self._on_event(QuarantineReleased(blocks))
+        for late in list(self._late):
+            try:
+                if not late.read.poll():
+                    continue
+                self._heard(late.generation)
+            except TransferError:
+                pass  # nothing more can land
+            self._late.remove(late)
+            self.counters.quarantined_blocks -= len(late.blocks)
+            if late.blocks:
+                self._on_event(QuarantineReleased(late.blocks))
 
     def _wait(self) -> None:
         """Until a command or bytes arrive; with reads in flight, not for long."""

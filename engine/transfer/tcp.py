@@ -15,20 +15,18 @@ import msgspec
 import numpy as np
 
 from penstock.engine.transfer.tcp_server import EPOCHS, KV, RANGE, REQUEST, TOKEN_BYTES, BlockServer, region_bytes, tune
-from penstock.engine.transfer.transport import Epochs, Read, Regions, check_block_bytes
+from penstock.engine.transfer.transport import Endpoint, Epochs, Read, Regions, read_endpoint
 from penstock.errors import ConfigError, TransferError
 
 _TURN_BYTES = 4 << 20
 """Bytes taken from one peer before the others get their turn: about 2 ms."""
 
 
-class _Endpoint(msgspec.Struct, frozen=True, array_like=True):
+class _Endpoint(Endpoint, frozen=True, array_like=True):
     host: str
     port: int
     token: bytes
     """Drawn anew by every process, so that a successor on the same port is never mistaken for it."""
-    num_blocks: int
-    block_bytes: int
 
 
 class _TcpRead:
@@ -119,7 +117,7 @@ class TcpTransport:
     name = "tcp"
     idle_s = 1.0  # its server has threads of its own: nobody waits for `progress`
 
-    def __init__(self, regions: Regions, *, host: str = "127.0.0.1", advertise: str | None = None) -> None:
+    def __init__(self, regions: Regions, *, host: str = "127.0.0.1") -> None:
         if regions.kv.is_cuda:
             raise ConfigError("the tcp transport moves host memory only; KV on a GPU needs nixl")
         self._regions = regions
@@ -127,7 +125,7 @@ class TcpTransport:
         token = secrets.token_bytes(TOKEN_BYTES)
         self._server = BlockServer(regions, token, host)
         self.endpoint = msgspec.msgpack.encode(
-            _Endpoint(advertise or host, self._server.port, token, regions.num_blocks, regions.block_bytes)
+            _Endpoint(regions.num_blocks, regions.block_bytes, host, self._server.port, token)
         )
         self._epoll = select.epoll()
         self._connections: dict[str, _Connection] = {}
@@ -136,11 +134,7 @@ class TcpTransport:
         known = self._connections.get(generation)
         if known is not None and not known.lost:
             return
-        try:
-            remote = msgspec.msgpack.decode(endpoint, type=_Endpoint)
-        except msgspec.DecodeError as error:
-            raise TransferError(f"peer {generation}: not an endpoint of this transport: {error}") from error
-        check_block_bytes(generation, remote.block_bytes, self._regions.block_bytes)
+        remote = read_endpoint(generation, endpoint, _Endpoint, self._regions)
         try:
             self._connections[generation] = _Connection(generation, remote, self._epoll)
         except OSError as error:

@@ -9,8 +9,9 @@ destination may be written at any moment, however long that takes. Nothing here 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -101,18 +102,18 @@ class Transport(Protocol):
         ...
 
 
-def make_transport(name: str, regions: Regions, *, host: str = "127.0.0.1", advertise: str | None = None) -> Transport:
+def make_transport(name: str, regions: Regions, *, host: str = "127.0.0.1") -> Transport:
     """The transport called `name`: the one place that decides how KV moves. Raises ConfigError.
 
-    "auto" is nixl where it works, else tcp, with one warning that says why. `host` is where the tcp transport listens,
-    `advertise` what its peers are told (default: `host`); UCX finds its own devices (UCX_NET_DEVICES).
+    "auto" is nixl where it works, else tcp, with one warning that says why. `host` is where the tcp transport listens
+    and what its peers are told; UCX finds its own devices (UCX_NET_DEVICES).
     """
     # Imported here because both build on this module.
     from penstock.engine.transfer.nixl import NixlTransport
     from penstock.engine.transfer.tcp import TcpTransport
 
     if name == "tcp":
-        return TcpTransport(regions, host=host, advertise=advertise)
+        return TcpTransport(regions, host=host)
     if name not in ("auto", "nixl"):
         raise ConfigError(f"transport {name!r} is unknown; choose auto, nixl or tcp")
     try:
@@ -121,10 +122,26 @@ def make_transport(name: str, regions: Regions, *, host: str = "127.0.0.1", adve
         if name == "nixl" or regions.kv.is_cuda:
             raise
         logger.warning("KV moves over plain tcp: %s", error)
-        return TcpTransport(regions, host=host, advertise=advertise)
+        return TcpTransport(regions, host=host)
 
 
-def check_block_bytes(generation: str, remote: int, local: int) -> None:
-    """Raises TransferError when two workers' blocks cannot be the same."""
-    if remote != local:
-        raise TransferError(f"peer {generation} has blocks of {remote} bytes, this worker of {local}")
+class Endpoint(msgspec.Struct, frozen=True, array_like=True):
+    """What a reader must know of a peer's memory, whatever the transport; each adds how to reach it."""
+
+    num_blocks: int
+    block_bytes: int
+
+
+E = TypeVar("E", bound=Endpoint)
+
+
+def read_endpoint(generation: str, endpoint: bytes, kind: type[E], regions: Regions) -> E:
+    """A peer's endpoint. Raises TransferError when it is another transport's, or its blocks are not of our size."""
+    try:
+        remote = msgspec.msgpack.decode(endpoint, type=kind)
+    except msgspec.DecodeError as error:
+        raise TransferError(f"peer {generation}: not an endpoint of this transport: {error}") from error
+    if remote.block_bytes != regions.block_bytes:
+        local = regions.block_bytes
+        raise TransferError(f"peer {generation} has blocks of {remote.block_bytes} bytes, this worker of {local}")
+    return remote

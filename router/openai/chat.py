@@ -29,14 +29,14 @@ _encoder = msgspec.json.Encoder()
 
 def render_prompt(request: ChatRequest, model: ServedModel) -> str:
     """The conversation as text. Raises RequestError."""
-    messages = checked_messages(request.messages)
+    if model.chat_template is None:
+        raise RequestError(f"the model {model.name!r} has no chat template; use /v1/completions", field="messages")
+    messages = checked_messages(request.messages, model.chat_template.mentions)
     tools = checked_tools(request.tools)
     if request.tool_choice not in (None, "auto", "none"):
         raise RequestError(
             "tool_choice can be 'auto' or 'none'; forcing a call is not supported yet", field="tool_choice"
         )
-    if model.chat_template is None:
-        raise RequestError(f"the model {model.name!r} has no chat template; use /v1/completions", field="messages")
     variables: dict[str, Any] = dict(request.chat_template_kwargs or {})
     if request.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", request.reasoning_effort)
@@ -69,7 +69,7 @@ class ChatForm:
         self._model = request.model
         self._vocabulary = vocabulary
         self._num_top = logprobs_of(request)
-        self._no_usage: Any = None if request.stream_options and request.stream_options.include_usage else msgspec.UNSET
+        self._no_usage: Any = None if request.include_usage else msgspec.UNSET
 
     def opening(self, choice: Choice) -> bytes | None:
         return self._chunk(ChatChunkChoice(choice.index, ChatDelta(role="assistant", content="")))

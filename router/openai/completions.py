@@ -54,7 +54,7 @@ class CompletionForm:
         self._model = request.model
         self._vocabulary = vocabulary
         self._num_top = request.logprobs
-        self._no_usage: Any = None if request.stream_options and request.stream_options.include_usage else msgspec.UNSET
+        self._no_usage: Any = None if request.include_usage else msgspec.UNSET
 
     def opening(self, choice: Choice) -> bytes | None:  # noqa: ARG002 (completions begin with their text)
         return None

@@ -1,5 +1,8 @@
 """Penstock's errors in OpenAI's form."""
 
+import difflib
+from collections.abc import Iterable
+
 import msgspec
 
 from penstock.errors import RequestError, RetryableError
@@ -18,6 +21,14 @@ def named_for_api(error: RequestError, prompt_field: str) -> RequestError:
     wire = (error.field or "").removeprefix("sampling.").partition("[")[0]
     names = {"": None, "prompt": prompt_field, "samples": "n", "salt": "cache_salt", "timeout_s": "timeout"}
     return RequestError(str(error), field=names.get(wire, wire), code=error.code, status=error.status)
+
+
+def unknown_field(name: str, parent: str | None, known: Iterable[str]) -> RequestError:
+    """For a field of the object `parent` (None: the body) that nothing here reads; says which it might have meant."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "it is not a parameter of this endpoint"
+    field = f"{parent}.{name}" if parent else name
+    return RequestError(f"unknown field {field!r}; {hint}", field=field, code="unknown_parameter")
 
 
 def error_body(error: Exception) -> bytes:

@@ -1,17 +1,33 @@
 """Chat messages as clients send them, checked and brought into the form chat templates expect. Pure."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from penstock.errors import RequestError
+from penstock.router.openai.errors import unknown_field
+
+_FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
+_ECHOED = frozenset({"refusal", "annotations", "parsed", "reasoning", "reasoning_content", "thinking"})
+"""What answers and SDKs add to an assistant's message. It comes back with the history; most templates leave it out."""
+_UNSUPPORTED = {
+    "audio": "the model reads text only",
+    "function_call": "use tool_calls, which replaced it",
+}
 
 
-def checked_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages with text content and tool arguments as objects. Raises RequestError naming the part."""
+def checked_messages(messages: list[dict[str, Any]], is_read: Callable[[str], bool]) -> list[dict[str, Any]]:
+    """Messages with text content and tool arguments as objects. Raises RequestError naming the part.
+
+    A field that is neither OpenAI's nor one of `is_read`, those of the model's chat template, is refused: what nobody
+    reads must not seem to count. Null asks for nothing, in any field.
+    """
     if not messages:
         raise RequestError("messages is empty; a conversation has at least one message", field="messages")
+    for index, message in enumerate(messages):
+        _check_fields(message, f"messages[{index}]", is_read)
     return [_checked(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
@@ -24,6 +40,16 @@ def checked_tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | 
         if not isinstance(tool["function"].get("name"), str):
             raise RequestError(f"{field}.function.name must be a string", field=f"{field}.function.name")
     return tools or None
+
+
+def _check_fields(message: dict[str, Any], field: str, is_read: Callable[[str], bool]) -> None:
+    for name, value in message.items():
+        if name in _FIELDS or name in _ECHOED or value is None or is_read(name):
+            continue
+        if name in _UNSUPPORTED:
+            reason = f"{field}.{name} is not supported: {_UNSUPPORTED[name]}"
+            raise RequestError(reason, field=f"{field}.{name}", code="unsupported")
+        raise unknown_field(name, field, _FIELDS | _ECHOED)
 
 
 def _checked(message: dict[str, Any], field: str) -> dict[str, Any]:

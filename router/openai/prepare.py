@@ -47,7 +47,7 @@ async def prepare_completion(services: Services, body: bytes, request_id: str, d
     completions.check_best_of(request)
     form = completions.CompletionForm(request_id, int(time.time()), services.model.vocabulary, request)
     sources = completions.prompts_of(request, services.model.vocab_size)
-    _check_count(request, len(sources), services.config.max_samples)
+    _check_count(request, len(sources), services)
     prompts = [
         await services.encode(source, add_special_tokens=True, field="prompt") if isinstance(source, str) else source
         for source in sources
@@ -76,10 +76,13 @@ def check_model(name: str, model: ServedModel) -> None:
         )
 
 
-def _check_count(request: ApiRequest, num_prompts: int, limit: int) -> None:
-    if (request.n or 1) * num_prompts > limit:
-        asked = f"n={request.n or 1}" + (f" for each of {num_prompts} prompts" if num_prompts > 1 else "")
-        raise RequestError(f"{asked} asks for more than {limit} answers", field="n" if num_prompts == 1 else "prompt")
+def _check_count(request: ApiRequest, num_prompts: int, services: Services) -> None:
+    num_samples, most, most_in_all = request.n or 1, services.samples_per_prompt, services.config.max_samples
+    if num_samples > most:
+        raise RequestError(f"n={num_samples} asks for more than {most} answers to one prompt", field="n")
+    if num_samples * num_prompts > most_in_all:
+        asked = f"n={num_samples} for each of {num_prompts} prompts"
+        raise RequestError(f"{asked} asks for more than {most_in_all} answers", field="prompt")
 
 
 def _call(
@@ -94,7 +97,7 @@ def _call(
     logprobs: int | None,
     prompt_field: str,
 ) -> Call:
-    _check_count(request, len(prompts), services.config.max_samples)
+    _check_count(request, len(prompts), services)
     model, num_samples = services.model, request.n or 1
     stops = stop_strings(request)
     stop_ids = frozenset(request.stop_token_ids or ())
@@ -129,5 +132,4 @@ def _call(
         for index in range(number * num_samples, (number + 1) * num_samples):
             text = AnswerText(model.vocabulary, end_ids=end_ids, stops=stops, min_tokens=sampling.min_tokens)
             choices.append(Choice(index, generation, text))
-    include_usage = bool(request.stream_options and request.stream_options.include_usage)
-    return Call(generations, choices, form, bool(request.stream), include_usage, prompt_field)
+    return Call(generations, choices, form, bool(request.stream), request.include_usage, prompt_field)

@@ -5,7 +5,6 @@ effect; `_UNSUPPORTED`, refused with a sentence unless they hold the value that 
 refused with the nearest valid name: a misspelt `temprature` must not silently give another answer.
 """
 
-import difflib
 import re
 from typing import Annotated, Any, TypeVar
 
@@ -13,6 +12,8 @@ import msgspec
 from msgspec import UNSET, Meta, Struct
 
 from penstock.errors import RequestError
+from penstock.router.openai.errors import unknown_field
+from penstock.router.openai.faults import find_fault
 
 _INT32 = 2**31 - 1
 Count = Annotated[int, Meta(ge=1, le=_INT32)]
@@ -65,6 +66,11 @@ class ApiRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     safety_identifier: Any = UNSET
     store: Any = UNSET
     response_format: Any = UNSET
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk of usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
 
 
 class ChatRequest(ApiRequest, kw_only=True, forbid_unknown_fields=True):
@@ -124,7 +130,10 @@ def decode_request(body: bytes, kind: type[R]) -> R:
     except msgspec.ValidationError as error:
         raise _field_error(str(error), kind) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(f"the request body is not valid JSON in UTF-8: {error}") from error
+        field, reason = find_fault(body) or ("", str(error))
+        where = f": {field}" if field else ""
+        message = f"the request body is not valid JSON in UTF-8{where}: {reason}"
+        raise RequestError(message, field=field or None) from error
     for field, (neutral, reason) in _UNSUPPORTED.items():
         value = getattr(request, field, UNSET)
         if value is not UNSET and value is not None and value not in neutral:
@@ -150,10 +159,7 @@ def _field_error(message: str, kind: type[Struct]) -> RequestError:
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", reason)
     if unknown:
         names = StreamOptions.__struct_fields__ if field == "stream_options" else kind.__struct_fields__
-        close = difflib.get_close_matches(unknown[1], names, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "it is not a parameter of this endpoint"
-        name = f"{field}.{unknown[1]}" if field else unknown[1]
-        return RequestError(f"unknown field {name!r}; {hint}", field=name, code="unknown_parameter")
+        return unknown_field(unknown[1], field, names)
     missing = re.fullmatch(r"Object missing required field `(.*)`", reason)
     if missing:
         name = f"{field}.{missing[1]}" if field else missing[1]

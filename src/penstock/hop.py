@@ -35,6 +35,8 @@ class Readiness(msgspec.Struct):
     ready: bool
     max_context_tokens: int | None = None
     """Longest prompt plus answer that fits there; less than the model's own limit when memory is short."""
+    max_samples: int | None = None
+    """Most answers to one prompt: the sequences that its engine batches."""
 
 
 def new_session() -> aiohttp.ClientSession:

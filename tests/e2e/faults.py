@@ -96,6 +96,11 @@ class Scene:
         self._count += 1
         return self._loop.run(self._strike(worker, fault, step, count, f"case {self._count}"))
 
+    def again(self) -> "Outcome":
+        """Runs all streams anew while the last fault lasts: their silence counts from their beginning."""
+        self._count += 1
+        return self._loop.run(self._again(f"case {self._count}"))
+
     def recover(self, worker: Worker, fault: Fault) -> None:
         """Undoes the fault, or starts the worker again, and asserts that nothing is left of it anywhere."""
         proxy = self._proxies[worker.name]
@@ -140,10 +145,16 @@ class Scene:
         new = range(NUM_RUNNING, NUM_RUNNING + NUM_LATER)
         later = [asyncio.create_task(self._stream(index, salt)) for index in new]
         replies = await asyncio.gather(*running, *later)
-        quarantined = sum(
-            one.metric("penstock_kv_blocks_quarantined") for one in self.deployment.decode if one is not worker
-        )
-        return Outcome(times[0], replies, self.expected, int(self._replaced() - replaced), int(quarantined))
+        return self._outcome(times[0], replies, replaced, [one for one in self.deployment.decode if one is not worker])
+
+    async def _again(self, salt: str) -> "Outcome":
+        began, replaced = time.monotonic(), self._replaced()
+        replies = await asyncio.gather(*(self._stream(index, salt) for index in range(NUM_RUNNING + NUM_LATER)))
+        return self._outcome(began, replies, replaced, self.deployment.decode)
+
+    def _outcome(self, since: float, replies: list[Reply], replaced: float, readers: list[Worker]) -> "Outcome":
+        quarantined = sum(one.metric("penstock_kv_blocks_quarantined") for one in readers)
+        return Outcome(since, replies, self.expected, int(self._replaced() - replaced), int(quarantined))
 
     def _replaced(self) -> float:
         return metrics_of(self.deployment.url).get("penstock_router_failed_placements_total", 0.0)

@@ -8,10 +8,13 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
+from penstock.engine import build
 from penstock.engine.config import EngineConfig
+from penstock.engine.kv.layout import KVLayout
 from penstock.engine.messages import StepOutputs, decode_from_engine
+from penstock.engine.model import load_config, weight_bytes
 from penstock.engine.process import EngineProcess, StepClock
-from penstock.errors import ConfigError, WorkerLost
+from penstock.errors import ConfigError, MemoryPlanError, WorkerLost
 from penstock.protocol import StepTiming
 from tests.engine.harness import prompt, request
 from tests.engine.model.tiny import CASES, save
@@ -50,6 +53,16 @@ def test_a_round_is_one_message(process: EngineProcess) -> None:
     assert isinstance(message, StepOutputs)
     assert [type(output.frame).__name__ for output in message.outputs] == ["Tokens", "Finished", "Done"]
     assert not process.front.poll()  # type: ignore[attr-defined]
+
+
+def test_the_memory_plan_counts_the_packed_copy_of_a_tied_head(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_config(folder)
+    kv = KVLayout(model.num_layers, model.num_kv_heads, model.head_dim, 8, model.dtype)
+    without_copy = weight_bytes(model) + 16 * kv.block_bytes
+    monkeypatch.setattr(build, "_free_bytes", lambda _: without_copy)
+    config = EngineConfig(model=str(folder), num_blocks=16, block_size=8, device="cpu", threads=1)
+    with pytest.raises(MemoryPlanError, match="weights"):
+        build.build_engine(config, "g")
 
 
 def test_too_much_quarantine_ends_the_process(process: EngineProcess) -> None:

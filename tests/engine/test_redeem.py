@@ -1,6 +1,7 @@
 """Prefill on one engine, decode on another: the same bits as one engine, and no wrong bits when blocks are lost."""
 
 import random
+import time
 
 import pytest
 import torch
@@ -155,6 +156,35 @@ def test_another_layout_is_refused_with_both_values() -> None:
         assert "block_size=16" in error.message
         assert "block_size=8" in error.message
         assert pair.decode.engine.pool.num_free == 64
+
+
+def test_a_worker_whose_reads_time_out_is_refused_before_it_computes_until_a_read_of_it_lands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Probe:
+        epochs = None
+        landed = False
+
+        def poll(self) -> bool:
+            return self.landed
+
+    probe = Probe()
+    with Pair() as pair:
+        puller = pair.decode.puller
+        with monkeypatch.context() as patch:
+            patch.setattr(pair.decode.transport, "read_epochs", lambda *_: probe)
+            puller.silent.add(GENERATION)
+            result = pair.run(request("a", PROMPT))
+            [error] = [frame for frame in result.answers["a"].others if isinstance(frame, Error)]
+            assert error.code == "transfer_failed"
+            assert pair.decode.engine.pool.num_free == 64
+            assert not pair.decode.engine.requests
+            assert GENERATION in puller.silent
+        probe.landed = True
+        deadline = time.monotonic() + 5
+        while puller.silent:
+            assert time.monotonic() < deadline
+        assert not pair.run(request("a", PROMPT)).lost
 
 
 def test_small_pools_do_not_deadlock() -> None:

@@ -38,6 +38,15 @@ def test_chat_answers_every_line_and_leaves_at_the_end_of_input(up: Up) -> None:
     assert first == second  # greedy, and the second conversation knows nothing of the first
 
 
+@pytest.mark.slow
+def test_chat_goes_on_after_a_failed_answer_and_ends_with_1(up: Up) -> None:
+    url = re.findall(r"(http://\S+)/v1\n", up.text)[-1]
+    result = chat(url, "word " * 5000, "Hello, who are you?")
+    assert result.returncode == 1
+    assert result.stderr.count("penstock: ") == 1
+    assert result.stdout.strip(), "the second question was answered"
+
+
 def test_chat_without_a_server_says_what_to_start() -> None:
     result = chat("http://127.0.0.1:9")
     assert result.returncode == 1

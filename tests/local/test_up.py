@@ -135,14 +135,15 @@ def test_broken_weights_are_refused_once_with_the_file_and_exit_code_2(tmp_path:
     assert "Traceback" not in text
 
 
-def test_refusal_of_the_router_is_shown_although_all_else_falls_silent(tmp_path: Path) -> None:
+def test_refusal_of_the_router_is_shown_although_all_else_falls_silent_and_exits_with_2(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "model")
-    (folder / "tokenizer.json").write_text("{")
+    (folder / "tokenizer.json").write_text('{"model": {}}')  # enough for the engine, not for the router
     with running_up(str(folder), "--port", "0") as up:
         output, _ = up.process.communicate(timeout=60)
     text = output.decode()
-    assert up.process.returncode in (1, 2)  # whichever part reads the file first
-    assert "tokenizer.json" in text
+    assert up.process.returncode == 2
+    assert "tokenizer.json is not a tokenizer" in text
+    assert text.splitlines()[-1] == "penstock: the router refused its configuration; its log says why"
     assert "Traceback" not in text
 
 

@@ -97,6 +97,7 @@ class FakeWorker:
         self.generation = "g1"
         self.ready = True
         self.max_context_tokens: int | None = None
+        self.max_samples: int | None = None
         self.cached_tokens = 3
         self.running = 0
         self.cancelled = 0
@@ -131,7 +132,7 @@ class FakeWorker:
     async def _ready(self, _: web.Request) -> web.Response:
         if not self.ready:
             return web.Response(status=503)
-        return web.Response(body=msgspec.json.encode(Readiness(True, self.max_context_tokens)))
+        return web.Response(body=msgspec.json.encode(Readiness(True, self.max_context_tokens, self.max_samples)))
 
     async def _generate(self, http: web.Request) -> web.StreamResponse:
         request = msgspec.json.decode(await http.read(), type=GenerateRequest)

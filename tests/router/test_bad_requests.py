@@ -23,6 +23,10 @@ def chat(**fields: Any) -> tuple[str, dict[str, Any]]:
     return "chat/completions", {**CHAT, **fields}
 
 
+def message(**fields: Any) -> tuple[str, dict[str, Any]]:
+    return chat(messages=[{"role": "assistant", "content": "x", **fields}])
+
+
 def text(**fields: Any) -> tuple[str, dict[str, Any]]:
     return "completions", {**TEXT, **fields}
 
@@ -45,6 +49,10 @@ BAD = [
         "messages[0].tool_calls[0]",
         "function",
     ),
+    (message(contnet="y"), "messages[0].contnet", "did you mean 'content'?"),
+    (message(qwertyuiop=1), "messages[0].qwertyuiop", "not a parameter"),
+    (message(function_call={"name": "f", "arguments": ""}), "messages[0].function_call", "tool_calls"),
+    (message(audio={"id": "a"}), "messages[0].audio", "text only"),
     (chat(messages=[{"role": "user", "content": "word " * 2000}]), "messages", "context holds 512"),
     (chat(messages=[{"role": "user", "content": "w" * 70_000}]), "messages", "70"),
     (chat(tools=[{"type": "function"}]), "tools[0]", "function"),
@@ -192,11 +200,12 @@ def test_a_bad_field_is_named(post: Post, request_: tuple[str, dict[str, Any]], 
         b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "temperature": 1e999}',
         b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "temperature": -Infinity}',
         b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}]} trailing',
+        b"NaN",
         b"[" * 50_000,
         b'{"model": "tiny", "messages": ' + b'[{"role":' * 5_000,
         bytes(range(256)),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_a_body_that_is_not_a_json_object_in_utf8_is_refused(post: Post, body: bytes) -> None:
     for path in ("/v1/chat/completions", "/v1/completions"):
@@ -204,6 +213,29 @@ def test_a_body_that_is_not_a_json_object_in_utf8_is_refused(post: Post, body: b
         assert status == 400
         assert answer["error"]["type"] == "invalid_request_error"
         assert answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        (b'"temperature": NaN', "temperature"),
+        (b'"temperature": -Infinity', "temperature"),
+        (b'"temperature": 1e999', "temperature"),
+        (b'"logit_bias": {"5": NaN}', "logit_bias.5"),
+        (b'"stop": "\\ud800"', "stop"),
+        (b'"stop": ["a", "\\udc00b"]', "stop[1]"),
+        (b'"stop": "\xed\xa0\x80"', "stop"),
+        (b'"metadata": {"a": ["\\ud800"]}', "metadata.a[0]"),
+        (b'"\\ud800": 1', None),
+        (b'"stop": "\xff"', None),
+        (b'"stop": NaN, "messages": ' + b"[" * 5_000, None),
+    ],
+)
+def test_a_value_that_is_not_json_is_named_where_that_can_be_said(post: Post, fields: bytes, field: str | None) -> None:
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        status, answer = post(path, b'{"model": "tiny", ' + fields + b"}")
+        assert status == 400
+        assert answer["error"]["param"] == field
 
 
 def test_an_unknown_model_is_not_found(post: Post) -> None:

@@ -195,6 +195,27 @@ def test_the_prompt_is_the_rendered_template(client: openai.OpenAI, worker: Fake
     assert list(worker.requests[0].prompt) == tokenizer.encode(text, add_special_tokens=False).ids
 
 
+def test_answers_come_back_in_the_history_as_sdks_keep_them(client: openai.OpenAI, worker: FakeWorker) -> None:
+    answered = client.chat.completions.create(model="tiny", messages=HELLO).choices[0].message
+    plain = {"role": "assistant", "content": answered.content}
+    dumped = answered.model_dump()
+    assert dumped.keys() > plain.keys()
+    kept = {
+        **dumped,
+        "name": "penny",
+        "annotations": [],
+        "reasoning_content": "It greets.",
+        "parsed": {},
+        "token_ids": None,
+        "tool_calls": [],
+    }
+    prompts = []
+    for assistant in (plain, dumped, kept):
+        client.chat.completions.create(model="tiny", messages=[*HELLO, assistant, *HELLO])
+        prompts.append(worker.requests[-1].prompt)
+    assert prompts[0] == prompts[1] == prompts[2]
+
+
 def test_headers_say_who_did_what(
     start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Callable[..., openai.OpenAI]
 ) -> None:

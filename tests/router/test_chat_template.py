@@ -207,3 +207,10 @@ def test_what_is_nested_too_deeply_is_refused() -> None:
     template = ChatTemplate({"default": "{{ tools | tojson }}"}, {})
     with pytest.raises(RequestError, match="nested too deeply"):
         template.render([], [deep])
+
+
+def test_a_template_mentions_the_fields_that_it_may_read() -> None:
+    template = ChatTemplate({"default": "{{ messages[0].tool_plan }}", "tool_use": "{{ messages[0]['prefix'] }}"}, {})
+    assert template.mentions("tool_plan")
+    assert template.mentions("prefix")
+    assert not template.mentions("plan")

@@ -114,9 +114,12 @@ def test_a_removed_worker_is_not_chosen_and_not_asked() -> None:
     with_cluster(test)
 
 
-def test_the_smallest_context_of_the_ready_decode_workers_counts() -> None:
+def test_the_smallest_limit_of_the_ready_decode_workers_counts() -> None:
     async def test(cluster: Cluster, worker: FakeWorker) -> None:
-        assert cluster.max_context_tokens() is None, "unknown"
+        def smallest() -> int | None:
+            return cluster.smallest(lambda said: said.max_context_tokens)
+
+        assert smallest() is None, "unknown"
         small, prefill = FakeWorker([[1]]), FakeWorker([[1]])
         for one, limit, role in ((small, 64, "decode"), (prefill, 16, "prefill")):
             one.max_context_tokens = limit
@@ -124,12 +127,12 @@ def test_the_smallest_context_of_the_ready_decode_workers_counts() -> None:
             cluster.add(one.url, role)  # type: ignore[arg-type]
         worker.max_context_tokens = 100
         cluster.mark_lost(worker.url)  # asks again at once
-        await until(cluster, lambda: cluster.max_context_tokens() == 64 and len(cluster.snapshot().decode) == 2)
+        await until(cluster, lambda: smallest() == 64 and len(cluster.snapshot().decode) == 2)
         small.ready = False
-        await until(cluster, lambda: cluster.max_context_tokens() == 100)
+        await until(cluster, lambda: smallest() == 100)
         worker.ready = False
         await until(cluster, lambda: not cluster.has_ready("decode"))
-        assert cluster.max_context_tokens() == 64, "none is ready: what is known of those that may come back"
+        assert smallest() == 64, "none is ready: what is known of those that may come back"
         await small.stop()
         await prefill.stop()
 

@@ -30,34 +30,36 @@ BREAKS = {
 }
 
 
+@pytest.fixture
+def client_of_two(
+    start_router: StartRouter, worker: FakeWorker, second_worker: FakeWorker, connect: Connect
+) -> openai.OpenAI:
+    """Of a router in front of `worker` and `second_worker`."""
+    return connect(start_router((worker, second_worker)))
+
+
 @pytest.mark.parametrize("broken", BREAKS.values(), ids=BREAKS.keys())
 def test_a_broken_stream_goes_on_elsewhere(
-    start_router: StartRouter, worker: FakeWorker, second_worker: FakeWorker, connect: Connect, broken: Script
+    client_of_two: openai.OpenAI, worker: FakeWorker, second_worker: FakeWorker, broken: Script
 ) -> None:
-    client = connect(start_router((worker, second_worker)))
-    assert stream_text(client) == [TEXTS[0]]  # the SDK's first request takes it a second
+    assert stream_text(client_of_two) == [TEXTS[0]]  # the SDK's first request takes it a second
     second_worker.scripts = worker.scripts  # whichever is asked first
     second_worker.requests = worker.requests = []
     worker.scripts.append(broken)
     started = time.monotonic()
-    assert stream_text(client) == [TEXTS[0]]
+    assert stream_text(client_of_two) == [TEXTS[0]]
     assert time.monotonic() - started < 2, "promise 4"
     assert not worker.scripts
     assert len(worker.requests) == 2
 
 
 def test_a_resume_carries_all_that_was_received(
-    start_router: StartRouter,
-    worker: FakeWorker,
-    second_worker: FakeWorker,
-    connect: Connect,
-    outputs: list[list[int]],
+    client_of_two: openai.OpenAI, worker: FakeWorker, second_worker: FakeWorker, outputs: list[list[int]]
 ) -> None:
     for one in (worker, second_worker):
         one.scripts.append(fake.die_after(5))
-    router = start_router((worker, second_worker))
     # The stop string holds text back, which must still count as received.
-    assert stream_text(connect(router), stop=["The penstock carries wine"], seed=4) == [TEXTS[0]]
+    assert stream_text(client_of_two, stop=["The penstock carries wine"], seed=4) == [TEXTS[0]]
     requests = sorted([*worker.requests, *second_worker.requests], key=lambda request: len(request.samples[0].output))
     assert [list(request.samples[0].output) for request in requests] == [[], outputs[0][:5], outputs[0][:10]]
     first = requests[0]
@@ -78,15 +80,11 @@ def test_repeated_positions_are_dropped(client: openai.OpenAI, worker: FakeWorke
 
 
 def test_each_of_n_samples_resumes_on_its_own(
-    start_router: StartRouter,
-    worker: FakeWorker,
-    second_worker: FakeWorker,
-    connect: Connect,
-    outputs: list[list[int]],
+    client_of_two: openai.OpenAI, worker: FakeWorker, second_worker: FakeWorker, outputs: list[list[int]]
 ) -> None:
     for one in (worker, second_worker):
         one.scripts.append(fake.die_after(2))
-    assert stream_text(connect(start_router((worker, second_worker))), n=3) == list(TEXTS)
+    assert stream_text(client_of_two, n=3) == list(TEXTS)
     requests = [*worker.requests, *second_worker.requests]
     resumed = [request for request in requests if request.samples[0].output]
     assert {len(request.samples) for request in resumed} == {1}
@@ -147,65 +145,49 @@ def test_a_lost_prefill_worker_is_replaced_by_another(
     assert used[2] is None, "no prefill worker left: the decode worker does it alone"
 
 
-def test_a_prefill_worker_that_refuses_one_request_stays_for_others(
-    start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Connect
+@pytest.mark.parametrize(("code", "num_tokens"), [("prefill_refused", 0), ("transfer_failed", 1)])
+def test_a_prefill_worker_that_is_of_no_use_to_one_request_stays_for_others(
+    start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Connect, code: str, num_tokens: int
 ) -> None:
     decode, prefill = start_worker(), start_worker()
     router = start_router((decode,), (prefill,))
-    client = connect(router)
-    decode.scripts.append(fake.fail_after(0, "prefill_refused"))
-    assert stream_text(client, messages=LONG) == [TEXTS[0]]
+    decode.scripts.append(fake.fail_after(num_tokens, code))
+    assert stream_text(connect(router), messages=LONG) == [TEXTS[0]]
     assert [request.prefill for request in decode.requests] == [prefill.url, None]
     assert all(worker.losses == 0 for worker in router.services.cluster.workers)
 
 
-def test_a_failed_transfer_is_placed_again_without_that_prefill_worker(
-    start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Connect
-) -> None:
-    decode, prefill = start_worker(), start_worker()
-    client = connect(start_router((decode,), (prefill,)))
-    decode.scripts.append(fake.fail_after(1, "transfer_failed"))
-    assert stream_text(client, messages=LONG) == [TEXTS[0]]
-    assert [request.prefill for request in decode.requests] == [prefill.url, None]
-
-
 def test_a_frozen_worker_is_left_within_the_promise(
-    start_router: StartRouter, worker: FakeWorker, second_worker: FakeWorker, connect: Connect
+    client_of_two: openai.OpenAI, worker: FakeWorker, second_worker: FakeWorker
 ) -> None:
-    client = connect(start_router((worker, second_worker)))
     for one in (worker, second_worker):
         one.scripts.append(fake.freeze_after(3))
     started = time.monotonic()
-    assert stream_text(client) == [TEXTS[0]]
+    assert stream_text(client_of_two) == [TEXTS[0]]
     assert time.monotonic() - started < 5, "promise 4, here even for two freezes in a row"
 
 
 def test_a_full_worker_makes_way_for_another(
-    start_router: StartRouter, worker: FakeWorker, second_worker: FakeWorker, connect: Connect
+    client_of_two: openai.OpenAI, worker: FakeWorker, second_worker: FakeWorker
 ) -> None:
-    client = connect(start_router((worker, second_worker)))
     worker.scripts.append(fake.busy)
     second_worker.scripts.append(fake.busy)
     with pytest.raises(openai.InternalServerError) as caught:
-        stream_text(client)
+        stream_text(client_of_two)
     assert caught.value.status_code == 503
     assert caught.value.code == "overloaded"
     assert caught.value.response.headers["retry-after"] == "7", "as the worker said"
     worker.scripts.append(fake.busy)
-    assert stream_text(client) == [TEXTS[0]]
-    assert stream_text(client) == [TEXTS[0]]
+    assert stream_text(client_of_two) == [TEXTS[0]]
+    assert stream_text(client_of_two) == [TEXTS[0]]
 
 
 def test_a_stream_survives_when_all_others_are_full_for_a_moment(
-    start_router: StartRouter, worker: FakeWorker, second_worker: FakeWorker, connect: Connect
+    client_of_two: openai.OpenAI, worker: FakeWorker, second_worker: FakeWorker
 ) -> None:
-    client = connect(start_router((worker, second_worker)))
-    for one in (worker, second_worker):
-        one.scripts.append(fake.die_after(3) if one is worker else fake.busy)
-    second_worker.scripts.clear()
+    worker.scripts.extend([fake.die_after(3), fake.busy])
     second_worker.scripts.append(fake.busy)
-    worker.scripts.append(fake.busy)
-    assert stream_text(client) == [TEXTS[0]]
+    assert stream_text(client_of_two) == [TEXTS[0]]
 
 
 def test_the_only_worker_is_used_again_once_it_is_back(client: openai.OpenAI, worker: FakeWorker) -> None:

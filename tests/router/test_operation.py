@@ -123,3 +123,20 @@ def test_the_context_that_workers_have_memory_for_is_the_limit(
         with pytest.raises(openai.BadRequestError, match=r"context holds,? 40") as caught:
             client.completions.create(model="tiny", prompt=prompt)
         assert caught.value.code == "context_length_exceeded"
+
+
+def test_more_answers_than_workers_batch_are_refused_before_placement(
+    start_router: StartRouter, worker: FakeWorker, connect: Connect
+) -> None:
+    worker.max_samples = 2
+    client = connect(start_router((worker,)))
+    assert len(client.completions.create(model="tiny", prompt=["a", "b"], n=2).choices) == 4, "two prompts, two batches"
+    worker.requests.clear()
+    for ask in (
+        lambda: client.chat.completions.create(model="tiny", messages=MESSAGES, n=3),
+        lambda: client.completions.create(model="tiny", prompt=["a", "b"], n=3),
+    ):
+        with pytest.raises(openai.BadRequestError, match="n=3 asks for more than 2 answers to one prompt") as caught:
+            ask()
+        assert caught.value.param == "n"
+    assert not worker.requests

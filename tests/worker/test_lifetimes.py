@@ -52,6 +52,9 @@ def test_frozen_engine_falls_silent_and_turns_unhealthy_until_it_thaws(tmp_path:
         with pytest.raises(Overloaded, match="silent"):
             answer(f"{worker.url}/generate", request())
         os.kill(worker.engine_pid, signal.SIGCONT)
+        deadline = time.monotonic() + 1.0
+        while fetch("GET", f"{worker.url}/health")[0] != 200:
+            assert time.monotonic() < deadline, "it thawed, but its front did not notice"
         assert isinstance(answer(f"{worker.url}/generate", request())[-1], Done)
 
 

@@ -22,7 +22,7 @@ class ChatConfig:
 
 
 def run_chat(config: ChatConfig) -> int:
-    """Talks until the end of the input. Raises AskError when nobody answers at the start."""
+    """Talks to the end of the input: 0, or 1 when an answer failed. Raises AskError when nobody is there at first."""
     url = config.url.rstrip("/").removesuffix("/v1")
     model = config.model or first_model(url)
     if sys.stdin.isatty():
@@ -31,6 +31,7 @@ def run_chat(config: ChatConfig) -> int:
         print(f"{model} at {url}. {_HELP}")
     start: list[Message] = [{"role": "system", "content": config.system}] if config.system else []
     history = list(start)
+    status = 0
     while (line := _read_line()) is not None:
         if not line:
             continue
@@ -38,12 +39,16 @@ def run_chat(config: ChatConfig) -> int:
             history = list(start)
             continue
         history.append({"role": "user", "content": line})
-        answer = _answer(url, model, history, config)
+        try:
+            answer = _answer(url, model, history, config)
+        except AskError as error:
+            print(f"\npenstock: {error}", file=sys.stderr)
+            answer, status = None, 1
         if answer is None:
             history.pop()
         else:
             history.append({"role": "assistant", "content": answer})
-    return 0
+    return status
 
 
 def _read_line() -> str | None:
@@ -57,7 +62,7 @@ def _read_line() -> str | None:
 
 
 def _answer(url: str, model: str, history: list[Message], config: ChatConfig) -> str | None:
-    """Shows the answer while it comes. Returns what came before Ctrl-C, or None when there is nothing to keep."""
+    """Shows the answer while it comes. Returns it, or what came before Ctrl-C, None if nothing. Raises AskError."""
     pieces: list[str] = []
 
     def show(piece: str) -> None:
@@ -69,8 +74,5 @@ def _answer(url: str, model: str, history: list[Message], config: ChatConfig) ->
     except KeyboardInterrupt:
         print(" [stopped]")
         return "".join(pieces) or None
-    except AskError as error:
-        print(f"\npenstock: {error}", file=sys.stderr)
-        return None
     print()
     return "".join(pieces)

@@ -20,6 +20,8 @@ from penstock.worker.listen import bind
 GRACE_S = 1.0
 """How long streams may go on when local mode stops: all must be gone within 3 s."""
 READY_POLL_S = 0.05
+EXIT_CONFIG = 2
+"""How a command ends that refuses its flags or configuration (see cli.py)."""
 
 
 class Part(Protocol):
@@ -131,6 +133,8 @@ def _spawn(command: list[str], log: int) -> "subprocess.Popen[bytes]":
 async def _watch(process: "subprocess.Popen[bytes]", child: Child) -> None:
     await process_ended(process.pid)
     code = process.wait()
+    if code == EXIT_CONFIG:
+        child.refusal = f"the {child.name} refused its configuration; its log says why"
     child.end(describe_exit(code << 8 if code >= 0 else -code))
 
 

@@ -35,10 +35,11 @@ def _common_routes(front: Front) -> APIRouter:
 
     @routes.get("/ready")
     async def ready() -> Response:
-        """200 while the worker takes new requests, with the longest context it can serve."""
+        """200 while the worker takes new requests, with what a request must respect here."""
         if (reason := front.unready()) is not None:
             return refusal(Overloaded(reason))
-        return json_response(Readiness(True, front.bridge.started.limits.max_context_tokens))
+        limits = front.bridge.started.limits
+        return json_response(Readiness(True, limits.max_context_tokens, front.config.engine.max_sequences))
 
     @routes.get("/metrics")
     async def metrics() -> Response:

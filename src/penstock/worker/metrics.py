@@ -131,6 +131,11 @@ class _EngineCollector(Collector):
         yield self._counter("penstock_pull_seconds", "Seconds spent reading KV blocks.", stats.pull_seconds)
         yield self._counter("penstock_fenced_pulls", "Reads refused as the blocks had changed.", stats.fenced_pulls)
         yield self._counter("penstock_failed_pulls", "Reads that failed or came too late.", stats.failed_pulls)
+        yield self._gauge(
+            "penstock_silent_peers",
+            "Workers not read from: a read timed out and none landed since.",
+            stats.silent_peers,
+        )
 
     def _gauge(self, name: str, sentence: str, value: float) -> Metric:
         metric = GaugeMetricFamily(name, sentence, labels=self._names)

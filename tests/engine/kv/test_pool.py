@@ -52,43 +52,6 @@ def test_every_allocation_changes_the_epoch_and_nothing_else_does() -> None:
     assert (pool.epochs != written).all()
 
 
-def test_clear_changes_every_epoch_and_forgets_every_hash() -> None:
-    pool = BlockPool(4)
-    held, idle = pool.allocate(1), pool.allocate(1)
-    pool.commit(held[0], stored("a"))
-    pool.commit(idle[0], stored("b"))
-    pool.free(idle)
-    before = pool.epochs.copy()
-    pool.clear()
-    assert (pool.epochs != before).all()
-    assert pool.match([b"a"]) == pool.match([b"b"]) == []
-    assert pool.num_free == 3
-    pool.free(held)
-    assert pool.num_free == 4
-
-
-def test_a_freed_block_waits_for_the_steps_that_may_touch_it() -> None:
-    pool = BlockPool(2)
-    blocks = pool.allocate(2)
-    pool.free(blocks, launched=5)
-    assert pool.num_free == 0
-    pool.retire(4)
-    assert pool.num_free == 0
-    pool.retire(5)
-    assert pool.num_free == 2
-
-
-def test_a_retiring_block_can_be_taken_again_by_its_hash() -> None:
-    pool = BlockPool(2)
-    [block] = pool.allocate(1)
-    pool.commit(block, stored("a"))
-    pool.free([block], launched=3)
-    pool.acquire(pool.match([b"a"]))
-    pool.retire(3)
-    assert pool.refs(block) == 1
-    assert pool.num_free == 1
-
-
 def test_the_same_content_twice_is_cached_once() -> None:
     pool = BlockPool(2)
     first, second = pool.allocate(2)
@@ -113,7 +76,6 @@ class PoolMachine(RuleBasedStateMachine):
         self.held: list[list[int]] = []
         self.names = 0
         self.known: set[bytes] = set()
-        self.step = 0
 
     @rule(count=st.integers(1, 4))
     def allocate(self, count: int) -> None:
@@ -130,15 +92,9 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.commit(block, stored(str(self.names)))
 
     @precondition(lambda self: self.held)
-    @rule(data=st.data(), in_flight=st.booleans())
-    def free(self, data: st.DataObject, in_flight: bool) -> None:
-        blocks = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
-        self.step += in_flight
-        self.pool.free(blocks, launched=self.step if in_flight else 0)
-
-    @rule()
-    def retire(self) -> None:
-        self.pool.retire(self.step)
+    @rule(data=st.data())
+    def free(self, data: st.DataObject) -> None:
+        self.pool.free(self.held.pop(data.draw(st.integers(0, len(self.held) - 1))))
 
     @rule(data=st.data())
     def acquire(self, data: st.DataObject) -> None:
@@ -148,17 +104,12 @@ class PoolMachine(RuleBasedStateMachine):
             self.pool.acquire(blocks)
             self.held.append(blocks)
 
-    @rule()
-    def clear(self) -> None:
-        self.pool.clear()
-        assert self.pool.snapshot() == ()
-
     @invariant()
     def references_are_exact(self) -> None:
         counts = [sum(block in blocks for blocks in self.held) for block in range(10)]
         assert [self.pool.refs(block) for block in range(10)] == counts
         assert self.pool.num_held == sum(count > 0 for count in counts)
-        assert 0 <= self.pool.num_free <= 10 - self.pool.num_held
+        assert self.pool.num_free == sum(count == 0 for count in counts)
 
     @invariant()
     def events_tell_the_whole_cache(self) -> None:

@@ -77,6 +77,8 @@ def test_the_arithmetic_is_what_is_allocated(name: str, tmp_path: Path) -> None:
     decoder, config = load_model(tmp_path, max_context_tokens=100), load_config(tmp_path)
     assert decoder.cos_sin.shape == (100, config.head_dim)
     assert weight_bytes(config, max_context_tokens=100) == sum(tensor.nbytes for tensor in decoder.tensors())
+    decoder.pack()
+    assert weight_bytes(config, max_context_tokens=100, packed=True) == sum(each.nbytes for each in decoder.tensors())
     block = torch.empty(1, config.num_kv_heads, config.num_layers, 2, 16, config.head_dim, dtype=torch.bfloat16)
     layout = KVLayout(config.num_layers, config.num_kv_heads, config.head_dim, 16, torch.bfloat16)
     assert layout.token_bytes * 16 == layout.block_bytes == block.nbytes

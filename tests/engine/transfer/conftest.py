@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.transfer.node import Pair, connected, nodes
+from tests.engine.transfer.node import Pair, connected, nodes, wait_until_heard
 
 TIMEOUT_S = 0.5
 
@@ -47,6 +47,7 @@ def _lend(pair: Pair) -> Iterator[Pair]:
     pair.reader.call("drain")
     yield pair
     pair.owner.thaw()
+    wait_until_heard(pair.reader, pair.owner)
 
 
 @pytest.fixture

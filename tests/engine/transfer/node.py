@@ -131,6 +131,15 @@ class Node:
     def counters(self) -> Any:
         return self.puller.counters
 
+    def silent(self) -> list[str]:
+        """Peers that the puller does not read from."""
+        return sorted(self.puller.silent)
+
+    def lose_connections(self) -> None:
+        """The tcp transport's connections break, as after minutes of silence."""
+        connections = self.transport._connections  # type: ignore[attr-defined]
+        self.puller._tell(lambda: [one.fail("broken by the test") for one in connections.values()] and None)
+
     def cpu_share(self, seconds: float) -> float:
         """The share of one core this process uses while nothing is asked of it."""
         wall, cpu = time.monotonic(), time.process_time()
@@ -254,6 +263,14 @@ def connected(start: Any, wire: str, **reader_options: Any) -> Pair:
     owner, reader = start(wire, "owner"), start(wire, "reader", **reader_options)
     reader.call("add_peer", owner.peer)
     return Pair(owner, reader)
+
+
+def wait_until_heard(reader: RemoteNode, owner: RemoteNode) -> None:
+    """Meets the owner, as every new request would, until something of it has landed."""
+    deadline = time.monotonic() + REPLY_S
+    while reader.call("silent"):
+        assert time.monotonic() < deadline, "nothing has landed"
+        reader.call("add_peer", owner.peer)
 
 
 @contextlib.contextmanager

@@ -9,13 +9,15 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tests.engine.transfer.node import connected, nodes
+from tests.engine.transfer.node import connected, nodes, wait_until_heard
 
 GIVE_UP_S = 30.0
 
 
 def run(wires: Sequence[str]) -> dict[str, list[tuple[str, float]]]:
-    """Per wire: events with their seconds since the partition began, the last from a pull after it ended."""
+    """Per wire, events with seconds: of a pull (failed, released; since the partition began), of a second one when all
+    reads of the first had ended (since it was asked for), of a third when the partition was over and a read had landed.
+    """
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     logs: dict[str, list[tuple[str, float]]] = {wire: [] for wire in wires}
     with nodes() as start:
@@ -37,9 +39,14 @@ def run(wires: Sequence[str]) -> dict[str, list[tuple[str, float]]]:
                 if event is not None:
                     logs[wire].append((type(event).__name__, time.monotonic() - began))
                     waiting -= {wire} if len(logs[wire]) == 2 else set()
+        for wire, (owner, reader) in pairs.items():
+            asked = time.monotonic()
+            reader.call("add_peer", owner.peer)
+            event = reader.pull(owner, tickets[wire], range(200))
+            logs[wire].append((type(event).__name__, time.monotonic() - asked))
         subprocess.run(["tc", "qdisc", "del", "dev", "lo", "root"], check=True)
         for wire, (owner, reader) in pairs.items():
-            reader.call("add_peer", owner.peer)
+            wait_until_heard(reader, owner)
             event = reader.pull(owner, tickets[wire], range(200))
             logs[wire].append((type(event).__name__, time.monotonic() - began))
     return logs
