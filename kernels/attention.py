@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.kernels.attention_plan import Context, Plan, flash, measured_sizes, plan_attention
+from penstock.kernels.attention_plan import Context, Plan, plan_attention
 from penstock.kernels.context_copies import CopiedDecodes
+from penstock.kernels.flash import flash, measured_sizes
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ as the attention itself. So each decoding sequence has a row in an arena of rows
 
 The KV heads of a group lie side by side, as one wide head: its query rows are zero outside their own KV head's part,
 and so is their score with every other. One product per group instead of one per head, and bitwise the same result,
-which attention_plan.measured_fold checks at start.
+which flash.measured_fold checks at start.
 
 A row is filled from the blocks when a sequence appears, moves or was absent for a step; the rows' unused slots are
 zero. All arenas together hold at most `max_tokens`; a sequence without room does without a copy.
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.kernels.attention_plan import additive_mask, flash, measured_fold, measured_sizes, pad_keys
+from penstock.kernels.flash import additive_mask, flash, measured_fold, measured_sizes, pad_keys
 from penstock.kernels.paged import head_row_numbers, head_rows
 
 

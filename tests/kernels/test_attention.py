@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels.attention import AttentionBatch, paged_attention
-from penstock.kernels.attention_plan import measured_sizes
+from penstock.kernels.flash import measured_sizes
 from penstock.kernels.rows import num_threads
 from tests.kernels.paged import attend_by_formula, make_batch, write_contexts
 
