@@ -94,7 +94,7 @@ class Decoder:
     def pack(self) -> None:
         """Reorders the matrices for this machine's kernels; call it once they are filled.
 
-        A tied head is packed too, as a copy that `weight_bytes` does not count: it is a fifth of a small model's work.
+        A tied head is packed too, as a copy: it is a fifth of a small model's work.
         """
         for layer in self.layers:
             for name in ("qkv", "output", "down"):
