@@ -51,7 +51,7 @@ def build_engine(config: EngineConfig, generation: str) -> Built:
         num_blocks=config.num_blocks,
         weight_bytes=num_weight_bytes,
         free_bytes=_free_bytes(device),
-        copies=device.type == "cpu",
+        copies=device.type == "cpu" and model.has_full_attention,
     )
     context, notes = _context(config, model.max_context_tokens, num_blocks * config.block_size)
     decoder = load_model(folder, dtype, device, config=model, max_context_tokens=context)

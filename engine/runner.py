@@ -20,7 +20,7 @@ class Runner:
         self.layout = layout
         self.kv = layout.allocate(num_blocks, decoder.device)
         self._copies: ContextCopies | None = None
-        if not self.kv.is_cuda:
+        if not self.kv.is_cuda and decoder.config.has_full_attention:
             copied_tokens = int(num_blocks * layout.block_size * COPIED_SHARE)
             self._copies = ContextCopies(self.kv, decoder.config.num_heads, copied_tokens)
 

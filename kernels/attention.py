@@ -38,7 +38,7 @@ class AttentionBatch:
     positions: Tensor  # int64 [num_tokens]
     max_query_len: int
     max_context_len: int
-    copied: tuple[CopiedDecodes, ...] = ()  # the sequences with one row whose KV is at hand in one piece (CPU)
+    copied: tuple[CopiedDecodes, ...] = ()  # on CPU, one-row sequences with copies, which every full layer must update
     _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def derive(self, key: Hashable, compute: Callable[[], T]) -> T:
@@ -63,7 +63,7 @@ def paged_attention(q: Tensor, kv: Tensor, batch: AttentionBatch, *, scale: floa
     if copied and copied[0].all_rows:
         return copied[0].attend(q, kv, scale)
     num_kv_heads, block_size, dim = kv.shape[1], kv.shape[3], kv.shape[4]
-    sizes = measured_sizes(q.dtype, dim, torch.get_num_threads())
+    sizes = measured_sizes(q.dtype, dim, max(num_kv_heads, q.shape[1] // num_kv_heads), torch.get_num_threads())
     plan = batch.derive(
         ("attention", q.dtype, num_kv_heads, block_size, window, sizes),
         lambda: plan_attention(

@@ -167,7 +167,9 @@ class ContextCopies:
         return pad_keys(slots, self._key_multiple())
 
     def _key_multiple(self) -> int:
-        return measured_sizes(self._layer.dtype, self._layer.shape[-1], torch.get_num_threads()).key_multiple
+        _, kv_heads, _, _, dim = self._layer.shape
+        threads = torch.get_num_threads()
+        return measured_sizes(self._layer.dtype, dim, max(kv_heads, self._group), threads).key_multiple
 
     def _with_room(self, slots: int, num_sequences: int) -> _Arena:
         """The arena, with a power of two of rows at least, as far as they fit; growing empties it."""

@@ -27,7 +27,9 @@ _ROW_SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 # The widest head that several KV heads are folded to.
 _MAX_FOLDED_DIM = 256
 # Row counts at which the causal path is compared: below and above those at which the kernel cuts rows otherwise.
-_CAUSAL_ROWS = (64, 128, 256, 448, 512, 704, 768, 1024)
+_CAUSAL_ROWS = (64, 128, 256, 448, 512, 704, 768, 832, 896, 960, 1024)
+# More heads than these change nothing any more.
+_MAX_MEASURED_HEADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,43 +57,49 @@ def flash(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) ->
 
 
 @lru_cache
-def measured_sizes(dtype: torch.dtype, dim: int, threads: int) -> Sizes:
-    """Runs the kernel on fixed operands and compares; `threads` tells results apart."""
+def measured_sizes(dtype: torch.dtype, dim: int, heads: int, threads: int) -> Sizes:
+    """Runs the kernel on fixed operands and compares; `threads` tells results apart.
+
+    `heads` is the most heads of a call: how many there are decides, among other things, whether the kernel packs K.
+    """
     del threads
+    heads = min(heads, _MAX_MEASURED_HEADS)
     generator = torch.Generator().manual_seed(0)
     most = _ROW_SIZES[-1]
-    q = (3 * torch.randn(2, 3, most, dim, generator=generator)).to(dtype)
-    k = torch.randn(2, 3, 2 * SPLIT, dim, generator=generator).to(dtype)
-    v = 256 * torch.randn(2, 3, 2 * SPLIT, dim, generator=generator)
+    q = (3 * torch.randn(2, heads, 2 * SPLIT, dim, generator=generator)).to(dtype)
+    k = torch.randn(2, heads, 2 * SPLIT, dim, generator=generator).to(dtype)
+    v = 256 * torch.randn(2, heads, 2 * SPLIT, dim, generator=generator)
     v = (v - v.roll(1, dims=2)).to(dtype)
 
-    def attend(batch: int, rows: int, keys: int, positions: Tensor) -> Tensor:
+    def attend(queries: Tensor, keys: int, positions: Tensor) -> Tensor:
+        batch, num_heads, rows, _ = queries.shape
         mask = additive_mask(positions.expand(rows), torch.tensor([0]), keys, None, dtype).view(1, 1, rows, keys)
-        return flash(q[:batch, :, -rows:], k[:batch, :, :keys], v[:batch, :, :keys], mask, dim**-0.5)
+        return flash(queries, k[:batch, :num_heads, :keys], v[:batch, :num_heads, :keys], mask, dim**-0.5)
 
     def last_rows(rows: int) -> Tensor:
         before_last = torch.tensor([2 * SPLIT - 2])
-        found, alone = (attend(batch, rows, 2 * SPLIT, before_last) for batch in (2, 1))
-        return (found if torch.equal(found[:1], alone) else found * torch.nan).permute(2, 0, 1, 3)
+        queries = q[:, :, most - rows : most]
+        found = attend(queries, 2 * SPLIT, before_last)
+        alone = attend(queries[:1, :1], 2 * SPLIT, before_last)
+        return (found if torch.equal(found[:1, :1], alone) else found * torch.nan).permute(2, 0, 1, 3)
 
     row_sizes = agreeing_sizes(last_rows, _ROW_SIZES)
     some_rows = (row_sizes[0], row_sizes[-1])
 
     def ignores_keys_past_the_last(multiple: int) -> bool:
-        calls = [(rows, keys) for rows in some_rows for keys in range(multiple, SPLIT, multiple)]
+        calls = [(q[:, :, :rows], keys) for rows in some_rows for keys in range(multiple, SPLIT, multiple)]
         last = {keys: torch.tensor([keys - 1]) for _, keys in calls}
-        return all(
-            torch.equal(attend(2, rows, keys, last[keys]), attend(2, rows, SPLIT, last[keys])) for rows, keys in calls
-        )
+        return all(torch.equal(attend(rows, keys, last[keys]), attend(rows, SPLIT, last[keys])) for rows, keys in calls)
 
-    def causal_agrees(rows: int) -> bool:
-        queries = q.repeat(1, 1, -(-rows // most), 1)[:, :, -rows:]
-        found = flash(queries, k[:, :, :rows], v[:, :, :rows], None, dim**-0.5)
-        newest = min(rows, row_sizes[-1])
-        return torch.equal(found[:, :, -newest:], attend(2, newest, rows, torch.arange(rows - newest, rows)))
+    def causal_agrees(num_rows: int) -> bool:
+        found = flash(q[:, :, :num_rows], k[:, :, :num_rows], v[:, :, :num_rows], None, dim**-0.5)
+        tile = max((size for size in row_sizes if size <= num_rows), default=0)
+        tiles = [torch.arange(max(0, end - tile), max(tile, end)) for end in range(num_rows, 0, -tile)] if tile else []
+        return all(torch.equal(found[:, :, rows], attend(q[:, :, rows], num_rows, rows)) for rows in tiles)
 
     key_multiple = next(filter(ignores_keys_past_the_last, (64, 128, 256)), SPLIT)
-    return Sizes(row_sizes, key_multiple, all(causal_agrees(rows) for rows in _CAUSAL_ROWS))
+    causal_rows = [rows for rows in _CAUSAL_ROWS if rows % key_multiple == 0]
+    return Sizes(row_sizes, key_multiple, all(causal_agrees(rows) for rows in causal_rows))
 
 
 @lru_cache
@@ -102,7 +110,7 @@ def measured_fold(dtype: torch.dtype, dim: int, kv_heads: int, group: int, threa
     part. Zeros add nothing, but may meet another order of summation, so the result is compared with `f` = 1. Wider
     than _MAX_FOLDED_DIM the multiplications with zero cost more than is saved.
     """
-    sizes = measured_sizes(dtype, dim, threads)
+    sizes = measured_sizes(dtype, dim, max(kv_heads, group), threads)
     one = next(size for size in sizes.rows if size >= group)
     generator = torch.Generator().manual_seed(0)
     # Many queries: a sum in another order moves few weights far enough to be rounded to another neighbour.
@@ -112,22 +120,27 @@ def measured_fold(dtype: torch.dtype, dim: int, kv_heads: int, group: int, threa
     v = (v - v.roll(1, dims=1)).to(dtype)
 
     def attend(queries: Tensor, folded: int, keys: int) -> Tensor:
-        positions = torch.tensor([keys - 1, keys // 2]).repeat(32)
-        mask = additive_mask(positions, torch.tensor([0]), keys, None, dtype).view(64, 1, 1, keys)
+        batch = len(queries)
+        positions = torch.tensor([keys - 1, keys // 2]).repeat(32)[:batch]
+        mask = additive_mask(positions, torch.tensor([0]), keys, None, dtype).view(batch, 1, 1, keys)
         wide_k, wide_v = (
             x[:, :keys].reshape(-1, folded, keys, dim).transpose(1, 2).reshape(1, -1, keys, folded * dim)
             for x in (k, v)
         )
-        wide_k, wide_v = wide_k.expand(64, -1, -1, -1), wide_v.expand(64, -1, -1, -1)
+        wide_k, wide_v = wide_k.expand(batch, -1, -1, -1), wide_v.expand(batch, -1, -1, -1)
         return flash(queries, wide_k, wide_v, mask.expand(-1, -1, queries.shape[2], -1), dim**-0.5)
 
     def agrees(folded: int, rows: int, keys: int) -> bool:
         expected = attend(q, 1, keys)[:, :, :group]
         heads = q[:, :, :group].reshape(64, -1, folded, group, 1, dim)
         wide = (heads * torch.eye(folded, dtype=dtype)[:, None, :, None]).view(64, -1, folded * group, folded * dim)
-        found = attend(F.pad(wide, (0, 0, 0, rows - folded * group)), folded, keys)[:, :, : folded * group]
-        own = found.reshape(64, -1, folded, group, folded, dim).diagonal(dim1=2, dim2=4)
-        return torch.equal(own.permute(0, 1, 4, 2, 3).reshape(expected.shape), expected)
+        wide = F.pad(wide, (0, 0, 0, rows - folded * group))
+        for batch in (64, 2, 1):  # one product alone is computed by all threads
+            found = attend(wide[:batch], folded, keys)[:, :, : folded * group]
+            own = found.reshape(batch, -1, folded, group, folded, dim).diagonal(dim1=2, dim2=4)
+            if not torch.equal(own.permute(0, 1, 4, 2, 3).reshape(batch, kv_heads, group, dim), expected[:batch]):
+                return False
+        return True
 
     lengths = (sizes.key_multiple, SPLIT, SPLIT + sizes.key_multiple, 2 * SPLIT)
     for folded in range(min(kv_heads, max(1, _MAX_FOLDED_DIM // dim)), 0, -1):

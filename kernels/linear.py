@@ -130,7 +130,7 @@ def _sizes(dtype: torch.dtype, out_features: int, in_features: int, kind: Kind, 
     x, weight = _operands(dtype, out_features, in_features)
     if kind != "plain":
         weight = _pack(weight, _packing(dtype, out_features, in_features))
-    return _measure(x, weight, {"added": _add_nothing, "gated": _silu_and_product}.get(kind, _multiply))
+    return _measure(x, weight, {"added": _add_little, "gated": _silu_and_product}.get(kind, _multiply))
 
 
 def _measure(x: Tensor, weight: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]) -> tuple[int, ...]:
@@ -182,18 +182,28 @@ def _multiply_gated(x: Tensor, weight: GatedWeight, gate_bias: Tensor | None, up
     return product
 
 
-def _add_nothing(x: Tensor, weight: Tensor) -> Tensor:
-    """To be measured: any other residual would hide roundings of a sum near 0."""
-    return _multiply_add(x, weight, None, x.new_zeros(x.shape[0], weight.shape[0]))
+def _add_little(x: Tensor, weight: Tensor) -> Tensor:
+    """To be measured: a residual of the size of the roundings, since a larger one would hide them."""
+    generator = torch.Generator().manual_seed(0)
+    residual = torch.randn(1, weight.shape[0], generator=generator).mul_(1e-6).to(x.dtype)
+    return _multiply_add(x, weight, None, residual.expand(x.shape[0], -1).contiguous())
 
 
 def _silu_and_product(x: Tensor, weight: Tensor) -> Tensor:
-    """To be measured: both fused operations side by side, for in their product small differences would vanish."""
-    ones = x.new_ones(x.shape[0], weight.shape[0])
-    silu = torch.ops.mkldnn._linear_pointwise(x, weight, None, "swish", [], "")
-    return torch.cat((silu, torch.ops.mkldnn._linear_pointwise.binary(x, ones, weight, None, "mul")), dim=1)
+    """To be measured: both fused operations side by side, for in their product small differences would vanish.
+
+    silu also sees sums of ordinary size (the first half of what cancels), where its exponential counts.
+    """
+    factors = x.new_full((x.shape[0], weight.shape[0]), 3)
+    ordinary = torch.cat((x[:, : x.shape[1] // 2], x.new_zeros(x.shape[0], x.shape[1] - x.shape[1] // 2)), dim=1)
+    silu, silu_of_sums = (
+        torch.ops.mkldnn._linear_pointwise(operand, weight, None, "swish", [], "") for operand in (x, ordinary)
+    )
+    product = torch.ops.mkldnn._linear_pointwise.binary(x, factors, weight, None, "mul")
+    return torch.cat((silu, silu_of_sums, product), dim=1)
 
 
 def _add_on_gpu(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
-    total = torch.addmm(residual.view(-1, len(weight)), x.reshape(-1, x.shape[-1]), weight.t()).view(residual.shape)
-    return total if bias is None else total + bias
+    if bias is not None:
+        return F.linear(x, weight, bias) + residual
+    return torch.addmm(residual.view(-1, len(weight)), x.reshape(-1, x.shape[-1]), weight.t()).view(residual.shape)

@@ -13,7 +13,10 @@ from torch import Tensor
 from penstock.errors import MemoryPlanError
 
 COPIED_SHARE = 0.5
-"""On CPU, contiguous copies of running sequences take up to this share of the blocks' memory again."""
+"""On CPU, contiguous copies of running sequences take up to this share of the blocks' memory again.
+
+(Not in a model whose layers all have a window: those read few blocks.)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,9 @@ def plan_blocks(
     """
     block_bytes = int(layout.block_bytes * (1 + COPIED_SHARE)) if copies else layout.block_bytes
     blocks = num_blocks or kv_bytes // block_bytes
-    size = f"{layout.block_size} tokens x {layout.token_bytes} bytes" + copies * f", copies {COPIED_SHARE:.0%}"
+    size = f"{layout.block_size} tokens x {layout.token_bytes} bytes"
+    if copies:
+        size += f", and {COPIED_SHARE:.0%} for copies"
     if blocks < 2:
         raise MemoryPlanError(
             f"--kv-bytes {kv_bytes} holds {blocks} blocks of {block_bytes} bytes ({size}); at least 2 are needed"

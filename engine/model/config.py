@@ -67,6 +67,11 @@ class ModelConfig:
     dtype: torch.dtype
     """What the checkpoint was saved in."""
 
+    @property
+    def has_full_attention(self) -> bool:
+        """Whether some layer attends to all tokens."""
+        return None in self.layer_windows
+
 
 def load_config(path: str | os.PathLike[str]) -> ModelConfig:
     """Reads config.json and generation_config.json in the folder `path`.

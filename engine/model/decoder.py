@@ -18,6 +18,8 @@ from penstock.kernels.linear import GatedWeight, gated_linear, linear, pack_gate
 from penstock.kernels.rms_norm import double_weight, rms_norm
 from penstock.kernels.rope import rope_and_write
 
+_NORMS = ("input_norm", "post_attention_norm", "q_norm", "k_norm")
+
 
 class DecoderLayer:
     """The parameters of one layer; projections that read the same input are one matrix.
@@ -90,6 +92,14 @@ class Decoder:
                 tensor = getattr(layer, name)
                 if isinstance(tensor, Tensor):
                     yield tensor
+                elif isinstance(tensor, GatedWeight):
+                    yield from (tensor.gate, tensor.up)
+
+    def norms(self) -> Iterator[Tensor]:
+        """The weights of all norms."""
+        yield self.final_norm
+        for layer in self.layers:
+            yield from (norm for name in _NORMS if (norm := getattr(layer, name)) is not None)
 
     def pack(self) -> None:
         """Reorders the matrices for this machine's kernels; call it once they are filled.
@@ -101,7 +111,7 @@ class Decoder:
                 setattr(layer, name, pack_weight(getattr(layer, name)))
             assert isinstance(layer.gate_up, Tensor)
             layer.gate_up = pack_gated_weight(layer.gate_up)
-            for name in ("input_norm", "post_attention_norm", "q_norm", "k_norm"):
+            for name in _NORMS:
                 if getattr(layer, name) is not None:
                     setattr(layer, name, double_weight(getattr(layer, name)))
         self.final_norm = double_weight(self.final_norm)

@@ -15,8 +15,12 @@ def weight_bytes(
 ) -> int:
     """Bytes of a decoder in `dtype` (None: as saved), rotary tables included. Counted on torch's meta device.
 
-    `packed`: as `Decoder.pack` leaves it on a CPU, where a head that is tied to the embedding is a matrix of its own.
+    `packed`: as `Decoder.pack` leaves it on a CPU, where norm weights are doubled and a head that is tied to the
+    embedding is a matrix of its own.
     """
     decoder = Decoder(config, dtype or config.dtype, torch.device("meta"), max_context_tokens)
-    copied = decoder.embedding.nbytes if packed and config.tied_embeddings else 0
-    return sum(tensor.nbytes for tensor in decoder.tensors()) + copied
+    total = sum(tensor.nbytes for tensor in decoder.tensors())
+    if packed:
+        total += sum(norm.nbytes for norm in decoder.norms())
+        total += decoder.embedding.nbytes if config.tied_embeddings else 0
+    return total

@@ -40,7 +40,7 @@ def test_mixed_batch_among_nan_slots_follows_the_formula(
 
 
 @pytest.mark.parametrize("window", [None, 300])
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (2, 2, 80)])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (2, 2, 80), (8, 2, 64)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_is_bitwise_the_same_in_every_batch_chunking_block_size_and_thread_count(
     dtype: torch.dtype, heads: int, kv_heads: int, dim: int, window: int | None
@@ -108,6 +108,6 @@ def test_many_decoding_sequences_of_unlike_lengths_equal_one_at_a_time() -> None
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_measured_keys_multiple_divides_the_split(dtype: torch.dtype) -> None:
-    sizes = measured_sizes(dtype, 64, torch.get_num_threads())
+    sizes = measured_sizes(dtype, 64, 3, torch.get_num_threads())
     assert sizes.rows == tuple(sorted(sizes.rows))
     assert 512 % sizes.key_multiple == 0

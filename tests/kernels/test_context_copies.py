@@ -65,7 +65,7 @@ class Pool:
 
 
 @pytest.mark.parametrize("max_tokens", [4096, 600, 0])
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 80), (6, 1, 16)])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 80), (6, 1, 16), (8, 2, 64)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_copies_equal_the_gather_while_sequences_come_grow_and_go(
     dtype: torch.dtype, heads: int, kv_heads: int, dim: int, max_tokens: int
