@@ -50,7 +50,7 @@ def _overview() -> Parser:
 def _up_flags(parser: argparse.ArgumentParser) -> None:
     from penstock.local.config import add_local_flags
 
-    sentence = "Model folder or Hugging Face id; without one, the demonstration model."
+    sentence = "Folder, or file://, hf:// or Hugging Face id; without one, the demonstration model."
     parser.add_argument("model", nargs="?", default="", metavar="MODEL", help=sentence)
     add_local_flags(parser)
 
@@ -123,9 +123,22 @@ def _router(args: argparse.Namespace) -> int:
     from penstock.router.config import RouterConfig
     from penstock.router.main import run_router
 
-    args.model = find_model(args.model)
+    args.model = find_model(args.model, text_only=True)
     run_router(from_flags(RouterConfig, args))
     return 0
+
+
+def _fetch_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.sources.command import FetchConfig
+
+    parser.add_argument("uri", metavar="URI", help="The model, for example hf://Qwen/Qwen3-0.6B@main.")
+    add_flags(parser, FetchConfig, skip=("uri",))
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    from penstock.sources.command import FetchConfig, run_fetch
+
+    return run_fetch(from_flags(FetchConfig, args))
 
 
 def _version(_: argparse.Namespace) -> int:
@@ -144,6 +157,7 @@ COMMANDS = {
     "prefill": Command("Run one prefill worker: computes prompts, hands out their KV blocks.", _worker_flags, _prefill),
     "decode": Command("Run one decode worker: fetches KV blocks, streams tokens.", _worker_flags, _decode),
     "router": Command("Run the router: the OpenAI API in front of the workers.", _router_flags, _router),
+    "fetch": Command("Fetch a model to where workers and router look for it.", _fetch_flags, _fetch),
     "version": Command("Print the version.", _no_flags, _version),
 }
 
