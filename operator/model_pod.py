@@ -54,8 +54,8 @@ def model_pod(
     """The parts for the model at `uri`. Raises ModelError when it names none.
 
     `image` is Penstock's own and runs the init containers; `text_only` is for the router, which reads no weights;
-    `token_secret` is the name and the key of the Secret with the hub's token. `cache` is the volume source that keeps what was
-    fetched: a claim or a hostPath shares it between pods, and without one each pod fetches for itself.
+    `token_secret` is the name and the key of the Secret with the hub's token. `cache` is the volume source that keeps
+    what was fetched: a claim or a hostPath shares it between pods, and without one each pod fetches for itself.
     """
     match parse_source(uri):
         case Folder():
