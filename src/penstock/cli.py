@@ -141,6 +141,19 @@ def _fetch(args: argparse.Namespace) -> int:
     return run_fetch(from_flags(FetchConfig, args))
 
 
+def _operator_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.operator.config import OperatorConfig
+
+    add_flags(parser, OperatorConfig)
+
+
+def _operator(args: argparse.Namespace) -> int:
+    from penstock.operator.config import OperatorConfig
+    from penstock.operator.main import run_operator
+
+    return run_operator(from_flags(OperatorConfig, args))
+
+
 def _version(_: argparse.Namespace) -> int:
     print(penstock.__version__)
     return 0
@@ -158,6 +171,7 @@ COMMANDS = {
     "decode": Command("Run one decode worker: fetches KV blocks, streams tokens.", _worker_flags, _decode),
     "router": Command("Run the router: the OpenAI API in front of the workers.", _router_flags, _router),
     "fetch": Command("Fetch a model to where workers and router look for it.", _fetch_flags, _fetch),
+    "operator": Command("Run the Kubernetes operator: LLMDeployments become pods.", _operator_flags, _operator),
     "version": Command("Print the version.", _no_flags, _version),
 }
 
