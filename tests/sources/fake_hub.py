@@ -23,6 +23,8 @@ class FakeHub:
     """Files whose next download breaks off after so many bytes, once."""
     ranges: list[str] = field(default_factory=list)
     """The Range headers that came."""
+    host: str = "127.0.0.1"
+    port: int = 0
     downloads: list[str] = field(default_factory=list)
     """The files that were read, in order."""
 
@@ -41,7 +43,7 @@ class FakeHub:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((self.host, self.port), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
