@@ -53,6 +53,10 @@ class Client:
     async def get(self, path: str, **query: Any) -> Any:
         return await self.request("GET", path, query)
 
+    async def text(self, path: str, **query: Any) -> str:
+        """What is not JSON: logs."""
+        return (await self._bytes("GET", path, query)).decode(errors="replace")
+
     async def apply(self, path: str, manifest: Object, *, manager: str, force: bool) -> Object:
         """Server-side apply."""
         query = {"fieldManager": manager, "force": "true" if force else "false"}
@@ -82,6 +86,17 @@ class Client:
         content_type: str = "application/json",
     ) -> Any:
         """The decoded JSON of the answer. Raises ApiError or ApiUnavailable."""
+        data = await self._bytes(method, path, query, body, content_type)
+        return msgspec.json.decode(data) if data else None
+
+    async def _bytes(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, Any] | None = None,
+        body: Object | None = None,
+        content_type: str = "application/json",
+    ) -> bytes:
         begin = time.perf_counter()
         status = "unreachable"
         try:
@@ -92,11 +107,11 @@ class Client:
         except (aiohttp.ClientError, OSError, TimeoutError, ssl.SSLError) as error:
             raise ApiUnavailable(f"{method} {path}: {error or type(error).__name__}") from error
         finally:
-            self._metrics.api_calls.labels(method, status).inc()
+            self._metrics.api_calls.labels(*access_of(method, path), status).inc()
             self._metrics.api_seconds.labels(method).observe(time.perf_counter() - begin)
         if response.status >= 400:
             raise _refusal(method, path, response.status, response.headers.get("Retry-After"), data)
-        return msgspec.json.decode(data) if data else None
+        return data
 
     @asynccontextmanager
     async def stream(self, path: str, query: dict[str, Any], seconds: float) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -105,7 +120,7 @@ class Client:
             response = await self._send("GET", path, query, None, "application/json", seconds)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise ApiUnavailable(f"watch {path}: {error or type(error).__name__}") from error
-        self._metrics.api_calls.labels("WATCH", str(response.status)).inc()
+        self._metrics.api_calls.labels(*access_of("WATCH", path), str(response.status)).inc()
         try:
             if response.status >= 400:
                 raise _refusal("WATCH", path, response.status, None, await response.read())
@@ -165,6 +180,19 @@ async def _lines(path: str, response: aiohttp.ClientResponse) -> AsyncIterator[b
         return
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise ApiUnavailable(f"watch {path}: {error or type(error).__name__}") from error
+
+
+def access_of(method: str, path: str) -> tuple[str, str]:
+    """Verb and resource of a request as a Role names them: ("patch", "apps/deployments"), ("list", "pods")."""
+    parts = path.strip("/").split("/")
+    group, parts = ("", parts[2:]) if parts[0] == "api" else (parts[1] + "/" if parts[1:] else "", parts[3:])
+    if parts[:1] == ["namespaces"]:
+        parts = parts[2:]
+    plural, name, subresource = (parts[0] if parts else ""), parts[1:2], parts[2:3]
+    verb = {"POST": "create", "PUT": "update"}.get(method, method.lower())
+    if method == "GET" and not name:
+        verb = "list"
+    return verb, "/".join([group + plural, *subresource])
 
 
 def _refusal(method: str, path: str, status: int, retry_after: str | None, data: bytes) -> ApiError:

@@ -46,6 +46,8 @@ class Facts:
     spec_error: str = ""
     refusals: Sequence[str] = ()
     verification: Verification | None = None
+    fetching: str = ""
+    """How far the fetching of the model is, while pods do so."""
 
     def problem(self, role: Role | None = None) -> Problem | None:
         """The worst problem of a role's pods, or of all."""
@@ -117,7 +119,11 @@ def _available(facts: Facts, role: Role) -> Verdict:
     blocked = facts.blocked()
     if blocked is not None and not facts.serving:
         return "False", *blocked
-    return ("False", "TooFewReady", count) if facts.serving else ("Unknown", "Starting", count)
+    if facts.serving:
+        return "False", "TooFewReady", count
+    if facts.fetching:
+        return "Unknown", "FetchingModel", f"{count}: {facts.fetching}"
+    return "Unknown", "Starting", count
 
 
 def _ready(facts: Facts, available: Mapping[Role, Verdict]) -> Verdict:
@@ -127,6 +133,8 @@ def _ready(facts: Facts, available: Mapping[Role, Verdict]) -> Verdict:
             return "False", reason, f"{role}: {message}"
     if facts.spec_error and not facts.serving:
         return "False", "SpecInvalid", facts.spec_error
+    if any(reason == "FetchingModel" for _, reason, _ in available.values()):
+        return "Unknown", "FetchingModel", facts.fetching
     if any(status == "Unknown" for status, _, _ in available.values()):
         said = ", ".join(f"{role} {available[role][2]}" for role in ROLES)
         return "Unknown", "Starting", said

@@ -13,6 +13,7 @@ from penstock.operator.client import Client, connect
 from penstock.operator.config import OperatorConfig
 from penstock.operator.controller import Controller
 from penstock.operator.executor import Executor
+from penstock.operator.fetching import Fetching
 from penstock.operator.kinds import OWNED, POD
 from penstock.operator.lease import Leadership, Lost
 from penstock.operator.metrics import Metrics
@@ -70,6 +71,7 @@ class Operation:
         ]
         self._check = Check(client, config, self._store)
         self._verifier = Verifier(config, self._store)
+        self._fetching = Fetching(client, self._store)
         self._leads = False
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -97,6 +99,7 @@ class Operation:
             group.create_task(self._controller.run())
             group.create_task(self._check.run())
             group.create_task(self._measure())
+            group.create_task(self._fetching.run())
             if self._config.verify_transfers:
                 group.create_task(self._verifier.run())
 

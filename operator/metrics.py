@@ -25,7 +25,10 @@ class Metrics:
             "penstock_operator_queue_depth", "LLMDeployments that wait for a look", registry=self.registry
         )
         self.api_calls = Counter(
-            "penstock_operator_api_calls", "Requests to the API server", ["method", "status"], registry=self.registry
+            "penstock_operator_api_calls",
+            "Requests to the API server, as its access rules see them",
+            ["verb", "resource", "status"],
+            registry=self.registry,
         )
         self.api_seconds = Histogram(
             "penstock_operator_api_seconds",

@@ -21,6 +21,7 @@ VOLUME = "penstock-model"
 TOOLS_VOLUME, TOOLS = "penstock-tools", f"{MOUNTS}/tools"
 BUSYBOX = "/bin/busybox"
 """A static busybox, in both images of Penstock."""
+FETCH_CONTAINER = "fetch-model"
 TERMINATION_LOG = "/dev/termination-log"
 _TEXT_COPY = '"$0" find "$1" -maxdepth 1 -type f ! -name "*.safetensors" ! -name "*.bin" -exec "$0" cp {} "$2" ";"'
 _WHOLE_COPY = '"$0" cp -R "$1/." "$2"'
@@ -83,7 +84,7 @@ def model_pod(
 def _fetch(uri: str, image: str, pull_policy: str, text_only: bool, env: list[Object]) -> Object:
     flags = [f"--termination-log={TERMINATION_LOG}", *(["--text-only=true"] if text_only else [])]
     return {
-        "name": "fetch-model",
+        "name": FETCH_CONTAINER,
         "image": image,
         "imagePullPolicy": pull_policy,
         "command": ["penstock", "fetch", uri, *flags],

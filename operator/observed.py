@@ -68,6 +68,8 @@ class Observed:
     verification: Verification | None = None
     refusals: tuple[str, ...] = ()
     """What the API server said when it refused the last changes."""
+    fetching: str = ""
+    """How far the fetching of the model is, while pods do so."""
 
     def get(self, kind: str, name: str) -> dict[str, Any] | None:
         """The manifest of one object, or None when it is not there."""

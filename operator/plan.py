@@ -244,6 +244,7 @@ def _status(subject: Subject, observed: Observed, state: _State, now: str) -> ap
         spec_error=subject.spec_error,
         refusals=observed.refusals,
         verification=observed.verification,
+        fetching=observed.fetching,
     )
 
     def count(role: Role) -> api.PoolCount:

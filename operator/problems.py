@@ -8,6 +8,7 @@ import re
 from msgspec import Struct, field
 
 from penstock.operator import names
+from penstock.operator.model_pod import FETCH_CONTAINER
 
 
 class Problem(Struct, frozen=True, order=True):
@@ -41,7 +42,12 @@ class _Waiting(Struct, frozen=True):
     message: str = ""
 
 
+class _Running(Struct, frozen=True):
+    pass
+
+
 class _State(Struct, frozen=True):
+    running: _Running | None = None
     waiting: _Waiting | None = None
     terminated: _Terminated | None = None
 
@@ -97,6 +103,8 @@ class PodState(Struct, frozen=True):
     revision: str
     is_ready: bool
     problem: Problem | None
+    is_fetching: bool = False
+    """Its init container is fetching the model."""
 
 
 _PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
@@ -110,9 +118,12 @@ def state_of(pod: Pod) -> PodState:
     """The part of a pod that conditions are made of."""
     labels = pod.metadata.labels
     problem = None if pod.is_ready or pod.metadata.deletion_timestamp else problem_of(pod)
-    return PodState(
-        pod.metadata.name, labels.get(names.ROLE, ""), labels.get(names.REVISION, ""), pod.is_ready, problem
+    is_fetching = any(
+        container.name == FETCH_CONTAINER and container.state.running is not None
+        for container in pod.status.init_container_statuses
     )
+    role, revision = labels.get(names.ROLE, ""), labels.get(names.REVISION, "")
+    return PodState(pod.metadata.name, role, revision, pod.is_ready, problem, is_fetching)
 
 
 def problem_of(pod: Pod) -> Problem | None:
@@ -163,7 +174,7 @@ def _ended(container: _Container) -> Problem | None:
             f"container {container.name} was killed for using more memory than its limit; raise resources.limits.memory"
             " or lower kvCache.size",
         )
-    if container.name in ("fetch-model", "copy-model") or _NO_MODEL.search(last):
+    if container.name in (FETCH_CONTAINER, "copy-model") or _NO_MODEL.search(last):
         return Problem(8, "ModelNotFound", last or f"container {container.name} ended with {ended.exit_code}")
     said = last or f"exit status {ended.exit_code}, and it said nothing"
     return Problem(4, "CrashLoop", f"container {container.name} ends again and again: {said}")

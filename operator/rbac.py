@@ -30,6 +30,7 @@ def rules() -> list[Rule]:
         _rule(GROUP, ["llmdeployments/status", f"{LLM_POOL.plural}/status"], ["patch"]),
         *(_rule(group, sorted(plurals), _OWN) for group, plurals in sorted(groups.items())),
         _rule("", ["pods"], ["list", "watch"]),
+        _rule("", ["pods/log"], ["get"]),  # how far the fetching of a model is
         _rule("", ["secrets"], ["create"]),
         _rule("", ["events"], ["create"]),
         # What it grants to routers it must hold itself.

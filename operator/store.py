@@ -40,6 +40,8 @@ class Store:
         """(kind, namespace, name) of an object -> its LLMDeployment."""
         self.verifications: dict[Key, Verification] = {}
         self.refusals: dict[Key, tuple[str, ...]] = {}
+        self.fetching: dict[Key, str] = {}
+        """How far the fetching of models is."""
 
     def observe(self, key: Key) -> Observed:
         """What is known of one LLMDeployment."""
@@ -50,6 +52,7 @@ class Store:
             status=deployment.status if deployment else api.Status(),
             verification=self.verifications.get(key),
             refusals=self.refusals.get(key, ()),
+            fetching=self.fetching.get(key, ""),
         )
 
     def put_deployment(self, body: dict[str, Any]) -> None:
@@ -131,9 +134,22 @@ class Store:
                 self.verifications[key] = verification
             self._on_change(key)
 
+    def fetching_pods(self) -> dict[Key, str]:
+        """One pod per LLMDeployment whose pods fetch their model."""
+        found = {key: [pod.name for pod in pods.values() if pod.is_fetching] for key, pods in self._pods.items()}
+        return {key: min(names_) for key, names_ in found.items() if names_ and key in self.deployments}
+
+    def set_fetching(self, key: Key, said: str) -> None:
+        if self.fetching.get(key, "") != said:
+            self.fetching[key] = said
+            if not said:
+                del self.fetching[key]
+            self._on_change(key)
+
     def _forget_state(self, key: Key) -> None:
         self.verifications.pop(key, None)
         self.refusals.pop(key, None)
+        self.fetching.pop(key, None)
 
 
 def read_deployment(body: dict[str, Any]) -> Deployment:
