@@ -163,17 +163,22 @@ def disruption_budget(parent: Parent, role: api.Role) -> Manifest:
 
 
 def network_policy(parent: Parent) -> Manifest:
-    """Worker ports accept only the deployment's own pods: its routers the HTTP port, its workers all (KV transfer)."""
+    """Worker ports accept only the deployment's own pods: its routers the HTTP port, its workers all (KV transfer).
+
+    A namespace that is labelled for it may scrape; probes come from the node, which policies always admit.
+    """
 
     def pods(*roles: str) -> Manifest:
         found = {"key": names.ROLE, "operator": "In", "values": list(roles)}
         return {"podSelector": {"matchLabels": {names.DEPLOYMENT: parent.name}, "matchExpressions": [found]}}
 
+    http = [{"port": names.WORKER_PORT, "protocol": "TCP"}]
     spec = {
         "podSelector": pods("prefill", "decode")["podSelector"],
         "policyTypes": ["Ingress"],
         "ingress": [
-            {"from": [pods("router")], "ports": [{"port": names.WORKER_PORT, "protocol": "TCP"}]},
+            {"from": [{"namespaceSelector": {"matchLabels": {f"{api.GROUP}/metrics": "true"}}}], "ports": http},
+            {"from": [pods("router")], "ports": http},
             {"from": [pods("prefill", "decode")]},
         ],
     }

@@ -1,6 +1,7 @@
 """The command line. Every command imports what it needs only when it is run, so that `--help` is instant."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -154,6 +155,49 @@ def _operator(args: argparse.Namespace) -> int:
     return run_operator(from_flags(OperatorConfig, args))
 
 
+def _render_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.operator.commands.render import RenderConfig
+    from penstock.operator.config import OperatorConfig
+
+    parser.add_argument("file", metavar="FILE", help="YAML with LLMDeployments; - reads standard input.")
+    add_flags(parser, RenderConfig, skip=("file",))
+    images = ("worker_image_cpu", "worker_image_cuda", "router_image", "image_pull_policy", "hub_endpoint")
+    others = tuple(field.name for field in dataclasses.fields(OperatorConfig) if field.name not in images)
+    add_flags(parser, OperatorConfig, skip=others)
+
+
+def _render(args: argparse.Namespace) -> int:
+    from penstock.operator.commands.render import RenderConfig, run_render
+    from penstock.operator.config import OperatorConfig
+
+    return run_render(from_flags(RenderConfig, args), from_flags(OperatorConfig, args, namespace=""))
+
+
+def _status_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.operator.commands.status import StatusConfig
+
+    parser.add_argument("name", metavar="NAME", help="The LLMDeployment.")
+    add_flags(parser, StatusConfig, skip=("name",))
+
+
+def _status(args: argparse.Namespace) -> int:
+    from penstock.operator.commands.status import StatusConfig, run_status
+
+    return run_status(from_flags(StatusConfig, args))
+
+
+def _doctor_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.operator.commands.doctor import DoctorConfig
+
+    add_flags(parser, DoctorConfig)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from penstock.operator.commands.doctor import DoctorConfig, run_doctor
+
+    return run_doctor(from_flags(DoctorConfig, args))
+
+
 def _version(_: argparse.Namespace) -> int:
     print(penstock.__version__)
     return 0
@@ -172,6 +216,9 @@ COMMANDS = {
     "router": Command("Run the router: the OpenAI API in front of the workers.", _router_flags, _router),
     "fetch": Command("Fetch a model to where workers and router look for it.", _fetch_flags, _fetch),
     "operator": Command("Run the Kubernetes operator: LLMDeployments become pods.", _operator_flags, _operator),
+    "render": Command("Print what the operator would create for a file.", _render_flags, _render),
+    "status": Command("Show an LLMDeployment on one screen.", _status_flags, _status),
+    "doctor": Command("Check this machine and the cluster.", _doctor_flags, _doctor),
     "version": Command("Print the version.", _no_flags, _version),
 }
 
