@@ -65,7 +65,7 @@ def _struct(kind: type[Struct], rules: Rules) -> Schema:
         if default is msgspec.NODEFAULT:
             required.append(member.encode_name)
         elif default is not None:
-            schema["default"] = msgspec.to_builtins(default)
+            schema["default"] = _without_nulls(msgspec.to_builtins(default))
     schema = {"type": "object", "description": _first_paragraph(kind), "properties": properties}
     if required:
         schema["required"] = required
@@ -88,6 +88,13 @@ def _annotate(schema: Schema, meta: Meta) -> None:
 
 def _first_paragraph(kind: type[Struct]) -> str:
     return " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+
+
+def _without_nulls(value: Any) -> Any:
+    """A default must fit its own schema, in which nothing is nullable."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return value
 
 
 def without_defaults(schema: Schema) -> Schema:

@@ -1,5 +1,6 @@
 """The CRDs are what api.py says, and read well."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,16 @@ def test_pools_can_be_scaled() -> None:
         "statusReplicasPath": ".status.replicas",
         "labelSelectorPath": ".status.selector",
     }
+
+
+def test_no_default_holds_a_null() -> None:
+    """The API server refuses the whole CRD."""
+
+    def defaults(schema: Any) -> list[Any]:
+        if isinstance(schema, list):
+            return [found for part in schema for found in defaults(part)]
+        if not isinstance(schema, dict):
+            return []
+        return [schema.get("default", ""), *(found for part in schema.values() for found in defaults(part))]
+
+    assert "null" not in json.dumps(defaults(crds.crds()))
