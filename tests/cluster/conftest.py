@@ -36,8 +36,7 @@ def penstock(system: Kube) -> Iterator[Kube]:
     run("helm", "upgrade", "--install", RELEASE, str(CHART), *options)
     yield system
     run("helm", "uninstall", RELEASE, "--namespace", SYSTEM, "--wait", "--timeout", "60s")
-    left = {name for name in system.everything() if RELEASE in name}
-    assert left == set()
+    eventually(lambda: not any(RELEASE in name for name in system.everything()), "the release is gone")
     assert "llmdeployments.serving.penstock.dev" in run("kubectl", "get", "crd", "--output", "name")
     run("kubectl", "delete", "namespace", SYSTEM, "--wait=false")
 

@@ -54,10 +54,13 @@ def test_a_lost_crd_field_comes_back_with_an_upgrade() -> None:
 
 
 def test_both_replicas_are_ready_and_one_leads(penstock: Kube) -> None:
-    pods = [pod["metadata"]["name"] for pod in penstock.items("pods", f"app.kubernetes.io/name={OPERATOR}")]
-    assert len(pods) == 2
+    def pods() -> list[str]:
+        found = penstock.items("pods", f"app.kubernetes.io/name={OPERATOR}")
+        return [pod["metadata"]["name"] for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
     def leaders() -> float:
-        return sum(penstock.metrics(pod, 8080)["penstock_operator_leading"] for pod in pods)
+        return sum(penstock.metrics(pod, 8080)["penstock_operator_leading"] for pod in pods())
+
+    eventually(lambda: len(pods()) == 2, "two replicas")
 
     eventually(lambda: leaders() == 1, "one leads", within_s=15)
