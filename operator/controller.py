@@ -64,6 +64,7 @@ class Controller:
         deployment = self._store.deployments.get(key)
         if deployment is None or deployment.metadata.deletion_timestamp is not None:
             self._subjects.pop(key, None)
+            self._queue.forget(key)
             return
         begin = time.perf_counter()
         subject = self._subject(deployment)

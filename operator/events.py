@@ -19,10 +19,12 @@ def transitions(parent: Parent, old: Sequence[Condition], new: Sequence[Conditio
         for condition in new
         if condition.type in _TOLD
         and condition.status != "Unknown"
+        and condition.reason != "Complete"  # told by Ready
         and (condition.status, condition.reason) != _of(before.get(condition.type))
         and not (condition.type not in before and (condition.type, condition.status) not in _BAD)
     ]
-    return [_event(parent, condition, now) for condition in changed]
+    told = {condition.reason: condition for condition in reversed(changed)}  # one reason often changes several
+    return [_event(parent, condition, now) for condition in told.values()]
 
 
 def _of(condition: Condition | None) -> tuple[str, str]:

@@ -76,8 +76,8 @@ def plan(subject: Subject, observed: Observed, now: str) -> Plan:
         actions += [change for manifest in objects if (change := _change(manifest, observed)) is not None]
         actions += _leftovers(objects, observed)
     status = _status(subject, observed, state, now)
-    actions += _pool_statuses(subject, observed, state)
-    if not _same(status, observed.status):
+    actions += _pool_statuses(subject, observed, state, status.revision)
+    if status != observed.status:
         actions.append(WriteStatus(status))
     return Plan(tuple(actions), status)
 
@@ -193,7 +193,8 @@ def _objects(subject: Subject, state: _State) -> list[Manifest]:
     running = [(revision, replicas) for revision, replicas in revisions if revision is not None and replicas]
     objects = [render.controller_revision(parent, revision) for revision, _ in running]
     objects.append(render.network_policy(parent))
-    objects += [render.disruption_budget(parent, role) for role in ROLES]
+    # One pod alone may be evicted: a budget for it would only be one object more.
+    objects += [render.disruption_budget(parent, role) for role in ROLES if state.wanted[role] > 1]
     for role in WORKER_ROLES:
         for revision, replicas in running:
             objects += render.workers(parent, role, revision, replicas[role])
@@ -273,9 +274,13 @@ def _totals(state: _State) -> tuple[dict[Role, int], dict[Role, int]]:
     return ready, existing
 
 
-def _pool_statuses(subject: Subject, observed: Observed, state: _State) -> list[Action]:
+def _pool_statuses(subject: Subject, observed: Observed, state: _State, revision: str) -> list[Action]:
+    """What autoscalers read. Pods that are merely starting are told of when they have started: a burst of new
+    deployments would else make three times as many writes."""
     ready, existing = _totals(state)
     actions: list[Action] = []
+    if not state.is_complete and not observed.status.revision and not any(pod.problem for pod in observed.pods):
+        return []
     for role in ROLES:
         found = observed.objects.get(("LLMPool", names.pool_name(subject.parent.name, role)))
         if found is None or _is_foreign(subject.parent.uid, found):
@@ -284,13 +289,8 @@ def _pool_statuses(subject: Subject, observed: Observed, state: _State) -> list[
             replicas=existing[role],
             ready_replicas=ready[role],
             selector=",".join(f"{key}={value}" for key, value in names.selector(subject.parent.name, role).items()),
-            revision=observed.status.revision,
+            revision=revision,
         )
         if not covers(found.manifest().get("status"), msgspec.to_builtins(status)):
             actions.append(WritePoolStatus(found.name, found.uid, status))
     return actions
-
-
-def _same(new: api.Status, old: api.Status) -> bool:
-    """Whether a status says nothing new."""
-    return new == old

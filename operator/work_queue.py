@@ -8,6 +8,8 @@ from penstock.operator.store import Key
 
 COALESCE_S = 0.03
 """News that arrive within so long are looked at together: a starting pod alone makes five."""
+PAUSE_S = 0.4
+"""Between two looks at the same LLMDeployment: while a thousand pods start, every look writes a new status."""
 _FIRST_RETRY_S = 0.25
 _LONGEST_RETRY_S = 5.0
 
@@ -22,17 +24,19 @@ class Queue:
         self._busy: set[Key] = set()
         self._again: set[Key] = set()
         self._failures: defaultdict[Key, int] = defaultdict(int)
+        self._looked_at: dict[Key, float] = {}
         self._depth = metrics.queue_depth
 
     def add(self, key: Key, delay_s: float = COALESCE_S) -> None:
         """Wants a look at `key` after `delay_s`, or earlier if that was wanted before."""
         loop = asyncio.get_running_loop()
+        due = max(loop.time() + delay_s, self._looked_at.get(key, -PAUSE_S) + PAUSE_S)
         timer = self._timers.get(key)
-        if key in self._waiting or (timer is not None and timer.when() <= loop.time() + delay_s):
+        if key in self._waiting or (timer is not None and timer.when() <= due):
             return
         if timer is not None:
             timer.cancel()
-        self._timers[key] = loop.call_later(delay_s, self._due, key)
+        self._timers[key] = loop.call_at(due, self._due, key)
         self._depth.set(len(self._waiting) + len(self._timers))
 
     async def get(self) -> Key:
@@ -46,6 +50,7 @@ class Queue:
     def done(self, key: Key, *, failed: bool) -> None:
         """The look is over; a failed one is repeated later."""
         self._busy.discard(key)
+        self._looked_at[key] = asyncio.get_running_loop().time()
         if failed:
             delay_s = min(_FIRST_RETRY_S * 2 ** self._failures[key], _LONGEST_RETRY_S)
             self._failures[key] += 1
@@ -55,6 +60,11 @@ class Queue:
         if key in self._again:
             self._again.discard(key)
             self.add(key)
+
+    def forget(self, key: Key) -> None:
+        """It is gone."""
+        self._looked_at.pop(key, None)
+        self._failures.pop(key, None)
 
     def _due(self, key: Key) -> None:
         del self._timers[key]

@@ -27,7 +27,8 @@ def render(tmp_path: Path, text: str, *flags: str) -> int:
 
 
 def test_render_prints_what_the_first_look_creates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert render(tmp_path, document(), "--namespace", "llms", "--router-image", "r:7") == 0
+    text = document(prefill={"replicas": 2}, decode={"replicas": 2})
+    assert render(tmp_path, text, "--namespace", "llms", "--router-image", "r:7") == 0
     manifests = list(yaml.safe_load_all(capsys.readouterr().out))
     world = World()
     world.step()

@@ -73,7 +73,7 @@ def test_one_pod_of_a_deployment_is_asked_and_what_it_says_is_known(
     store.put_pod(fetching_pod("a"))
     logs = Logs(f"penstock: {LINE}\n")
     look(logs, store, monkeypatch, lambda: store.observe(KEY).fetching)
-    assert store.observe(KEY).fetching == f"fetching {LINE}"
+    assert store.observe(KEY).fetching == LINE
     assert set(logs.paths) == {"/api/v1/namespaces/default/pods/a/log"}
 
 
@@ -98,13 +98,13 @@ def test_conditions_say_it_until_a_revision_serves() -> None:
     none = {"prefill": 0, "decode": 0, "router": 0}
 
     def ready(**changes: Any) -> tuple[str, str, str]:
-        facts = Facts(wanted=wanted, ready=none, existing=wanted, fetching=f"fetching {LINE}", **changes)  # type: ignore[arg-type]
+        facts = Facts(wanted=wanted, ready=none, existing=wanted, fetching=LINE, **changes)  # type: ignore[arg-type]
         found = {condition.type: condition for condition in conditions(facts, (), 1, "now")}
         if not changes:
-            assert found["PrefillAvailable"].message == f"0 of 2 ready: fetching {LINE}"
+            assert found["PrefillAvailable"].message == f"0 of 2 ready: {LINE}"
         return found["Ready"].status, found["Ready"].reason, found["Ready"].message
 
-    assert ready() == ("Unknown", "FetchingModel", f"fetching {LINE}")
+    assert ready() == ("Unknown", "FetchingModel", LINE)
     assert ready(serving="abc")[0] == "False"
 
 

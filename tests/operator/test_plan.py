@@ -29,7 +29,7 @@ def test_the_first_look_makes_everything_and_says_starting() -> None:
         ["LLMPool"] * 3
         + ["Deployment"] * 3
         + ["Service"] * 3
-        + ["PodDisruptionBudget"] * 3
+        + ["PodDisruptionBudget"] * 2
         + ["ControllerRevision", "NetworkPolicy", "ServiceAccount", "Role", "RoleBinding", "ConfigMap"]
     )
     assert world.secrets == 1
