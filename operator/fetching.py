@@ -44,6 +44,6 @@ class Fetching:
 
 
 def progress_of(log: str) -> str:
-    """The last line that says something, without the program's name."""
+    """The last line that says something, without the program's name: `hf://a/b@main: 3.2 GB of 16 GB (20 %), ...`."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return f"fetching {lines[-1].removeprefix('penstock: ')}"[:300] if lines else ""
+    return lines[-1].removeprefix("penstock: ")[:300] if lines else ""

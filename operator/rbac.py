@@ -24,10 +24,13 @@ def rules() -> list[Rule]:
     """What the operator needs in every namespace that it looks after."""
     groups: dict[str, list[str]] = {}
     for kind in OWNED:
+        if kind == LLM_POOL:  # goes with its LLMDeployment, never before
+            continue
         groups.setdefault(kind.group, []).append(kind.plural)
     return [
         _rule(GROUP, ["llmdeployments"], ["get", "list", "watch"]),
         _rule(GROUP, ["llmdeployments/status", f"{LLM_POOL.plural}/status"], ["patch"]),
+        _rule(GROUP, [LLM_POOL.plural], [verb for verb in _OWN if verb != "delete"]),
         *(_rule(group, sorted(plurals), _OWN) for group, plurals in sorted(groups.items())),
         _rule("", ["pods"], ["list", "watch"]),
         _rule("", ["pods/log"], ["get"]),  # how far the fetching of a model is

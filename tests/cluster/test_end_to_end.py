@@ -78,6 +78,14 @@ def test_the_same_manifest_twice_changes_nothing(namespace: Kube) -> None:
     namespace.run("annotate", "llmd", "demo", "kubectl.kubernetes.io/last-applied-configuration-", "note=x")
     assert generations(namespace) == specs
     assert namespace.condition("demo")["status"] == "True"
+    assert ask_in_the_terminal(namespace).strip()
+
+
+def ask_in_the_terminal(kube: Kube) -> str:
+    """The last command of the README, with a question on its standard input."""
+    (command,) = re.findall(r"^kubectl (run chat .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    arguments = command.replace("0.1.0", "test").replace("-it", "--stdin --quiet --restart=Never").split()
+    return kube.run(*arguments, text="What is the KV cache?\n", timeout_s=60)
 
 
 def generations(kube: Kube) -> dict[str, tuple[str, int]]:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.charts.conftest import ROOT
 from tests.cluster.conftest import SYSTEM
-from tests.cluster.kube import CLIENT_IMAGE, Kube, eventually, run
+from tests.cluster.kube import Kube, eventually, run
 from tests.cluster.test_end_to_end import small
 
 CONTROL_IMAGE = "penstock/control:test"
@@ -120,7 +120,8 @@ def hub(penstock: Kube) -> Iterator[Kube]:
     serve = (
         "import pathlib, sys, threading; sys.path.insert(0, '/code'); from fake_hub import FakeHub\n"
         "files = {f.name: f.read_bytes() for f in pathlib.Path('/models/penstock-demo').iterdir()}\n"
-        "with FakeHub('penstock/demo', files, token='right', host='0.0.0.0', port=8080): threading.Event().wait()\n"
+        "hub = FakeHub('penstock/demo', files, token='right', host='0.0.0.0', port=8080, delay_s=12)\n"
+        "with hub: threading.Event().wait()\n"
     )
     container = {
         "name": "hub",
@@ -151,7 +152,6 @@ def hub(penstock: Kube) -> Iterator[Kube]:
 
 def test_a_repository_of_a_hub_is_fetched_with_the_token_and_a_missing_one_is_said(namespace: Kube, hub: Kube) -> None:
     assert hub.namespace == HUB
-    assert CLIENT_IMAGE
     namespace.apply(small("fetched", "hf://penstock/demo@main"))
     eventually(
         lambda: "spec.model.tokenSecret" in namespace.condition("fetched").get("message", ""),
@@ -160,5 +160,11 @@ def test_a_repository_of_a_hub_is_fetched_with_the_token_and_a_missing_one_is_sa
     )
     namespace.run("create", "secret", "generic", "hub", "--from-literal=token=right")
     namespace.apply(small("fetched", "hf://penstock/demo@main", ", tokenSecret: {name: hub}"))
+    eventually(
+        lambda: namespace.condition("fetched", "PrefillAvailable").get("reason") == "FetchingModel",
+        "the status says that the model is being fetched",
+        within_s=60,
+    )
+    assert "hf://penstock/demo@main: fetching 6." in namespace.condition("fetched")["message"]
     namespace.wait_ready("fetched")
     assert answer(namespace, "fetched")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -25,6 +26,8 @@ class FakeHub:
     """The Range headers that came."""
     host: str = "127.0.0.1"
     port: int = 0
+    delay_s: float = 0.0
+    """How long a file of more than 1 MB keeps one waiting."""
     downloads: list[str] = field(default_factory=list)
     """The files that were read, in order."""
 
@@ -102,6 +105,8 @@ def _send_file(hub: FakeHub, request: BaseHTTPRequestHandler, name: str) -> None
         headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
     if request.command == "GET":
         hub.downloads.append(name)
+        if len(content) > 1_000_000:
+            time.sleep(hub.delay_s)
     cut = hub.cut_after.pop(name, None) if request.command == "GET" else None
     _send(request, content[begin:], headers, status=206 if begin else 200, cut=cut)
 
