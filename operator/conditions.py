@@ -50,9 +50,10 @@ class Facts:
     """How far the fetching of the model is, while pods do so."""
 
     def problem(self, role: Role | None = None) -> Problem | None:
-        """The worst problem of a role's pods, or of all."""
-        found = [pod.problem for pod in self.pods if pod.problem is not None and role in (None, pod.role)]
-        return max(found, default=None)
+        """The worst problem of a role's pods, or of all. Before anything serves, those of a spec that was replaced do
+        not count: they go as soon as the new pods are ready."""
+        counted = [pod for pod in self.pods if role in (None, pod.role) and (self.serving or self._is_new(pod))]
+        return max((pod.problem for pod in counted if pod.problem is not None), default=None)
 
     def blocked(self) -> tuple[str, str] | None:
         """Why the target does not come up, if waiting will not help."""

@@ -34,8 +34,6 @@ class Controller:
         self._queue = queue
         self._executor = executor
         self._metrics = metrics
-        self._subjects: dict[Key, Subject] = {}
-        """Rendering costs more than all the rest of a look that changes nothing."""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -63,11 +61,10 @@ class Controller:
     async def _look(self, key: Key) -> None:
         deployment = self._store.deployments.get(key)
         if deployment is None or deployment.metadata.deletion_timestamp is not None:
-            self._subjects.pop(key, None)
             self._queue.forget(key)
             return
         begin = time.perf_counter()
-        subject = self._subject(deployment)
+        subject = read_subject(deployment, self._config)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         decided = plan(subject, self._store.observe(key), now)
         if decided.actions:
@@ -86,15 +83,6 @@ class Controller:
             self._queue.add(key)
         elif refusals:
             self._queue.add(key, _REFUSED_RETRY_S)
-
-    def _subject(self, deployment: Deployment) -> Subject:
-        metadata = deployment.metadata
-        known = self._subjects.get(deployment.key)
-        if known is not None and (known.parent.uid, known.generation) == (metadata.uid, metadata.generation):
-            return known
-        subject = read_subject(deployment, self._config)
-        self._subjects[deployment.key] = subject
-        return subject
 
 
 def read_subject(deployment: Deployment, config: OperatorConfig) -> Subject:

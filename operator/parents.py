@@ -81,6 +81,7 @@ class Check:
 
     async def run(self) -> None:
         """Until cancelled."""
+        self.kopf_seen_at = time.monotonic()
         while True:
             await asyncio.sleep(CHECK_S)
             try:

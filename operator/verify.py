@@ -56,6 +56,8 @@ class Verifier:
                     if self._is_up(key):
                         self._due[key] = now + _ANSWER_S  # the answer sets the next time
                         group.create_task(self._ask(session, key, limit))
+                    else:
+                        self._store.set_verification(key, None)
                 for key in [key for key in self._due if key not in self._store.deployments]:
                     del self._due[key]
                     self._failures.pop(key, None)

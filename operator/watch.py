@@ -29,7 +29,8 @@ STALLED_S = 120.0
 """A watch that has not proved to live for so long is stuck."""
 RELIST_S = 600.0
 """The whole is compared with the store so often, in case that all else has failed."""
-_PAGE = 500
+_PAGE = 100
+"""Objects per answer of a list, which are in memory as dicts for a moment."""
 
 
 class _Line(Struct):
@@ -59,6 +60,7 @@ class Watch:
 
     async def run(self) -> None:
         """Until cancelled."""
+        self.alive_at = time.monotonic()
         version = ""
         while True:
             try:
@@ -127,7 +129,8 @@ class Watch:
         if self.kind is POD and line.type != "BOOKMARK":
             pod = msgspec.json.decode(line.object, type=Pod)
             if line.type == "DELETED":
-                self._store.drop_pod(pod.metadata.namespace, pod.metadata.name, pod.metadata.labels[names.DEPLOYMENT])
+                owner = pod.metadata.labels.get(names.DEPLOYMENT, "")
+                self._store.drop_pod(pod.metadata.namespace, pod.metadata.name, owner)
             else:
                 self._store.put_pod(pod)
             return pod.metadata.resource_version

@@ -1,4 +1,4 @@
-"""An operator as a process of the test, behind a proxy: it can be killed at any request and cut off from the API server.
+"""An operator as a process of the test, behind a proxy: killed at any request, cut off from the API server.
 
 It looks after one namespace. An operator that Helm installed stands aside meanwhile.
 """
@@ -28,14 +28,13 @@ class Proxy:
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
-        self._loop = asyncio.new_event_loop()
         self._writers: set[asyncio.StreamWriter] = set()
         self._open = True
-        self._flowing = asyncio.Event()
         self.port = 0
         self._started = threading.Event()
-        threading.Thread(target=self._run, daemon=True).start()
-        self._started.wait(5)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        self._thread.start()
+        assert self._started.wait(5)
 
     def cut(self) -> None:
         """Every connection breaks and none is made any more."""
@@ -50,20 +49,26 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._flowing.set)
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(5)
 
     def _cut(self) -> None:
         self._open = False
         for writer in self._writers:
             writer.transport.abort()
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._flowing, self._stop = asyncio.Event(), asyncio.Event()
         self._flowing.set()
-        server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         self._started.set()
-        self._loop.run_forever()
+        await self._stop.wait()
+        server.close()
+        self._cut()
+        self._flowing.set()
+        await asyncio.sleep(0.1)  # lets the connections end
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
@@ -159,7 +164,7 @@ def api_address(kubeconfig: Path) -> tuple[str, int]:
 def installed_operators_stand_aside() -> Iterator[None]:
     """Those that Helm installed would do the work of the one under test."""
     found: dict[str, Any] = yaml.safe_load(
-        run("kubectl", "get", "deployments", "-A", "-l", "app.kubernetes.io/name=penstock", "-o", "yaml")
+        run("kubectl", "get", "deployments", "-A", "-l", "app.kubernetes.io/name=penstock-operator", "-o", "yaml")
     )
     operators = [
         item["metadata"]
@@ -168,7 +173,7 @@ def installed_operators_stand_aside() -> Iterator[None]:
     ]
     for item in operators:
         run("kubectl", "-n", item["namespace"], "scale", f"deployment/{item['name']}", "--replicas=0")
-        pods = ("get", "pods", "-n", item["namespace"], "-l", "app.kubernetes.io/name=penstock", "-o", "name")
+        pods = ("get", "pods", "-n", item["namespace"], "-l", "app.kubernetes.io/name=penstock-operator", "-o", "name")
         eventually(lambda pods=pods: run("kubectl", *pods).strip() == "", "the installed operator stops")  # type: ignore[misc]
     try:
         yield

@@ -10,7 +10,7 @@ from penstock.operator import fetching
 from penstock.operator.client import ApiUnavailable
 from penstock.operator.conditions import Facts, conditions
 from penstock.operator.fetching import Fetching, progress_of
-from penstock.operator.problems import Pod
+from penstock.operator.problems import Pod, PodState, Problem
 from penstock.operator.store import Store
 
 LINE = "hf://a/b@main: 3.2 GB of 16 GB (20 %), 100 MB/s, 2 min left"
@@ -106,6 +106,20 @@ def test_conditions_say_it_until_a_revision_serves() -> None:
 
     assert ready() == ("Unknown", "FetchingModel", LINE)
     assert ready(serving="abc")[0] == "False"
+
+
+def test_the_problems_of_a_replaced_spec_do_not_hide_how_the_new_one_is() -> None:
+    """Somebody forgot the token and now gives it: the first pods still fail while the new ones fetch."""
+    old = PodState("a", "prefill", "old", False, Problem(8, "ModelNotFound", "no token"))
+    wanted, none = {"prefill": 1, "decode": 1, "router": 1}, {"prefill": 0, "decode": 0, "router": 0}
+
+    def available(target: str) -> tuple[str, str]:
+        facts = Facts(wanted=wanted, ready=none, existing=wanted, pods=[old], target=target, fetching=LINE)  # type: ignore[arg-type]
+        found = {condition.type: condition for condition in conditions(facts, (), 1, "now")}["PrefillAvailable"]
+        return found.status, found.reason
+
+    assert available("old") == ("False", "ModelNotFound")
+    assert available("new") == ("Unknown", "FetchingModel")
 
 
 def test_an_empty_log_says_nothing() -> None:
