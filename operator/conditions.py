@@ -83,7 +83,7 @@ def conditions(facts: Facts, old: Sequence[Condition], generation: int, now: str
         "Progressing": _progressing(facts),
         "Scaling": _scaling(facts),
         "CapacityLimited": _capacity(facts),
-        "Degraded": _degraded(facts, transfers),
+        "Degraded": _degraded(facts, available, transfers),
     }
     before = {condition.type: condition for condition in old}
     return [_condition(kind, verdicts[kind], before.get(kind), generation, now) for kind in TYPES]
@@ -107,8 +107,9 @@ def _available(facts: Facts, role: Role) -> Verdict:
     if wanted == 0:
         return ("True" if role == "prefill" else "False"), "ScaledToZero", f"{role} is scaled to zero"
     count = f"{min(ready, wanted)} of {wanted} ready"
-    # Before the first revision is complete all must be there; afterwards one may be missing, as in any rollout.
-    needed = max(1, wanted - 1) if facts.serving else wanted
+    # Before the first revision is complete all must be there. Afterwards requests are answered while there is one: pods
+    # that a scaling has just added must not make it unavailable.
+    needed = 1 if facts.serving else wanted
     if ready >= wanted:
         return "True", "AllReady", count
     problem = facts.problem(role)
@@ -184,7 +185,7 @@ def _capacity(facts: Facts) -> Verdict:
     return "False", "Fits", "every pod has its place"
 
 
-def _degraded(facts: Facts, transfers: Verdict) -> Verdict:
+def _degraded(facts: Facts, available: Mapping[Role, Verdict], transfers: Verdict) -> Verdict:
     if (blocked := facts.blocked()) is not None:
         return "True", *blocked
     if (problem := facts.problem()) is not None:
@@ -192,11 +193,8 @@ def _degraded(facts: Facts, transfers: Verdict) -> Verdict:
     if transfers[0] == "False":
         return "True", "TransfersFail", transfers[2]
     if facts.serving:
-        missing = [
-            f"{role} {facts.ready[role]} of {facts.wanted[role]} ready"
-            for role in ROLES
-            if facts.ready[role] < facts.wanted[role]
-        ]
-        if missing and facts.is_complete:
-            return "True", "PodsMissing", ", ".join(missing)
+        for role in ROLES:
+            status, reason, message = available[role]
+            if status == "False":
+                return "True", reason, f"{role}: {message}"
     return "False", "AsExpected", "nothing is wrong"

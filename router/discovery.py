@@ -102,7 +102,7 @@ async def discover(
                     pause_s = 0.0
             except Expired as error:
                 log.info("listing workers again: %s", error)
-            except (ApiError, aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError, ValueError) as error:
+            except Exception as error:  # whatever it is: watching goes on
                 count_error()
                 pause_s = min(LONGEST_PAUSE_S, 2 * pause_s or FIRST_PAUSE_S)
                 reason = str(error) or type(error).__name__

@@ -19,6 +19,7 @@ NOT_COUNTED: dict[Right, str] = {
     ("get", "discovery.k8s.io/endpointslices"): "never used: what routers are granted must be held",
     ("list", "discovery.k8s.io/endpointslices"): "never used: what routers are granted must be held",
     ("watch", "discovery.k8s.io/endpointslices"): "never used: what routers are granted must be held",
+    ("create", "coordination.k8s.io/leases"): "only by the first leader ever",
     ("get", "pods/log"): "only while a model of a hub is fetched (test_sources)",
     **{("get", f"{kind.group}/{kind.plural}".lstrip("/")): "a look after a conflict, of any kind" for kind in OWNED},
     **{
