@@ -118,13 +118,13 @@ def _available(facts: Facts, role: Role) -> Verdict:
         return "True", "EnoughReady", why
     if problem is not None:
         return "False", problem.reason, why
+    if facts.fetching and not facts.serving:  # the problem of another role's pod, maybe a replaced one, can wait
+        return "Unknown", "FetchingModel", f"{count}: {facts.fetching}"
     blocked = facts.blocked()
     if blocked is not None and not facts.serving:
         return "False", *blocked
     if facts.serving:
         return "False", "TooFewReady", count
-    if facts.fetching:
-        return "Unknown", "FetchingModel", f"{count}: {facts.fetching}"
     return "Unknown", "Starting", count
 
 

@@ -120,7 +120,7 @@ def hub(penstock: Kube) -> Iterator[Kube]:
     serve = (
         "import pathlib, sys, threading; sys.path.insert(0, '/code'); from fake_hub import FakeHub\n"
         "files = {f.name: f.read_bytes() for f in pathlib.Path('/models/penstock-demo').iterdir()}\n"
-        "hub = FakeHub('penstock/demo', files, token='right', host='0.0.0.0', port=8080, delay_s=12)\n"
+        "hub = FakeHub('penstock/demo', files, token='right', host='0.0.0.0', port=8080, delay_s=8)\n"
         "with hub: threading.Event().wait()\n"
     )
     container = {
@@ -152,9 +152,9 @@ def hub(penstock: Kube) -> Iterator[Kube]:
 
 def test_a_repository_of_a_hub_is_fetched_with_the_token_and_a_missing_one_is_said(namespace: Kube, hub: Kube) -> None:
     assert hub.namespace == HUB
-    namespace.apply(small("fetched", "hf://penstock/demo@main"))
+    namespace.apply(small("private", "hf://penstock/demo@main"))
     eventually(
-        lambda: "spec.model.tokenSecret" in namespace.condition("fetched").get("message", ""),
+        lambda: "spec.model.tokenSecret" in namespace.condition("private").get("message", ""),
         "Ready says that a token is needed",
         within_s=60,
     )
