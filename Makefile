@@ -1,17 +1,21 @@
 # Everything that is installed goes to .venv; `make clean` removes it. A second run installs nothing.
 PYTHON ?= python3
+DOCKER ?= docker
+VERSION := $(shell sed -n 's/^appVersion: //p' charts/penstock/Chart.yaml)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --no-compile --constraint constraints.txt
 PINS := pyproject.toml constraints.txt install_torch.py
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test test-cluster check images bench clean
 
 help:
 	@echo "make demo    install, start a router, a prefill and a decode worker, ask a question, stop"
 	@echo "make test    run all tests, fast ones first"
+	@echo "make test-cluster   run the tests that need Kubernetes, on the shared cluster or on kind"
 	@echo "make check   ruff, mypy and the import rules"
+	@echo "make images  build penstock/control and penstock/worker with docker, as docs/how-to/kubernetes.md says"
 	@echo "make bench   run the benchmarks of bench/ (needs a quiet machine; peers as docs/how-to/benchmark.md says)"
 	@echo "make clean   remove .venv and everything that was built"
 
@@ -21,11 +25,18 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python tests/run.py
 
+test-cluster: $(VENV)/.installed-dev
+	kubeconfig=$$(tests/cluster/prepare.sh) && KUBECONFIG=$$kubeconfig $(BIN)/python tests/run.py cluster
+
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+images:
+	$(DOCKER) build --tag penstock/control:$(VERSION) --file docker/control.Dockerfile .
+	$(DOCKER) build --tag penstock/worker:$(VERSION) --file docker/worker.Dockerfile .
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.handover

@@ -1,6 +1,7 @@
 """Writes the pages that derive from the code and from bench/results, so that they cannot fall behind.
 
-python docs/make.py            writes docs/reference/command-line.md, docs/reference/metrics.md, docs/performance.md
+python docs/make.py            writes docs/reference/command-line.md, docs/reference/metrics.md,
+                               docs/reference/kubernetes-api.md, docs/performance.md
 python docs/make.py --check    exits with 1 and names the pages that differ (tests/house runs this)
 """
 
@@ -27,6 +28,7 @@ def main() -> int:
     pages = {
         DOCS / "reference" / "command-line.md": command_line(),
         DOCS / "reference" / "metrics.md": metrics(),
+        DOCS / "reference" / "kubernetes-api.md": kubernetes_api(),
         DOCS / "performance.md": performance(),
     }
     differing = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
@@ -65,8 +67,59 @@ def _flag_row(action: argparse.Action) -> tuple[str, str]:
     return f"`{name}`", (action.help or "").replace("%%", "%") + choices
 
 
+def kubernetes_api() -> str:
+    from penstock.operator import crds
+
+    parts = [
+        MADE,
+        "# The Kubernetes API\n",
+        "You write an `LLMDeployment`; the operator writes `LLMPools`, which you or an autoscaler may scale.",
+        "`kubectl explain llmd.spec` shows the same. [How the operator works](../explanation/operator.md).\n",
+    ]
+    for crd in crds.crds():
+        version = crd["spec"]["versions"][0]
+        schema = version["schema"]["openAPIV3Schema"]
+        parts += [
+            f"## {crd['spec']['names']['kind']}\n",
+            f"`{crd['spec']['group']}/{version['name']}`. {schema['description']}\n",
+        ]
+        for part in ("spec", "status"):
+            rows = list(_field_rows(schema["properties"][part], part))
+            parts += [f"### {part}\n", _table(("field", "type", "default", "meaning"), rows)]
+        rules = list(_rule_rows(schema, ""))
+        if rules:
+            parts += ["### What is refused\n", _table(("where", "sentence"), rules)]
+    return "\n".join(parts)
+
+
+def _field_rows(schema: dict[str, Any], path: str) -> Iterable[tuple[str, str, str, str]]:
+    for name, part in schema.get("properties", {}).items():
+        kind = part.get("type", "integer or string")
+        limits = "".join(
+            f", {word} {part[key]}" for key, word in (("minimum", "at least"), ("maximum", "at most")) if key in part
+        )
+        choices = (
+            "; one of " + ", ".join(f"`{choice or '(empty)'}`" for choice in part["enum"]) if "enum" in part else ""
+        )
+        default = "" if part.get("default") in (None, "", [], {}) or kind == "object" else f"`{part['default']}`"
+        required = " Required." if name in schema.get("required", ()) else ""
+        yield f"`{path}.{name}`", kind + limits, default, part.get("description", "") + required + choices
+        yield from _field_rows(part, f"{path}.{name}")
+        if kind == "array":
+            yield from _field_rows(part["items"], f"{path}.{name}[]")
+
+
+def _rule_rows(schema: dict[str, Any], path: str) -> Iterable[tuple[str, str]]:
+    for rule in schema.get("x-kubernetes-validations", ()):
+        where = (path + rule.get("fieldPath", "")).lstrip(".") or "(the object)"
+        yield f"`{where}`", rule.get("message") or rule["messageExpression"].partition(".format(")[0].strip("'")
+    for name, part in schema.get("properties", {}).items():
+        yield from _rule_rows(part, f"{path}.{name}")
+
+
 def metrics() -> str:
     from penstock.engine.messages import Stats
+    from penstock.operator.metrics import Metrics as OperatorMetrics
     from penstock.protocol import Load
     from penstock.router.metrics import Metrics
     from penstock.worker.metrics import WorkerMetrics
@@ -90,6 +143,8 @@ def metrics() -> str:
         _metric_table(worker._registry.collect()),
         "## Router\n",
         _metric_table(Metrics().registry.collect()),
+        "## Operator\n",
+        _metric_table(OperatorMetrics().registry.collect()),
     ]
     return "\n".join(parts)
 

@@ -16,6 +16,7 @@ from penstock.router.openai.endpoint import Endpoint
 from penstock.router.openai.errors import error_body
 from penstock.router.openai.prepare import check_model, prepare_chat, prepare_completion
 from penstock.router.openai.responses import Model, ModelList
+from penstock.router.probe import Probe
 from penstock.router.services import Services
 
 JSON = "application/json"
@@ -68,6 +69,8 @@ def _add_models(app: FastAPI, services: Services) -> None:
 
 
 def _add_operation(app: FastAPI, services: Services) -> None:
+    probes = Probe()
+
     async def health(_: Request) -> Response:
         return Response(b'{"status":"ok"}', media_type=JSON)
 
@@ -91,10 +94,17 @@ def _add_operation(app: FastAPI, services: Services) -> None:
         services.draining = True
         return Response(msgspec.json.encode({"running": len(services.lifelines)}), media_type=JSON)
 
+    async def probe(_: Request) -> Response:
+        """Moves a few KV blocks over every pair of workers, and says what became of them."""
+        cluster = services.cluster.snapshot()
+        tried = await probes.run(services.placer.session, cluster, services.model.vocab_size)
+        return Response(msgspec.json.encode({"pairs": tried}), media_type=JSON)
+
     app.add_route("/health", health, methods=["GET"])
     app.add_route("/ready", ready, methods=["GET"])
     app.add_route("/metrics", metrics, methods=["GET"])
     app.add_route("/drain", drain, methods=["POST"])
+    app.add_route("/probe", probe, methods=["POST"])
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -1,12 +1,12 @@
 """The workers the router knows: which are ready, and what the router has in flight on each.
 
-Members come from the configuration now and from a watcher later (`add`, `remove`). Whether a member is ready is learned
+Members come from the configuration (`add`) or from a watcher (`set_members`). Whether a member is ready is learned
 by polling its /ready, and at once by `mark_lost` when a stream on it fails; a lost worker is looked at immediately and
 then at every poll, so it is chosen again within two polls of its return.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -21,12 +21,22 @@ from penstock.router.policy import EXPECTED_OUTPUT_TOKENS, ClusterSnapshot, Plac
 Role: TypeAlias = Literal["prefill", "decode"]
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Somebody who should be a worker: only a prefill and a decode worker of one revision are paired."""
+
+    url: str
+    role: Role
+    revision: str = ""
+
+
 @dataclass(slots=True, eq=False)
 class Worker:
     """One member. `arrivals` counts how often it became ready: a new number is a new chance."""
 
     url: str
     role: Role
+    revision: str = ""
     ready: bool = False
     arrivals: int = 0
     generation: str = ""
@@ -53,10 +63,10 @@ class Cluster:
     def workers(self) -> tuple[Worker, ...]:
         return tuple(self._workers.values())
 
-    def add(self, url: str, role: Role) -> None:
+    def add(self, url: str, role: Role, revision: str = "") -> None:
         """A member that is not ready until it says so. Known members keep their state."""
         if url not in self._workers:
-            worker = self._workers[url] = Worker(url, role)
+            worker = self._workers[url] = Worker(url, role, revision)
             worker.watcher = asyncio.create_task(self._watch(worker), name=f"watch {url}")
 
     def remove(self, url: str) -> None:
@@ -64,6 +74,14 @@ class Cluster:
         worker = self._workers.pop(url, None)
         if worker is not None and worker.watcher is not None:
             worker.watcher.cancel()
+
+    def set_members(self, members: Collection[Member]) -> None:
+        """From now on exactly these. An address that was another revision's or role's is a new worker."""
+        for worker in self.workers:
+            if Member(worker.url, worker.role, worker.revision) not in members:
+                self.remove(worker.url)
+        for member in members:
+            self.add(member.url, member.role, member.revision)
 
     async def close(self) -> None:
         watchers = [worker.watcher for worker in self.workers if worker.watcher is not None]
@@ -117,7 +135,7 @@ class Cluster:
 
     def _loads(self, role: Role) -> tuple[WorkerLoad, ...]:
         return tuple(
-            WorkerLoad(worker.url, worker.prefill_tokens, worker.output_tokens)
+            WorkerLoad(worker.url, worker.prefill_tokens, worker.output_tokens, worker.revision)
             for worker in self._workers.values()
             if worker.ready and worker.role == role
         )

@@ -16,6 +16,9 @@ class RouterConfig:
     port: int = option(8000, "Port to listen on; 0 takes a free one.")
     prefill: str = option("", "Base URLs of the prefill workers, separated by commas.")
     decode: str = option("", "Base URLs of the decode workers, separated by commas.")
+    discover: str = option(
+        "", "In Kubernetes, instead of the two lists: label selector of the EndpointSlices that list the workers."
+    )
     max_context_tokens: int | None = option(
         None,
         "Longest prompt plus answer; the model's own limit when none. Workers with less memory lower it by themselves.",
@@ -52,7 +55,8 @@ class RouterConfig:
     )
 
     def __post_init__(self) -> None:
-        _urls(self.prefill), _urls(self.decode)
+        if (_urls(self.prefill) + _urls(self.decode)) and self.discover:
+            raise ConfigError("workers are either listed, by --prefill and --decode, or watched, by --discover")
         for name in ("max_body_bytes", "max_samples", "max_attempts", "index_blocks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -35,6 +35,11 @@ class Metrics:
         self.replacements = Counter(
             "penstock_router_failed_placements", "Placements that failed, by reason", ["reason"], registry=self.registry
         )
+        self.discovery_errors = Counter(
+            "penstock_router_discovery_errors",
+            "Times the EndpointSlices could not be listed or watched",
+            registry=self.registry,
+        )
         self.worker_ready = Gauge(
             "penstock_router_worker_ready", "1 while the worker is ready", ["worker", "role"], registry=self.registry
         )

@@ -17,6 +17,8 @@ class WorkerLoad:
     """Prompt tokens still to be computed there."""
     output_tokens: int = 0
     """Output tokens still expected from there."""
+    revision: str = ""
+    """Only workers of one revision are paired: others may have other weights or another layout of the KV cache."""
 
     @property
     def work(self) -> int:
@@ -58,7 +60,7 @@ class Policy(Protocol):
     """How placements are chosen."""
 
     def choose(self, request: PlacementRequest, cluster: ClusterSnapshot) -> Placement | None:
-        """None when no decode worker is left. Must not choose an excluded worker."""
+        """None when no decode worker is left. Must not choose an excluded worker, nor a pair of two revisions."""
         ...
 
 
@@ -79,7 +81,7 @@ class LeastWork:
         decode = _least(request, cluster.decode)
         if decode is None:
             return None
-        prefill = _least(request, cluster.prefill)
+        prefill = _least(request, tuple(load for load in cluster.prefill if load.revision == decode.revision))
         if prefill is None or prefill.url == decode.url:
             return Placement(decode.url)
         on_decode, on_prefill = request.uncached(decode), request.uncached(prefill)

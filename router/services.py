@@ -10,6 +10,7 @@ from penstock.errors import ConfigError, RequestError
 from penstock.hop import new_session
 from penstock.router.cluster import Cluster
 from penstock.router.config import RouterConfig
+from penstock.router.discovery import api_of_this_pod, discover
 from penstock.router.http import Lifelines
 from penstock.router.metrics import Metrics
 from penstock.router.model import load_model
@@ -35,6 +36,7 @@ class Services:
         self.model = load_model(
             Path(config.model), name=config.served_model_name, context_tokens=config.max_context_tokens
         )
+        self._api = api_of_this_pod() if config.discover else None
         self.metrics = Metrics()
         self.lifelines = Lifelines()
         self.draining = False
@@ -58,11 +60,19 @@ class Services:
                 self.cluster.add(url, "decode")
             for url in self.config.prefill_urls:
                 self.cluster.add(url, "prefill")
+            discovery = asyncio.create_task(self._discover(), name="discovery")
             try:
                 yield
             finally:
+                discovery.cancel()
+                await asyncio.gather(discovery, return_exceptions=True)
                 await self.cluster.close()
                 self._encoders.shutdown(wait=False, cancel_futures=True)
+
+    async def _discover(self) -> None:
+        if self._api is not None:
+            count_error = self.metrics.discovery_errors.inc
+            await discover(self._api, self.config.discover, self.cluster.set_members, count_error)
 
     @property
     def ready(self) -> bool:

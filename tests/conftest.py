@@ -13,4 +13,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "gpu" in item.keywords and not has_gpu:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and nvidia-smi is not on PATH"))
         if "cluster" in item.keywords and not has_cluster:
-            item.add_marker(pytest.mark.skip(reason="needs a Kubernetes cluster: set KUBECONFIG"))
+            item.add_marker(pytest.mark.skip(reason="needs a Kubernetes cluster: make test-cluster, or set KUBECONFIG"))

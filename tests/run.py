@@ -17,7 +17,7 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 LOGS = TESTS.parent / "build" / "tests"
 NO_TESTS = 5  # pytest's exit status when nothing was collected
-LAST = ("house", "demo", "e2e")  # suites that take longest; a mistake elsewhere shows before them
+LAST = ("house", "demo", "e2e", "cluster")  # suites that take longest; a mistake elsewhere shows before them
 PASSES = (("", "not slow"), (" (slow)", "slow"))
 
 

@@ -1,6 +1,7 @@
 """The command line. Every command imports what it needs only when it is run, so that `--help` is instant."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def _overview() -> Parser:
 def _up_flags(parser: argparse.ArgumentParser) -> None:
     from penstock.local.config import add_local_flags
 
-    sentence = "Model folder or Hugging Face id; without one, the demonstration model."
+    sentence = "Folder, or file://, hf:// or Hugging Face id; without one, the demonstration model."
     parser.add_argument("model", nargs="?", default="", metavar="MODEL", help=sentence)
     add_local_flags(parser)
 
@@ -123,9 +124,78 @@ def _router(args: argparse.Namespace) -> int:
     from penstock.router.config import RouterConfig
     from penstock.router.main import run_router
 
-    args.model = find_model(args.model)
+    args.model = find_model(args.model, text_only=True)
     run_router(from_flags(RouterConfig, args))
     return 0
+
+
+def _fetch_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.sources.command import FetchConfig
+
+    parser.add_argument("uri", metavar="URI", help="The model, for example hf://Qwen/Qwen3-0.6B@main.")
+    add_flags(parser, FetchConfig, skip=("uri",))
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    from penstock.sources.command import FetchConfig, run_fetch
+
+    return run_fetch(from_flags(FetchConfig, args))
+
+
+def _operator_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.operator.config import OperatorConfig
+
+    add_flags(parser, OperatorConfig)
+
+
+def _operator(args: argparse.Namespace) -> int:
+    from penstock.operator.config import OperatorConfig
+    from penstock.operator.main import run_operator
+
+    return run_operator(from_flags(OperatorConfig, args))
+
+
+def _render_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.operator.commands.render import RenderConfig
+    from penstock.operator.config import OperatorConfig
+
+    parser.add_argument("file", metavar="FILE", help="YAML with LLMDeployments; - reads standard input.")
+    add_flags(parser, RenderConfig, skip=("file",))
+    images = ("worker_image_cpu", "worker_image_cuda", "router_image", "image_pull_policy", "hub_endpoint")
+    others = tuple(field.name for field in dataclasses.fields(OperatorConfig) if field.name not in images)
+    add_flags(parser, OperatorConfig, skip=others)
+
+
+def _render(args: argparse.Namespace) -> int:
+    from penstock.operator.commands.render import RenderConfig, run_render
+    from penstock.operator.config import OperatorConfig
+
+    return run_render(from_flags(RenderConfig, args), from_flags(OperatorConfig, args, namespace=""))
+
+
+def _status_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.operator.commands.status import StatusConfig
+
+    parser.add_argument("name", metavar="NAME", help="The LLMDeployment.")
+    add_flags(parser, StatusConfig, skip=("name",))
+
+
+def _status(args: argparse.Namespace) -> int:
+    from penstock.operator.commands.status import StatusConfig, run_status
+
+    return run_status(from_flags(StatusConfig, args))
+
+
+def _doctor_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.operator.commands.doctor import DoctorConfig
+
+    add_flags(parser, DoctorConfig)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from penstock.operator.commands.doctor import DoctorConfig, run_doctor
+
+    return run_doctor(from_flags(DoctorConfig, args))
 
 
 def _version(_: argparse.Namespace) -> int:
@@ -144,6 +214,11 @@ COMMANDS = {
     "prefill": Command("Run one prefill worker: computes prompts, hands out their KV blocks.", _worker_flags, _prefill),
     "decode": Command("Run one decode worker: fetches KV blocks, streams tokens.", _worker_flags, _decode),
     "router": Command("Run the router: the OpenAI API in front of the workers.", _router_flags, _router),
+    "fetch": Command("Fetch a model to where workers and router look for it.", _fetch_flags, _fetch),
+    "operator": Command("Run the Kubernetes operator: LLMDeployments become pods.", _operator_flags, _operator),
+    "render": Command("Print what the operator would create for a file.", _render_flags, _render),
+    "status": Command("Show an LLMDeployment on one screen.", _status_flags, _status),
+    "doctor": Command("Check this machine and the cluster.", _doctor_flags, _doctor),
     "version": Command("Print the version.", _no_flags, _version),
 }
 

@@ -33,7 +33,7 @@ def test_dependency_is_pinned_with_a_reason_in_one_place(need: str) -> None:
     assert reasons, f"{need} needs a comment that says what it is for"
 
 
-@pytest.mark.parametrize("need", [need for need in own_dependencies() if not need.startswith(("kopf", "kubernetes"))])
+@pytest.mark.parametrize("need", own_dependencies())
 def test_constraints_name_the_same_version(need: str) -> None:
     name, version = need.split("==")
     pins = {normal(pinned): pinned_version for pinned, pinned_version in CONSTRAINTS.items()}

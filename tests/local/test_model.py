@@ -39,14 +39,19 @@ def test_hugging_face_id_without_network_is_one_clear_sentence(monkeypatch: pyte
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ConfigError, match="penstock-tests/none is not a folder here and cannot be fetched") as refused:
+    with pytest.raises(
+        ConfigError, match=r"penstock-tests/none is not a folder here, and .* cannot be fetched"
+    ) as refused:
         find_model("penstock-tests/none")
     assert "\n" not in str(refused.value)
 
 
-def test_model_is_called_by_its_folder_its_id_or_as_the_demonstration(tmp_path: Path) -> None:
+def test_model_is_called_by_its_folder_its_repository_its_image_or_as_the_demonstration(tmp_path: Path) -> None:
     assert model_name(f"{tmp_path}/") == tmp_path.name
     assert model_name("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+    assert model_name("hf://Qwen/Qwen3-0.6B@main") == "Qwen/Qwen3-0.6B"
+    assert model_name("file:///models/qwen3") == model_name("pvc://models/qwen3") == "qwen3"
+    assert model_name("pvc://qwen3") == model_name("image://ghcr.io/org/qwen3:1.0?path=/weights") == "qwen3"
     assert model_name("") == "penstock-demo"
 
 

@@ -67,3 +67,21 @@ def test_an_excluded_worker_is_never_chosen(prompt: int, loads: list[int], exclu
     else:
         assert placement.decode not in excluded
         assert placement.prefill not in excluded
+
+
+@given(
+    revisions=st.lists(st.sampled_from(["r1", "r2", "r3"]), min_size=2, max_size=8),
+    prompt=st.integers(1, 2000),
+    loads=st.lists(st.integers(0, 5000), min_size=8, max_size=8),
+)
+def test_only_workers_of_one_revision_are_paired(revisions: list[str], prompt: int, loads: list[int]) -> None:
+    workers = [
+        WorkerLoad(f"w{index}", load, load, revision)
+        for index, (revision, load) in enumerate(zip(revisions, loads, strict=False))
+    ]
+    half = len(workers) // 2
+    placement = POLICY.choose(PlacementRequest(prompt), ClusterSnapshot(tuple(workers[:half]), tuple(workers[half:])))
+    assert placement is not None
+    revision_of = {worker.url: worker.revision for worker in workers}
+    if placement.prefill is not None:
+        assert revision_of[placement.prefill] == revision_of[placement.decode]

@@ -1,0 +1,1 @@
+"""Day-two commands: `penstock render`, `penstock status` and `penstock doctor`."""

@@ -1,0 +1,56 @@
+"""Whether an object still says what the operator applied. Pure: decides between an API write and none."""
+
+import re
+from decimal import Decimal
+from typing import Any
+
+_KEYS = ("uid", "mountPath", "name", "port", "key")
+_UNITS = {"": 0, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15}
+_BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50}
+
+
+def covers(observed: Any, wanted: Any) -> bool:
+    """Whether all that is `wanted` is observed; what others added beside it is theirs.
+
+    The API server leaves out what is empty and rewrites quantities; neither is a difference.
+    """
+    if isinstance(wanted, dict):
+        if not isinstance(observed, dict):
+            return not wanted and observed is None
+        return all(covers(observed.get(key), value) for key, value in wanted.items())
+    if isinstance(wanted, list):
+        return _covers_list(observed, wanted)
+    if observed == wanted:
+        return True
+    if observed is None:
+        return wanted in ("", 0, False)
+    if isinstance(wanted, str | int) and isinstance(observed, str | int):
+        return _same_quantity(str(observed), str(wanted))
+    return False
+
+
+def _covers_list(observed: Any, wanted: list[Any]) -> bool:
+    if observed is None:
+        return not wanted
+    if not isinstance(observed, list):
+        return False
+    if len(observed) == len(wanted) and all(map(covers, observed, wanted)):
+        return True
+    key = next((key for key in _KEYS if all(isinstance(item, dict) and key in item for item in wanted)), None)
+    if key is None or not wanted:
+        return False
+    by_key = {item.get(key): item for item in observed if isinstance(item, dict)}
+    return all(covers(by_key.get(item[key]), item) for item in wanted)
+
+
+def _same_quantity(left: str, right: str) -> bool:
+    amounts = _amount(left), _amount(right)
+    return amounts[0] is not None and amounts[0] == amounts[1]
+
+
+def _amount(text: str) -> Decimal | None:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTP]i|[mkMGTP]?)", text)
+    if match is None:
+        return None
+    number = Decimal(match[1])
+    return number * 2 ** _BINARY[match[2]] if match[2] in _BINARY else number * Decimal(10) ** _UNITS[match[2]]

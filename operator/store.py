@@ -1,0 +1,161 @@
+"""Everything the operator has seen, indexed by LLMDeployment: fed by watches, read by `observe`. No I/O."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+import msgspec
+from msgspec import Struct, field
+
+from penstock.operator import api, names
+from penstock.operator.observed import Observed, Seen, Verification, seen
+from penstock.operator.problems import Metadata, Pod, PodState, state_of
+
+Key: TypeAlias = tuple[str, str]
+"""Namespace and name of an LLMDeployment."""
+
+
+class Deployment(Struct, frozen=True):
+    """An LLMDeployment as it was seen last. `spec` stays JSON until it is looked at."""
+
+    metadata: Metadata
+    spec: msgspec.Raw
+    status: api.Status = field(default_factory=api.Status)
+
+    @property
+    def key(self) -> Key:
+        return self.metadata.namespace, self.metadata.name
+
+
+class Store:
+    """`on_change` is called with the key of every LLMDeployment about which something new is known."""
+
+    def __init__(self, on_change: Callable[[Key], None]) -> None:
+        self._on_change = on_change
+        self.deployments: dict[Key, Deployment] = {}
+        self._objects: dict[Key, dict[tuple[str, str], Seen]] = defaultdict(dict)
+        self._pods: dict[Key, dict[str, PodState]] = defaultdict(dict)
+        self._keys: dict[tuple[str, str, str], Key] = {}
+        """(kind, namespace, name) of an object -> its LLMDeployment."""
+        self.verifications: dict[Key, Verification] = {}
+        self.refusals: dict[Key, tuple[str, ...]] = {}
+        self.fetching: dict[Key, str] = {}
+        """How far the fetching of models is."""
+
+    def observe(self, key: Key) -> Observed:
+        """What is known of one LLMDeployment."""
+        deployment = self.deployments.get(key)
+        return Observed(
+            objects=dict(self._objects.get(key, {})),
+            pods=tuple(self._pods.get(key, {}).values()),
+            status=deployment.status if deployment else api.Status(),
+            verification=self.verifications.get(key),
+            refusals=self.refusals.get(key, ()),
+            fetching=self.fetching.get(key, ""),
+        )
+
+    def put_deployment(self, body: dict[str, Any]) -> None:
+        """An LLMDeployment was seen; an older sight than the one known is ignored."""
+        found = read_deployment(body)
+        known = self.deployments.get(found.key)
+        if known is not None and known.metadata.uid == found.metadata.uid:
+            if int(found.metadata.resource_version) <= int(known.metadata.resource_version):
+                return
+        elif known is not None:
+            self._forget_state(found.key)
+        self.deployments[found.key] = found
+        self._on_change(found.key)
+
+    def drop_deployment(self, key: Key, uid: str | None = None) -> None:
+        """It is gone; with `uid` only if that is the one known."""
+        known = self.deployments.get(key)
+        if known is not None and uid in (None, known.metadata.uid):
+            del self.deployments[key]
+            self._forget_state(key)
+
+    def put(self, manifest: dict[str, Any]) -> None:
+        """An owned object was seen, in a watch or as the answer to a change."""
+        found = seen(manifest)
+        key = (found.namespace, found.deployment)
+        known = self._objects[key].get((found.kind, found.name))
+        if known is not None and known.uid == found.uid and known.resource_version >= found.resource_version:
+            return
+        before = self._keys.get((found.kind, found.namespace, found.name), key)
+        if before != key:  # somebody changed its label
+            self.drop(found.kind, found.namespace, found.name)
+        self._objects[key][found.kind, found.name] = found
+        self._keys[found.kind, found.namespace, found.name] = key
+        self._on_change(key)
+
+    def drop(self, kind: str, namespace: str, name: str, uid: str | None = None) -> None:
+        """An owned object is gone; with `uid` only if that is the one known."""
+        key = self._keys.get((kind, namespace, name))
+        known = self._objects.get(key, {}).get((kind, name)) if key else None
+        if key is None or known is None or uid not in (None, known.uid):
+            return
+        del self._keys[kind, namespace, name]
+        del self._objects[key][kind, name]
+        if not self._objects[key]:
+            del self._objects[key]
+        self._on_change(key)
+
+    def put_pod(self, pod: Pod) -> None:
+        """A pod was seen. Most of its changes mean nothing here."""
+        key = (pod.metadata.namespace, pod.metadata.labels.get(names.DEPLOYMENT, ""))
+        state = state_of(pod)
+        if self._pods[key].get(state.name) != state:
+            is_news = state.problem is not None or state.name in self._pods[key]
+            self._pods[key][state.name] = state
+            if is_news:
+                self._on_change(key)
+
+    def drop_pod(self, namespace: str, name: str, deployment: str) -> None:
+        key = (namespace, deployment)
+        pods = self._pods.get(key, {})
+        if pods.pop(name, None) is not None:
+            self._on_change(key)
+        if not pods:
+            self._pods.pop(key, None)
+
+    def pod_names(self) -> Iterable[tuple[str, str, str]]:
+        """(namespace, name, LLMDeployment) of every pod."""
+        return [(key[0], name, key[1]) for key, pods in self._pods.items() for name in pods]
+
+    def object_names(self, kind: str) -> Iterable[tuple[str, str]]:
+        """(namespace, name) of every owned object of a kind."""
+        return [(namespace, name) for of, namespace, name in self._keys if of == kind]
+
+    def set_verification(self, key: Key, verification: Verification | None) -> None:
+        if key in self.deployments and self.verifications.get(key) != verification:
+            if verification is None:
+                self.verifications.pop(key, None)
+            else:
+                self.verifications[key] = verification
+            self._on_change(key)
+
+    def fetching_pods(self) -> dict[Key, str]:
+        """One pod per LLMDeployment whose pods fetch their model."""
+        found = {key: [pod.name for pod in pods.values() if pod.is_fetching] for key, pods in self._pods.items()}
+        return {key: min(names_) for key, names_ in found.items() if names_ and key in self.deployments}
+
+    def set_fetching(self, key: Key, said: str) -> None:
+        if self.fetching.get(key, "") != said:
+            self.fetching[key] = said
+            if not said:
+                del self.fetching[key]
+            self._on_change(key)
+
+    def _forget_state(self, key: Key) -> None:
+        self.verifications.pop(key, None)
+        self.refusals.pop(key, None)
+        self.fetching.pop(key, None)
+
+
+def read_deployment(body: dict[str, Any]) -> Deployment:
+    """An LLMDeployment from the API server's JSON; a status of another form counts as none."""
+    status = api.Status()
+    with suppress(msgspec.ValidationError):
+        status = msgspec.convert(body.get("status") or {}, api.Status)
+    metadata = msgspec.convert(body["metadata"], Metadata)
+    return Deployment(metadata, msgspec.Raw(msgspec.json.encode(body.get("spec") or {})), status)

@@ -1,0 +1,195 @@
+"""The chart makes what it should for every Kubernetes version and mode, and refuses wrong values with a sentence."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from penstock.operator.config import OperatorConfig
+from penstock.operator.crds import crds
+from penstock.operator.rbac import lease_rules, rules
+from tests.charts.conftest import CHART, ROOT, Helm
+
+KUBERNETES = ("1.30.0", "1.31.4", "1.32.0", "1.33.2", "1.34.2")
+MONITORS = ("--api-versions", "monitoring.coreos.com/v1/PodMonitor")
+CLUSTER_WIDE = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
+
+
+def kinds(objects: Iterable[dict[str, Any]]) -> list[str]:
+    return sorted(found["kind"] for found in objects)
+
+
+def one(objects: Iterable[dict[str, Any]], kind: str) -> dict[str, Any]:
+    (found,) = [item for item in objects if item["kind"] == kind]
+    return found
+
+
+def pod_spec(helm: Helm, *options: str) -> dict[str, Any]:
+    spec: dict[str, Any] = one(helm.template(*options), "Deployment")["spec"]["template"]["spec"]
+    return spec
+
+
+def test_lint_finds_nothing(helm: Helm) -> None:
+    result = helm.run("lint", "--strict", str(CHART))
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.parametrize("namespace", ["", "team-a"])
+def test_every_kubernetes_version_and_mode_gets_the_same_kinds(helm: Helm, version: str, namespace: str) -> None:
+    objects = helm.template("--kube-version", version, "--set", f"watchNamespace={namespace}")
+    role = "Role" if namespace else "ClusterRole"
+    assert kinds(objects) == sorted(
+        [
+            *("CustomResourceDefinition", "CustomResourceDefinition", "Deployment", "ServiceAccount"),
+            *(role, f"{role}Binding", "Role", "RoleBinding"),
+        ]
+    )
+    for found in objects:
+        expected = None if found["kind"] in CLUSTER_WIDE else "penstock-system"
+        name = found["metadata"]["name"]
+        if namespace and found["kind"] in ("Role", "RoleBinding") and not name.endswith("-lease"):
+            expected = namespace
+        assert found["metadata"].get("namespace") == expected, found["kind"]
+
+
+def test_an_older_kubernetes_is_refused(helm: Helm) -> None:
+    assert "requires kubeVersion: >=1.30.0-0" in helm.refusal("--kube-version", "1.29.0")
+
+
+def test_bindings_bind_what_exists(helm: Helm) -> None:
+    objects = helm.template()
+    names = {(found["kind"], found["metadata"]["name"]) for found in objects}
+    for found in objects:
+        if found["kind"].endswith("Binding"):
+            assert (found["roleRef"]["kind"], found["roleRef"]["name"]) in names
+            for subject in found["subjects"]:
+                assert (subject["kind"], subject["name"]) in names
+    assert ("ServiceAccount", pod_spec(helm)["serviceAccountName"]) in names
+
+
+def test_rules_and_crds_are_the_operators_own() -> None:
+    rights = yaml.safe_load((CHART / "files" / "rbac.yaml").read_text())
+    assert rights == {"rules": rules(), "leaseRules": lease_rules()}, "run: python -m penstock.operator.rbac --write"
+    files = list(yaml.safe_load_all((CHART / "files" / "crds.yaml").read_text()))
+    assert files == crds(), "run: python -m penstock.operator.crds --write"
+
+
+def test_no_rule_is_a_wildcard_and_secrets_cannot_be_read() -> None:
+    for rule in (*rules(), *lease_rules()):
+        assert "*" not in (*rule["apiGroups"], *rule["resources"], *rule["verbs"])
+        if "secrets" in rule["resources"]:
+            assert set(rule["verbs"]) <= {"create", "patch", "delete"}
+
+
+def test_crds_upgrade_with_the_release_and_stay_when_it_goes(helm: Helm) -> None:
+    found = [item for item in helm.template() if item["kind"] == "CustomResourceDefinition"]
+    assert {item["spec"]["names"]["kind"] for item in found} == {"LLMDeployment", "LLMPool"}
+    for item in found:
+        assert item["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert not (CHART / "crds").exists(), "Helm never upgrades what lies there"
+    assert "CustomResourceDefinition" not in kinds(helm.template("--set", "crds.install=false"))
+
+
+def test_every_setting_is_a_flag_of_the_operator(helm: Helm) -> None:
+    flags = {f"PENSTOCK_FLAG_{field.name.upper()}" for field in dataclasses.fields(OperatorConfig)}
+    for entry in pod_spec(helm)["containers"][0]["env"]:
+        assert entry["name"] in flags
+
+
+def test_images_have_the_charts_version_unless_told_otherwise(helm: Helm) -> None:
+    def images(*options: str) -> tuple[str, ...]:
+        container = pod_spec(helm, *options)["containers"][0]
+        env = {entry["name"]: entry.get("value") for entry in container["env"]}
+        return (
+            container["image"],
+            *(env[f"PENSTOCK_FLAG_{name}"] for name in ("ROUTER_IMAGE", "WORKER_IMAGE_CPU", "WORKER_IMAGE_CUDA")),
+        )
+
+    control, worker = "penstock/control:0.1.0", "penstock/worker:0.1.0"
+    assert images() == (control, control, worker, f"{worker}-cuda")
+    digest = f"sha256:{'ab' * 32}"
+    options = ("--set", "images.control.repository=r.io/c", "--set", f"images.control.digest={digest}")
+    assert images(*options)[:2] == (f"r.io/c@{digest}",) * 2
+    assert images("--set", "images.worker.tag=dev")[2] == "penstock/worker:dev"
+
+
+def test_the_operator_may_run_where_pod_security_is_restricted(helm: Helm) -> None:
+    spec = pod_spec(helm)
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in spec["containers"]:
+        security = container["securityContext"]
+        assert security["readOnlyRootFilesystem"]
+        assert not security["allowPrivilegeEscalation"]
+        assert security["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_selectors_choose_the_operators_pods_and_never_change(helm: Helm) -> None:
+    deployment = one(helm.template(), "Deployment")
+    selector = deployment["spec"]["selector"]["matchLabels"]
+    assert selector == {"app.kubernetes.io/name": "penstock-operator", "app.kubernetes.io/instance": "penstock"}
+    assert selector.items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_pod_monitors_are_made_where_their_kind_exists(helm: Helm) -> None:
+    assert "PodMonitor" not in kinds(helm.template())
+    assert kinds(helm.template(*MONITORS)).count("PodMonitor") == 2
+    assert "PodMonitor" not in kinds(helm.template(*MONITORS, "--set", "podMonitor.enabled=false"))
+    labelled = helm.template(*MONITORS, "--set", "podMonitor.labels.release=prom")
+    monitors = [found for found in labelled if found["kind"] == "PodMonitor"]
+    assert all(found["metadata"]["labels"]["release"] == "prom" for found in monitors)
+    assert monitors[1]["spec"]["namespaceSelector"] == {"any": True}
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("operator.replica=3", "additional properties 'replica' not allowed"),
+        ("operator.replicas=two", "at '/operator/replicas': got string, want integer"),
+        ("operator.replicas=-1", "at '/operator/replicas': minimum: got -1, want 0"),
+        ("images.pullPolicy=Sometimes", "value must be one of 'IfNotPresent', 'Always', 'Never'"),
+        ("watchNamespace=Team_A", "at '/watchNamespace': 'Team_A' does not match pattern"),
+        ("hubEndpoint=hub.example.com", "at '/hubEndpoint'"),
+        ("images.worker.repository=", "at '/images/worker/repository'"),
+        ("crds.install=maybe", "at '/crds/install': got string, want boolean"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(helm: Helm, option: str, sentence: str) -> None:
+    assert sentence in helm.refusal("--set", option)
+
+
+def test_every_value_has_a_schema_and_a_default() -> None:
+    import json
+
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert set(values) == set(schema["properties"]) - {"global"}
+    for name, section in values.items():
+        if isinstance(section, dict):
+            assert set(section) == set(schema["properties"][name]["properties"])
+
+
+def test_the_plain_manifests_are_in_step_with_the_chart(helm: Helm) -> None:
+    import os
+
+    path = f"{Path(helm.path).parent}:{os.environ['PATH']}"
+    command = [sys.executable, str(ROOT / "charts" / "make.py"), "--check"]
+    environment = os.environ | {"PATH": path}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_kustomize_base_builds(kubectl: str) -> None:
+    command = [kubectl, "kustomize", str(ROOT / "charts" / "manifests")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    objects = list(yaml.safe_load_all(result.stdout))
+    assert kinds(objects).count("CustomResourceDefinition") == 2
+    assert one(objects, "Deployment")["metadata"]["namespace"] == "penstock-system"
+    assert "Helm" not in result.stdout

@@ -1,0 +1,74 @@
+"""An object is written to only when it no longer says what was applied; and overrides merge by name."""
+
+from typing import Any
+
+import pytest
+
+from penstock.operator.drift import covers
+from penstock.operator.merge import merge
+
+
+@pytest.mark.parametrize(
+    ("observed", "wanted"),
+    [
+        ({"a": 1, "b": 2}, {"a": 1}),
+        ({"cpu": "1"}, {"cpu": "1000m"}),
+        ({"memory": "1Gi"}, {"memory": "1024Mi"}),
+        ({"memory": "1Gi"}, {"memory": 2**30}),
+        ({}, {"env": [], "value": "", "annotations": {}, "flag": False}),
+        ([{"name": "x", "value": "1", "extra": 1}, {"name": "y"}], [{"name": "y"}, {"name": "x", "value": "1"}]),
+        ([{"port": 80, "nodePort": 31000}], [{"port": 80}]),
+        ("x", "x"),
+    ],
+)
+def test_no_drift(observed: Any, wanted: Any) -> None:
+    assert covers(observed, wanted)
+
+
+@pytest.mark.parametrize(
+    ("observed", "wanted"),
+    [
+        ({"a": 1}, {"a": 2}),
+        ({}, {"a": 1}),
+        ({"cpu": "2"}, {"cpu": "1000m"}),
+        ({"memory": "1G"}, {"memory": "1Gi"}),
+        (["a"], ["a", "b"]),
+        (["a", "b"], ["a"]),
+        ([{"name": "x", "value": "2"}], [{"name": "x", "value": "1"}]),
+        ([{"name": "x"}], []),
+        (None, [1]),
+        ("x", {"a": 1}),
+    ],
+)
+def test_drift(observed: Any, wanted: Any) -> None:
+    assert not covers(observed, wanted)
+
+
+def test_overrides_merge_by_name() -> None:
+    base = {
+        "containers": [{"name": "worker", "env": [{"name": "A", "value": "1"}], "image": "i"}],
+        "volumes": [{"name": "tmp"}],
+    }
+    override = {
+        "containers": [
+            {"name": "worker", "env": [{"name": "B", "value": "2"}, {"name": "A", "value": "3"}]},
+            {"name": "sidecar"},
+        ],
+        "priorityClassName": "high",
+    }
+    assert merge(base, override) == {
+        "containers": [
+            {"name": "worker", "env": [{"name": "A", "value": "3"}, {"name": "B", "value": "2"}], "image": "i"},
+            {"name": "sidecar"},
+        ],
+        "volumes": [{"name": "tmp"}],
+        "priorityClassName": "high",
+    }
+
+
+def test_null_in_an_override_removes() -> None:
+    assert merge({"a": 1, "b": 2}, {"a": None}) == {"b": 2}
+
+
+def test_lists_without_names_are_replaced() -> None:
+    assert merge({"args": ["--a"]}, {"args": ["--b"]}) == {"args": ["--b"]}

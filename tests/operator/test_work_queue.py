@@ -1,0 +1,69 @@
+"""The queue: no key twice at the same time, and a failing one delays only itself."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from penstock.operator.metrics import Metrics
+from penstock.operator.work_queue import Queue
+
+A, B = ("ns", "a"), ("ns", "b")
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(5):
+            await scenario
+
+    asyncio.run(limited())
+
+
+def test_news_that_arrive_together_are_one_look() -> None:
+    async def scenario() -> None:
+        queue = Queue(Metrics())
+        for _ in range(100):
+            queue.add(A)
+        queue.add(B)
+        assert {await queue.get(), await queue.get()} == {A, B}
+        more = asyncio.ensure_future(queue.get())
+        done, _ = await asyncio.wait([more], timeout=0.1)
+        assert not done
+        more.cancel()
+
+    run(scenario())
+
+
+def test_news_during_a_look_make_another_one_afterwards() -> None:
+    async def scenario() -> None:
+        queue = Queue(Metrics())
+        queue.add(A, 0)
+        assert await queue.get() == A
+        queue.add(A, 0)
+        waiting = asyncio.ensure_future(queue.get())
+        done, _ = await asyncio.wait([waiting], timeout=0.1)
+        assert not done, "looked at twice at the same time"
+        queue.done(A, failed=False)
+        assert await waiting == A
+
+    run(scenario())
+
+
+def test_a_failing_key_waits_longer_each_time_and_no_other_with_it() -> None:
+    async def scenario() -> None:
+        queue = Queue(Metrics())
+        loop = asyncio.get_running_loop()
+        waits = []
+        queue.add(A, 0)
+        assert await queue.get() == A
+        for _ in range(3):
+            failed_at = loop.time()
+            queue.done(A, failed=True)
+            queue.add(B, 0)
+            assert await queue.get() == B
+            assert loop.time() - failed_at < 0.2
+            queue.done(B, failed=False)
+            assert await queue.get() == A
+            waits.append(loop.time() - failed_at)
+        assert waits[0] < waits[1] < waits[2]
+
+    run(scenario())
