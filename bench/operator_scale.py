@@ -290,7 +290,7 @@ def quantile(looks: Counter[float], part: float) -> float:
 
 def cpu_of(process: psutil.Process) -> float:
     times = process.cpu_times()
-    return times.user + times.system
+    return float(times.user + times.system)
 
 
 if __name__ == "__main__":
