@@ -5,16 +5,15 @@ import importlib.metadata
 import shutil
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import penstock
-from penstock.config import option
 from penstock.errors import ConfigError
 from penstock.operator import api, crds
 from penstock.operator.client import ApiError, ApiUnavailable, Client, connect
+from penstock.operator.commands.config import DoctorConfig
 from penstock.operator.kinds import LEASE, LLM_DEPLOYMENT, LLM_POOL
 
 OLDEST_MINOR = 29
@@ -28,14 +27,6 @@ class Finding(NamedTuple):
     verdict: Verdict
     what: str
     said: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class DoctorConfig:
-    """Where the operator is."""
-
-    operator_namespace: str = option("penstock-system", "Namespace of the operator.")
-    lease_name: str = option("penstock-operator", "Name of the operator's Lease.")
 
 
 def run_doctor(config: DoctorConfig) -> int:

@@ -3,31 +3,22 @@
 import difflib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import yaml
 
-from penstock.config import option
 from penstock.errors import ConfigError
 from penstock.operator import api, crds
 from penstock.operator.actions import Create, CreateSecret, Seed
+from penstock.operator.commands.config import RenderConfig
 from penstock.operator.config import OperatorConfig
 from penstock.operator.controller import read_subject
 from penstock.operator.observed import Observed
 from penstock.operator.plan import plan
 from penstock.operator.render import Manifest, secret
 from penstock.operator.store import read_deployment
-
-
-@dataclass(frozen=True, kw_only=True)
-class RenderConfig:
-    """What to render."""
-
-    file: str
-    namespace: str = option("default", "Namespace of LLMDeployments that name none.")
 
 
 def run_render(config: RenderConfig, operator: OperatorConfig) -> int:

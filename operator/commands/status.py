@@ -3,13 +3,12 @@
 import asyncio
 import re
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
-from penstock.config import option
 from penstock.errors import ConfigError
 from penstock.operator import api, names
 from penstock.operator.client import ApiError, ApiUnavailable, Client, connect
+from penstock.operator.commands.config import StatusConfig
 from penstock.operator.kinds import EVENT, LLM_DEPLOYMENT, LLM_POOL, POD
 from penstock.operator.store import read_deployment
 
@@ -23,14 +22,6 @@ _WANTED = {
     "penstock_failed_pulls_total",
     "vllm:num_requests_running",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class StatusConfig:
-    """Of which deployment."""
-
-    name: str
-    namespace: str = option("default", "Its namespace.")
 
 
 def run_status(config: StatusConfig) -> int:

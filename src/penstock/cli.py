@@ -156,7 +156,7 @@ def _operator(args: argparse.Namespace) -> int:
 
 
 def _render_flags(parser: argparse.ArgumentParser) -> None:
-    from penstock.operator.commands.render import RenderConfig
+    from penstock.operator.commands.config import RenderConfig
     from penstock.operator.config import OperatorConfig
 
     parser.add_argument("file", metavar="FILE", help="YAML with LLMDeployments; - reads standard input.")
@@ -167,33 +167,36 @@ def _render_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _render(args: argparse.Namespace) -> int:
-    from penstock.operator.commands.render import RenderConfig, run_render
+    from penstock.operator.commands.config import RenderConfig
+    from penstock.operator.commands.render import run_render
     from penstock.operator.config import OperatorConfig
 
     return run_render(from_flags(RenderConfig, args), from_flags(OperatorConfig, args, namespace=""))
 
 
 def _status_flags(parser: argparse.ArgumentParser) -> None:
-    from penstock.operator.commands.status import StatusConfig
+    from penstock.operator.commands.config import StatusConfig
 
     parser.add_argument("name", metavar="NAME", help="The LLMDeployment.")
     add_flags(parser, StatusConfig, skip=("name",))
 
 
 def _status(args: argparse.Namespace) -> int:
-    from penstock.operator.commands.status import StatusConfig, run_status
+    from penstock.operator.commands.config import StatusConfig
+    from penstock.operator.commands.status import run_status
 
     return run_status(from_flags(StatusConfig, args))
 
 
 def _doctor_flags(parser: argparse.ArgumentParser) -> None:
-    from penstock.operator.commands.doctor import DoctorConfig
+    from penstock.operator.commands.config import DoctorConfig
 
     add_flags(parser, DoctorConfig)
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from penstock.operator.commands.doctor import DoctorConfig, run_doctor
+    from penstock.operator.commands.config import DoctorConfig
+    from penstock.operator.commands.doctor import run_doctor
 
     return run_doctor(from_flags(DoctorConfig, args))
 

@@ -9,7 +9,8 @@ import yaml
 
 from penstock.cli import main
 from penstock.operator.api import API_VERSION
-from penstock.operator.commands.status import StatusConfig, parse_metrics, screen
+from penstock.operator.commands.config import StatusConfig
+from penstock.operator.commands.status import parse_metrics, screen
 from tests.operator.world import World
 
 ROOT = Path(__file__).parents[2]
