@@ -21,6 +21,7 @@ RENEW_S = 2.0
 GIVE_UP_S = 8.0
 """A leader that could not renew for so long stops at once: 2 s later another one may begin."""
 POLL_S = 0.5
+LONG_AGO_S = 30.0
 
 
 class Lost(Exception):
@@ -78,7 +79,7 @@ class Leadership:
         if (held_by, renewed) != self._seen:
             self._seen, self._seen_at = (held_by, renewed), time.monotonic()
         # Whether it has run out is measured by this process's own clock, from when the lease last changed.
-        is_over = not held_by or time.monotonic() - self._seen_at > LEASE_S
+        is_over = not held_by or time.monotonic() - self._seen_at > LEASE_S or _is_long_ago(renewed)
         if held_by != self._holder and not is_over:
             return False
         lease["spec"] = spec | self._spec(spec if held_by == self._holder else {}, spec.get("leaseTransitions", 0))
@@ -119,6 +120,12 @@ class Leadership:
 
     def _path(self) -> str:
         return LEASE.path(self._namespace, self._name)
+
+
+def _is_long_ago(renewed: str) -> bool:
+    """Whether a lease ran out so long ago that no two clocks differ by as much: after an outage of the API server an
+    operator that was restarted meanwhile need not watch the lease of its former life for 10 s."""
+    return bool(renewed) and (datetime.now(UTC) - datetime.fromisoformat(renewed)).total_seconds() > LONG_AGO_S
 
 
 def _now() -> str:

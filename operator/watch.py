@@ -72,8 +72,8 @@ class Watch:
                 if error.status not in (410, 429, 500, 503, 504):
                     log.error("%s", error)
                 await asyncio.sleep(error.retry_after_s or random.uniform(0.3, 0.8))
-            except ApiUnavailable as error:
-                log.info("%s", error)
+            except (ApiUnavailable, msgspec.DecodeError) as error:  # a line may be cut
+                log.info("watch of %s: %s", self.kind.plural, error)
                 await asyncio.sleep(random.uniform(0.3, 0.8))
 
     @property

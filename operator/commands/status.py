@@ -120,8 +120,8 @@ async def _metrics(client: Client, pod: dict[str, Any]) -> Counter[str] | None:
     metadata = pod["metadata"]
     path = f"{POD.path(metadata['namespace'])}/{metadata['name']}:{names.WORKER_PORT}/proxy/metrics"
     try:
-        async with asyncio.timeout(_METRICS_S), client.stream(path, {}, _METRICS_S) as lines:
-            return parse_metrics([line.decode() async for line in lines])
+        async with asyncio.timeout(_METRICS_S):
+            return parse_metrics((await client.text(path)).splitlines())
     except (ApiError, ApiUnavailable, TimeoutError):
         return None
 

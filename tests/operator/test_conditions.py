@@ -1,0 +1,90 @@
+"""Conditions tell the truth, and tell it in the same words while nothing changes."""
+
+from typing import Any
+
+from penstock.operator.api import Condition
+from penstock.operator.conditions import TYPES, Facts, conditions
+from penstock.operator.observed import Verification
+from penstock.operator.problems import PodState, Problem
+
+EARLY, NOW = "2026-11-21T03:00:00Z", "2026-11-21T03:05:00Z"
+TWO = {"prefill": 2, "decode": 2, "router": 1}
+FULL = Problem(5, "Unschedulable", "no node fits: Insufficient nvidia.com/gpu")
+
+
+def facts(**changes: Any) -> Facts:
+    """A deployment that serves."""
+    good: dict[str, Any] = {"wanted": TWO, "ready": TWO, "existing": TWO, "target": "a", "serving": "a"}
+    return Facts(**good | {"is_complete": True} | changes)
+
+
+def of(found: Facts, old: list[Condition] | None = None) -> dict[str, Condition]:
+    return {condition.type: condition for condition in conditions(found, old or [], 3, NOW)}
+
+
+def test_all_conditions_are_there_from_the_first_look() -> None:
+    nothing = dict.fromkeys(TWO, 0)
+    found = of(facts(ready=nothing, existing=nothing, serving="", is_complete=False))
+    assert tuple(found) == TYPES
+    assert {found[kind].status for kind in ("Ready", "PrefillAvailable", "KVTransferVerified")} == {"Unknown"}
+    assert {condition.observed_generation for condition in found.values()} == {3}
+    assert {condition.last_transition_time for condition in found.values()} == {NOW}
+
+
+def test_a_condition_that_stays_keeps_its_time() -> None:
+    old = [Condition(type="Ready", status="True", reason="Serving", last_transition_time=EARLY)]
+    assert of(facts(), old)["Ready"].last_transition_time == EARLY
+    old = [Condition(type="Ready", status="False", reason="TooFewReady", last_transition_time=EARLY)]
+    assert of(facts(), old)["Ready"].last_transition_time == NOW
+
+
+def test_scaling_up_is_no_failure() -> None:
+    more = TWO | {"decode": 8}
+    found = of(facts(wanted=more, existing=more))
+    assert (found["Ready"].status, found["Degraded"].status) == ("True", "False")
+    assert found["DecodeAvailable"].message == "2 of 8 ready"
+    assert of(facts(wanted=more))["Scaling"].status == "True"
+
+
+def test_a_pool_without_a_ready_pod_is_not_available() -> None:
+    found = of(facts(ready=TWO | {"decode": 0}))
+    assert (found["Ready"].status, found["Ready"].reason) == ("False", "TooFewReady")
+    assert found["Ready"].message == "decode: 0 of 2 ready"
+    assert found["Degraded"].status == "True"
+    assert found["PrefillAvailable"].status == "True"
+
+
+def test_pods_that_find_no_node_are_a_limit_of_capacity() -> None:
+    pods = [PodState(f"p{index}", "decode", "a", False, FULL) for index in range(3)]
+    found = of(facts(pods=pods))
+    assert found["CapacityLimited"].status == "True"
+    assert found["CapacityLimited"].message == "3 pods wait: no node fits: Insufficient nvidia.com/gpu"
+    assert found["Ready"].status == "True"
+
+
+def test_a_quota_is_a_limit_of_capacity() -> None:
+    said = "pods is forbidden: exceeded quota"
+    found = of(facts(pod_failures=[said], serving="", is_complete=False, ready=dict.fromkeys(TWO, 0)))
+    assert (found["CapacityLimited"].reason, found["CapacityLimited"].message) == ("PodsRefused", said)
+    assert found["Ready"].status == "False"
+
+
+def test_prefill_may_be_scaled_to_zero_and_decode_may_not() -> None:
+    found = of(facts(wanted=TWO | {"prefill": 0}, ready=TWO | {"prefill": 0}, existing=TWO | {"prefill": 0}))
+    assert found["Ready"].status == "True"
+    assert found["KVTransferVerified"].reason == "NoPrefillPool"
+    found = of(facts(wanted=TWO | {"decode": 0}, ready=TWO | {"decode": 0}))
+    assert (found["Ready"].status, found["Ready"].reason) == ("False", "ScaledToZero")
+
+
+def test_pods_up_do_not_verify_transfers() -> None:
+    assert of(facts())["KVTransferVerified"].status == "Unknown"
+    moved = Verification(True, "BlocksMoved", "KV blocks move between prefill and decode workers")
+    assert of(facts(verification=moved))["KVTransferVerified"].status == "True"
+
+
+def test_messages_hold_no_pod_names_and_no_times() -> None:
+    pods = [PodState("demo-prefill-a-x7k2p", "prefill", "a", False, FULL)]
+    for condition in of(facts(pods=pods)).values():
+        assert "x7k2p" not in condition.message
+        assert NOW not in condition.message
