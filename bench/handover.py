@@ -194,7 +194,13 @@ def client_rows(folder: Path, shapes: list[str], requests: int, report: Report) 
             if python is None:
                 rows.append(compare(what, "ms", gap_ms))
                 continue
-            peer_ms = 1e3 * statistics.median(each.gap_s for each in theirs[prompt_tokens][1:])
+            # Tokens that vLLM's server sent in one piece have no gaps between them.
+            gaps_s = [each.gap_s for each in theirs[prompt_tokens][1:] if len(each.times) > 2]
+            if not gaps_s:
+                rows.append(compare(what, "ms", gap_ms))
+                report.notes.append(f"{name}, {prompt_tokens} tokens: vLLM sent all tokens after the first at once")
+                continue
+            peer_ms = 1e3 * statistics.median(gaps_s)
             rows.append(compare(what, "ms", gap_ms, peer_ms, "vllm P/D over NIXL, eager", less_is_better=True))
         print(f"{name}: client side done", flush=True)
     if python is None:
