@@ -17,10 +17,9 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.kernels.flash import additive_mask, flash, measured_fold, measured_sizes, pad_keys
+from penstock.kernels.flash import additive_mask, flash, fold_queries, measured_fold, measured_sizes, pad_keys, unfold
 from penstock.kernels.paged import head_row_numbers, head_rows
 
 
@@ -94,24 +93,15 @@ class CopiedDecodes:
     newest: Tensor  # int64 [2 * num_seqs * kv_heads], of the pool's head rows
     target: Tensor  # int64 [2 * num_seqs * groups], of the buffer's rows of one group and slot
     folded: int  # KV heads of a group
-    own_part: Tensor  # [folded, 1, folded, 1]: 1 where a KV head of a group meets itself
     num_query_rows: int
 
     def attend(self, q: Tensor, kv: Tensor, scale: float) -> Tensor:
         """As `paged_attention`, for this arena's rows of q alone: `[num_seqs, heads, dim]`."""
-        num_seqs, (_, num_heads, dim), num_kv_heads = len(self.contexts), q.shape, kv.shape[1]
-        group, folded = num_heads // num_kv_heads, self.folded
-        groups, wide = num_kv_heads // folded, folded * dim
+        num_kv_heads = kv.shape[1]
         keys, values = self._updated(kv)
         queries = q if self.all_rows else q.index_select(0, self.rows)
-        queries = (queries.view(num_seqs, groups, folded, group, 1, dim) * self.own_part).view(
-            num_seqs, groups, -1, wide
-        )
-        if self.num_query_rows > folded * group:
-            queries = F.pad(queries, (0, 0, 0, self.num_query_rows - folded * group))
-        found = flash(queries, keys, values, self.mask, scale)[:, :, : folded * group]
-        own = found.view(num_seqs, groups, folded, group, folded, dim).diagonal(dim1=2, dim2=4)
-        return own.permute(0, 1, 4, 2, 3).reshape(num_seqs, num_heads, dim)
+        queries = fold_queries(queries, num_kv_heads, self.folded, self.num_query_rows)
+        return unfold(flash(queries, keys, values, self.mask, scale), q.shape[1] // num_kv_heads, self.folded)
 
     def _updated(self, kv: Tensor) -> tuple[Tensor, Tensor]:
         """One layer's keys and values `[num_seqs, groups, length, folded * dim]` after this step's tokens."""
@@ -218,6 +208,5 @@ class ContextCopies:
             newest=head_row_numbers(newest, kv).permute(1, 0, 2).flatten(),
             target=(starts + (ends - 1)[:, None]).flatten(),
             folded=folded,
-            own_part=torch.eye(folded, dtype=kv.dtype).view(folded, 1, folded, 1),
             num_query_rows=num_query_rows,
         )

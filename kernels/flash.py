@@ -56,6 +56,32 @@ def flash(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) ->
     return out
 
 
+def fold_queries(q: Tensor, kv_heads: int, folded: int, num_rows: int) -> Tensor:
+    """Queries `[num_seqs, heads, dim]` of decoding sequences for KV heads that lie side by side, `folded` at a time.
+
+    Returns `[num_seqs, kv_heads / folded, num_rows, folded * dim]`: each row zero outside its own KV head's part, and
+    zero rows at the end.
+    """
+    num_seqs, heads, dim = q.shape
+    group = heads // kv_heads
+    wide = q.view(num_seqs, -1, folded, group, 1, dim) * _own_part(folded, q.dtype)
+    wide = wide.view(num_seqs, -1, folded * group, folded * dim)
+    return F.pad(wide, (0, 0, 0, num_rows - folded * group)) if num_rows > folded * group else wide
+
+
+def unfold(found: Tensor, group: int, folded: int) -> Tensor:
+    """What the rows of `fold_queries` found, `[num_seqs, heads, dim]`: of each row its own KV head's part."""
+    num_seqs, groups, _, width = found.shape
+    parts = found[:, :, : folded * group].view(num_seqs, groups, folded, group, folded, width // folded)
+    return parts.diagonal(dim1=2, dim2=4).permute(0, 1, 4, 2, 3).reshape(num_seqs, -1, width // folded)
+
+
+@lru_cache
+def _own_part(folded: int, dtype: torch.dtype) -> Tensor:
+    """`[folded, 1, folded, 1]`: 1 where a KV head of a fold meets itself."""
+    return torch.eye(folded, dtype=dtype).view(folded, 1, folded, 1)
+
+
 @lru_cache
 def measured_sizes(dtype: torch.dtype, dim: int, heads: int, threads: int) -> Sizes:
     """Runs the kernel on fixed operands and compares; `threads` tells results apart.
@@ -131,16 +157,12 @@ def measured_fold(dtype: torch.dtype, dim: int, kv_heads: int, group: int, threa
         return flash(queries, wide_k, wide_v, mask.expand(-1, -1, queries.shape[2], -1), dim**-0.5)
 
     def agrees(folded: int, rows: int, keys: int) -> bool:
-        expected = attend(q, 1, keys)[:, :, :group]
-        heads = q[:, :, :group].reshape(64, -1, folded, group, 1, dim)
-        wide = (heads * torch.eye(folded, dtype=dtype)[:, None, :, None]).view(64, -1, folded * group, folded * dim)
-        wide = F.pad(wide, (0, 0, 0, rows - folded * group))
-        for batch in (64, 2, 1):  # one product alone is computed by all threads
-            found = attend(wide[:batch], folded, keys)[:, :, : folded * group]
-            own = found.reshape(batch, -1, folded, group, folded, dim).diagonal(dim1=2, dim2=4)
-            if not torch.equal(own.permute(0, 1, 4, 2, 3).reshape(batch, kv_heads, group, dim), expected[:batch]):
-                return False
-        return True
+        expected = attend(q, 1, keys)[:, :, :group].flatten(1, 2)
+        wide = fold_queries(q[:, :, :group].flatten(1, 2), kv_heads, folded, rows)
+        return all(  # one product alone is computed by all threads
+            torch.equal(unfold(attend(wide[:batch], folded, keys), group, folded), expected[:batch])
+            for batch in (64, 2, 1)
+        )
 
     lengths = (sizes.key_multiple, SPLIT, SPLIT + sizes.key_multiple, 2 * SPLIT)
     for folded in range(min(kv_heads, max(1, _MAX_FOLDED_DIM // dim)), 0, -1):
