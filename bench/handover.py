@@ -27,7 +27,7 @@ from bench.cluster import Cluster, info, running_cluster
 from bench.models import SHAPES, Shape, write_model
 from bench.report import Report, Row, compare, percentile
 from bench.vllm import HOW_TO_INSTALL, peer_python
-from bench.vllm_pd import ask_vllm, running_vllm_pd
+from bench.vllm_pd import VllmPair, ask_vllm, running_vllm_pd
 from penstock.hop import new_session, open_hop
 from penstock.protocol import Done, Error, GenerateRequest, Sample, SamplingParams, Tokens
 
@@ -166,28 +166,30 @@ async def _ask_one(session: aiohttp.ClientSession, url: str, request: GenerateRe
     return seen
 
 
+def ask_peer(vllm: VllmPair, shape: Shape, prompt_tokens: int) -> Seen:
+    prompt = random_prompt(random.Random(), shape, prompt_tokens)
+    return Seen("vllm", asyncio.run(ask_vllm(vllm, prompt, OUTPUT_TOKENS)))
+
+
 def client_rows(folder: Path, shapes: list[str], requests: int, report: Report) -> list[Row]:
-    """The first-to-second-token gap of both systems, asked in turn, one request in flight."""
+    """The first-to-second-token gap of both systems, one request in flight.
+
+    One system runs after the other: vLLM's idle workers would take the cores from ours.
+    """
     python = peer_python()
     if python is None:
         print(HOW_TO_INSTALL + "\nMeasuring ours alone.\n")
     rows = []
     for name in shapes:
         shape, model = SHAPES[name], folder / name
-        ours: dict[int, list[Seen]] = defaultdict(list)
-        theirs: dict[int, list[Seen]] = defaultdict(list)
+        theirs: dict[int, list[Seen]] = {}
         with running_cluster(model, kv_bytes="512MiB") as cluster:
-            if python is None:
-                for prompt_tokens in PROMPTS:
-                    ours[prompt_tokens] += asyncio.run(ask_ours(cluster, shape, prompt_tokens, 1, requests))
-            else:
-                with running_vllm_pd(python, model) as vllm:
-                    for _ in range(requests):
-                        for prompt_tokens in PROMPTS:
-                            ours[prompt_tokens] += asyncio.run(ask_ours(cluster, shape, prompt_tokens, 1, 1))
-                            prompt = random_prompt(random.Random(), shape, prompt_tokens)
-                            times = asyncio.run(ask_vllm(vllm, prompt, OUTPUT_TOKENS))
-                            theirs[prompt_tokens].append(Seen("vllm", times))
+            ours = {tokens: asyncio.run(ask_ours(cluster, shape, tokens, 1, requests)) for tokens in PROMPTS}
+        print(f"{name}: our client side done", flush=True)
+        if python is not None:
+            with running_vllm_pd(python, model) as vllm:
+                for tokens in PROMPTS:
+                    theirs[tokens] = [ask_peer(vllm, shape, tokens) for _ in range(requests)]
         for prompt_tokens in PROMPTS:
             gap_ms = 1e3 * statistics.median(each.gap_s for each in ours[prompt_tokens][1:])
             what = f"{name}, {prompt_tokens} tokens: first-to-second-token gap minus the median gap, p50"
@@ -202,7 +204,6 @@ def client_rows(folder: Path, shapes: list[str], requests: int, report: Report) 
                 continue
             peer_ms = 1e3 * statistics.median(gaps_s)
             rows.append(compare(what, "ms", gap_ms, peer_ms, "vllm P/D over NIXL, eager", less_is_better=True))
-        print(f"{name}: client side done", flush=True)
     if python is None:
         report.notes.append("vLLM was not installed: no ratios")
     return rows

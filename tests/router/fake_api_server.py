@@ -6,6 +6,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.router.local_server import LocalServer
+
 SELECTOR = "serving.penstock.dev/deployment=demo"
 
 
@@ -35,7 +37,7 @@ def endpoint_slice(
     } | more
 
 
-class FakeApiServer:
+class FakeApiServer(LocalServer):
     """Holds slices and tells watchers of changes. What happened before `compacted` can no longer be watched."""
 
     def __init__(self) -> None:
@@ -50,20 +52,11 @@ class FakeApiServer:
         self._log: list[tuple[int, str]] = []
         self._changed = asyncio.Event()
         self._ending = False
-        self._runner: web.AppRunner | None = None
-        self.url = ""
 
-    async def start(self, port: int = 0) -> None:
+    def application(self) -> web.Application:
         app = web.Application()
         app.router.add_get("/apis/discovery.k8s.io/v1/namespaces/ns/endpointslices", self._answer)
-        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", port).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-
-    async def stop(self) -> None:
-        assert self._runner is not None
-        await self._runner.cleanup()
+        return app
 
     def put(self, item: dict[str, Any]) -> None:
         name = item["metadata"]["name"]

@@ -27,6 +27,7 @@ from penstock.protocol import (
     Tokens,
     encode_line,
 )
+from tests.router.local_server import LocalServer
 
 
 class Stream:
@@ -86,7 +87,7 @@ class Stream:
 Script: TypeAlias = Callable[[Stream], Awaitable[web.StreamResponse | None]]
 
 
-class FakeWorker:
+class FakeWorker(LocalServer):
     """One worker on a free port of this machine. Create and close it on its event loop."""
 
     def __init__(self, texts: Sequence[Sequence[int]]) -> None:
@@ -103,24 +104,15 @@ class FakeWorker:
         self.cancelled = 0
         self.gate: asyncio.Event | None = None
         """When set to an Event, streams wait for it after every token, with heartbeats."""
-        self._runner: web.AppRunner | None = None
-        self.url = ""
 
     def output(self, sample: int) -> Sequence[int]:
         return self.texts[sample % len(self.texts)]
 
-    async def start(self, port: int = 0) -> None:
+    def application(self) -> web.Application:
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_post("/generate", self._generate)
         app.router.add_get("/ready", self._ready)
-        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", port).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-
-    async def stop(self) -> None:
-        assert self._runner is not None
-        await self._runner.cleanup()
+        return app
 
     async def token_gate(self, stream: Stream) -> None:
         while self.gate is not None and not self.gate.is_set():
