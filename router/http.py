@@ -12,6 +12,7 @@ from types import TracebackType
 from starlette.types import Receive, Scope, Send
 
 from penstock.errors import DeadlineExceeded, PenstockError, RequestError, RetryableError
+from penstock.router.outbox import Outbox
 
 _LINGER_BYTES = 64 * 2**20
 
@@ -133,6 +134,7 @@ class Reply:
     def __init__(self, send: Send, receive: Receive, request_id: str) -> None:
         self._send = send
         self._receive = receive
+        self._outbox = Outbox(send)
         self.request_id = request_id
         self.headers = [(b"x-request-id", request_id.encode())]
         self.status = 0
@@ -164,10 +166,20 @@ class Reply:
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def event(self, data: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+        """Does not wait for the client. Raises SlowClient."""
+        await self._outbox.put(b"data: " + data + b"\n\n")
+
+    async def flush(self) -> None:
+        """Returns when all events are sent."""
+        await self._outbox.flush()
+
+    def close(self) -> None:
+        """Drops the events that still wait."""
+        self._outbox.close()
 
     async def end_events(self) -> None:
         """The good end, with OpenAI's last event."""
+        await self.flush()
         await self._send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
 
     async def _linger(self, body: bytes) -> None:

@@ -10,6 +10,7 @@ import uvicorn
 from penstock.errors import Stopping
 from penstock.router.app import build_app
 from penstock.router.config import RouterConfig
+from penstock.router.connection import ClientConnection
 from penstock.router.services import Services
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def make_server(config: RouterConfig) -> "RouterServer":
             host=config.host,
             port=config.port,
             loop="uvloop",
-            http="httptools",
+            http=ClientConnection,
             ws="none",
             access_log=False,
             log_config=None,
