@@ -50,12 +50,25 @@ def test_every_flag_has_a_default_and_a_sentence(command: str) -> None:
     assert bool(flags) == (command != "version")
 
 
-def test_unknown_command_and_unknown_flag_exit_with_2_and_name_what_exists() -> None:
+def test_an_unknown_command_exits_with_2_and_names_what_exists() -> None:
     unknown = run("upp")
     assert unknown.returncode == 2
     assert "'up'" in unknown.stderr
-    flag = run("decode", "--kv-byte", "1")
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        (("up", "--prefil", "2"), "--prefill"),
+        (("up", "--prefil=2"), "--prefill"),
+        (("up", "model", "more", "--prefil", "2"), "--prefill"),
+        (("decode", "--kv-byte", "1"), "--kv-bytes"),
+    ],
+)
+def test_an_unknown_or_shortened_flag_exits_with_2_and_names_the_nearest(words: tuple[str, ...], nearest: str) -> None:
+    flag = run(*words)
     assert flag.returncode == 2
+    assert flag.stderr.endswith(f"did you mean '{nearest}'?\n")
 
 
 def test_version_is_printed() -> None:
