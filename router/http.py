@@ -6,6 +6,7 @@ cut without the terminating chunk (SDKs take a cleanly closed stream for success
 """
 
 import asyncio
+import ipaddress
 import math
 from types import TracebackType
 
@@ -126,6 +127,15 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
 def header(scope: Scope, name: bytes) -> str | None:
     """The first header called `name` (lower case), as text."""
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
+
+
+def is_from_this_machine(scope: Scope) -> bool:
+    """Whether the peer has a loopback address. Of a proxy on this machine, the peer that it speaks for counts."""
+    try:
+        address = ipaddress.ip_address(scope["client"][0])
+    except (KeyError, TypeError, ValueError):
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 class Reply:
