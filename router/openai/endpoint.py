@@ -70,7 +70,7 @@ class Endpoint:
             try:
                 await (run.stream() if call.stream else run.whole())
             except RequestError as error:  # a worker's
-                raise named_for_api(error, call.prompt_field) from error
+                raise named_for_api(error, call.prompt_field, call.max_tokens_field) from error
 
 
 class _Run:
