@@ -18,6 +18,7 @@ from typing import TypeAlias
 import uvicorn
 import uvloop
 
+from penstock.address import bracketed
 from penstock.engine.messages import Started, StartFailed, Stop, decode_from_engine
 from penstock.errors import ConfigError, Stopping, WorkerLost
 from penstock.hop import new_session
@@ -177,7 +178,7 @@ def announce(config: WorkerConfig) -> OnReady:
 
     def say(started: Started, port: int) -> None:
         what = "; ".join((f"transport {started.transport}", *started.notes))
-        url = f"http://{config.host}:{port}"
+        url = f"http://{bracketed(config.host)}:{port}"
         print(f"penstock: {config.role} worker ready at {url}: {what}", file=sys.stderr, flush=True)
 
     return say
