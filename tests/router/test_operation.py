@@ -1,6 +1,7 @@
 """Health, readiness, metrics and draining, for those who run the router; and what its process must not import."""
 
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -8,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
 import pytest
@@ -17,7 +19,8 @@ from penstock.router.config import RouterConfig
 from penstock.router.http import is_from_this_machine
 from tests.router.conftest import StartRouter
 from tests.router.fake_worker import FakeWorker
-from tests.router.serving import RunningRouter, wait_until
+from tests.router.processes import free_port
+from tests.router.serving import RunningRouter, running_router, wait_until
 
 Connect = Callable[[RunningRouter], openai.OpenAI]
 
@@ -48,6 +51,35 @@ def test_a_drained_router_is_unready_but_still_serves(router: RunningRouter, cli
     assert get(router, "/drain", "POST") == (200, '{"running":0}')
     assert get(router, "/ready")[0] == 503
     assert client.chat.completions.create(model="tiny", messages=MESSAGES).choices
+
+
+def test_the_log_tells_each_change_of_state_once(
+    start_router: StartRouter, worker: FakeWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "penstock.router")
+
+    def said(line: str) -> int:
+        return caplog.messages.count(line)
+
+    router = start_router((worker,), poll_s=0.02)
+    wait_until(lambda: said(f"ready: {router.url}/v1") == 1, "the ready line")
+    assert said(f"listening at {router.url}") == 1
+    worker.ready = False
+    wait_until(lambda: said(f"not ready: {router.url} waits for a decode worker") == 2, "the line of its loss")
+    worker.ready = True
+    wait_until(lambda: said(f"ready: {router.url}/v1") == 2, "the second ready line")
+    assert said(f"decode worker {worker.url} is ready") == 2
+    assert said(f"decode worker {worker.url} is not ready: it answers HTTP 503") == 1
+
+
+def test_the_log_tells_of_dead_and_missing_workers(model_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "penstock.router")
+    dead = f"http://127.0.0.1:{free_port()}"
+    with running_router(RouterConfig(model=str(model_folder), port=0, decode=dead, poll_s=0.02)):
+        wait_until(lambda: f"decode worker {dead} is not ready: Cannot connect" in caplog.text, "the line")
+    assert "no decode worker is named" not in caplog.text
+    with running_router(RouterConfig(model=str(model_folder), port=0)):
+        wait_until(lambda: "no decode worker is named" in caplog.text, "the line")
 
 
 @pytest.mark.parametrize("peer", ["10.0.0.9", "2001:db8::9", "127.0.0.1, 10.0.0.9"])
