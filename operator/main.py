@@ -83,11 +83,11 @@ class Operation:
         When it returns nothing is written any more. kopf is not waited for: it lingers for 5 s.
         """
         self._leads = True
-        kopf = watch_parents(self._config, self._store, lambda: _stop_on_signals(stop))
-        parents = asyncio.create_task(kopf, name="kopf")
         tasks = [asyncio.create_task(watch.run(), name=f"watch {watch.kind.plural}") for watch in self._watches]
         tasks.append(asyncio.create_task(self._work(), name="work"))
         stopping = asyncio.create_task(stop.wait(), name="stop")
+        kopf = watch_parents(self._config, self._store, lambda: _stop_on_signals(stop))
+        parents = asyncio.create_task(kopf, name="kopf")
         try:
             ended, _ = await asyncio.wait([*tasks, parents, stopping], return_when=asyncio.FIRST_COMPLETED)
             for task in ended:

@@ -59,7 +59,11 @@ def settings() -> kopf.OperatorSettings:
 
 
 async def watch_parents(config: OperatorConfig, store: Store, on_start: Callable[[], None]) -> None:
-    """Runs kopf until cancelled. `on_start` is called when kopf has taken over the process's signals, as it does."""
+    """Runs kopf until cancelled. `on_start` is called when kopf has taken over the process's signals, as it does.
+
+    Cancelled, kopf cancels every task that is not named to it as another's.
+    """
+    others = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
         registry=registry_of(store),
         settings=settings(),
@@ -69,7 +73,7 @@ async def watch_parents(config: OperatorConfig, store: Store, on_start: Callable
         namespaces=[config.namespace] if config.namespace else (),
     )
     on_start()
-    await kopf.run_tasks(tasks)
+    await kopf.run_tasks(tasks, ignored=others)
 
 
 class Check:

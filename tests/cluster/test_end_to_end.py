@@ -52,9 +52,8 @@ def demo(penstock: Kube) -> Iterator[Kube]:  # noqa: ARG001 - it must be there
 
 def test_ten_lines_become_an_endpoint_that_streams_with_blocks_over_ucx(demo: Kube) -> None:
     assert len([line for line in DEMO.read_text().splitlines() if line]) <= 10
+    demo.run("wait", "--for=condition=KVTransferVerified", "llmd/demo", "--timeout=20s")
     status = demo.get("llmd", "demo")["status"]
-    conditions = {found["type"]: found["status"] for found in status["conditions"]}
-    assert conditions["KVTransferVerified"] == "True"
     assert (status["prefill"]["summary"], status["decode"]["summary"]) == ("2/2", "2/2")
 
     answers = json.loads(demo.run_client("client", ASK % demo.namespace))
@@ -125,10 +124,11 @@ def test_a_router_knows_the_workers_of_its_own_deployment_only(demo: Kube) -> No
 
 
 def small(name: str, uri: str = "file:///models/penstock-demo", more: str = "") -> str:
-    """One worker of each kind."""
+    """One worker of each kind; several such deployments fit on a node of two cores."""
+    pool = "{gpus: 0, resources: {requests: {cpu: 100m}}}"
     return (
         f"{{apiVersion: serving.penstock.dev/v1alpha1, kind: LLMDeployment, metadata: {{name: {name}}}, "
-        f'spec: {{model: {{uri: "{uri}"{more}}}, prefill: {{gpus: 0}}, decode: {{gpus: 0}}}}}}'
+        f'spec: {{model: {{uri: "{uri}"{more}}}, prefill: {pool}, decode: {pool}}}}}'
     )
 
 

@@ -9,6 +9,8 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -40,32 +42,90 @@ def manifest(name: str = "demo", uri: str = "file:///models/penstock-demo", **me
     return json.dumps(body | {"metadata": {"name": name} | metadata, "spec": spec})
 
 
-@pytest.fixture
-def kube(crds: None) -> Iterator[Kube]:  # noqa: ARG001
-    kube = Kube(f"operator-faults-{os.getpid()}-{time.monotonic_ns() % 100_000}")
+@pytest.fixture(scope="module", autouse=True)
+def alone(crds: None) -> Iterator[None]:  # noqa: ARG001
     with installed_operators_stand_aside():
-        run("kubectl", "create", "namespace", kube.namespace)
-        yield kube
-        kube.run("delete", "llmd", "--all", "--wait=false")
-        eventually(lambda: ours(kube) == {}, "nothing is left", within_s=60)
-        run("kubectl", "delete", "namespace", kube.namespace, "--wait=false")
+        yield
 
 
-@pytest.fixture
-def proxy() -> Iterator[Proxy]:
+@contextmanager
+def new_namespace() -> Iterator[Kube]:
+    kube = Kube(f"operator-faults-{os.getpid()}-{time.monotonic_ns() % 100_000}")
+    run("kubectl", "create", "namespace", kube.namespace)
+    yield kube
+    kube.run("delete", "llmd", "--all", "--wait=false")
+    eventually(lambda: ours(kube) == {}, "nothing is left", within_s=60)
+    run("kubectl", "delete", "namespace", kube.namespace, "--wait=false")
+
+
+@contextmanager
+def new_proxy() -> Iterator[Proxy]:
     proxy = Proxy(*api_address(Path(os.environ["KUBECONFIG"])))
     yield proxy
     proxy.stop()
 
 
-@pytest.fixture
-def operator(kube: Kube, proxy: Proxy, tmp_path: Path) -> Iterator[OwnOperator]:
+@contextmanager
+def new_operator(kube: Kube, proxy: Proxy, folder: Path) -> Iterator[OwnOperator]:
     """Not started yet."""
-    kubeconfig = through(proxy, Path(os.environ["KUBECONFIG"]), tmp_path / "kubeconfig")
-    operator = OwnOperator(kubeconfig, kube.namespace, tmp_path / "operator.log")
+    kubeconfig = through(proxy, Path(os.environ["KUBECONFIG"]), folder / "kubeconfig")
+    operator = OwnOperator(kubeconfig, kube.namespace, folder / "operator.log")
     yield operator
     operator.stop()
     print(operator.log[-4000:])
+
+
+@pytest.fixture
+def kube() -> Iterator[Kube]:
+    with new_namespace() as kube:
+        yield kube
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    with new_proxy() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def operator(kube: Kube, proxy: Proxy, tmp_path: Path) -> Iterator[OwnOperator]:
+    with new_operator(kube, proxy, tmp_path) as operator:
+        yield operator
+
+
+@dataclass(frozen=True)
+class Outage:
+    """An operator's API server has gone."""
+
+    kube: Kube
+    proxy: Proxy
+    began: float
+    uids: dict[str, str]
+    """Of the Deployments that must stay as they are."""
+
+
+@pytest.fixture(scope="module")
+def outage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outage]:
+    """Objects are created, changed and deleted while the API server cannot be reached, from one operator. Another test
+    may go on meanwhile, with operators of its own."""
+    with (
+        new_namespace() as kube,
+        new_proxy() as proxy,
+        new_operator(kube, proxy, tmp_path_factory.mktemp("outage")) as operator,
+    ):
+        for name in ("stays", "changes", "goes", "again"):
+            kube.apply(manifest(name))
+        operator.keep_running()
+        eventually(lambda: all(complete(kube, name) for name in ("stays", "changes", "goes", "again")), "all are made")
+        uids = {name: kube.get("deployment", f"{name}-router")["metadata"]["uid"] for name in ("stays", "changes")}
+        proxy.cut()
+        began = time.monotonic()
+        kube.run("delete", "llmd", "goes", "again")
+        kube.apply(manifest("again"))
+        kube.apply(manifest("comes"))
+        kube.apply(manifest("changes", uri="pvc://models/other"))
+        kube.run("delete", "service", "stays")
+        yield Outage(kube, proxy, began, uids)
 
 
 def ours(kube: Kube) -> dict[str, Object]:
@@ -109,6 +169,7 @@ def settled(kube: Kube) -> dict[str, Object]:
     return last
 
 
+@pytest.mark.usefixtures("outage")
 def test_killed_after_every_single_request_it_converges_to_the_same_objects(kube: Kube, operator: OwnOperator) -> None:
     kube.apply(manifest())
     operator.start()
@@ -136,6 +197,32 @@ def test_killed_after_every_single_request_it_converges_to_the_same_objects(kube
     for name, item in expected.items():
         assert json.dumps(found[name], indent=1, sort_keys=True) == json.dumps(item, indent=1, sort_keys=True)
     assert found.keys() == expected.keys()
+
+
+def test_an_outage_with_changes_and_deletions_meanwhile(outage: Outage) -> None:
+    time.sleep(max(0.0, outage.began + OUTAGE_S - time.monotonic()))
+    outage.proxy.restore()
+    kube = outage.kube
+
+    def is_repaired() -> bool:
+        found = ours(kube)
+        changed = [json.dumps(item) for name, item in found.items() if name.startswith("Deployment/changes-prefill")]
+        return (
+            "Service/stays" in found
+            and all(complete(kube, name) for name in ("comes", "again"))
+            and any("pvc://models/other" in item for item in changed)
+        )
+
+    took = eventually(is_repaired, "all is as it should be", within_s=REPAIR_S)
+    print(f"all repaired {took:.1f} s after the API server was back")
+    found = settled(kube)
+    assert {name: kube.get("deployment", f"{name}-router")["metadata"]["uid"] for name in outage.uids} == outage.uids
+    assert not [name for name in found if "/goes" in name], "a deleted deployment came back"
+    workloads = sorted(name.rpartition("-")[0] for name in found if name.startswith("Deployment/"))
+    parts = ("", *(f"-{role}" for role in WORKERS))  # of one revision each
+    assert workloads == sorted(
+        f"Deployment/{name}{part}" for name in (*outage.uids, "comes", "again") for part in parts
+    )
 
 
 def test_edited_and_deleted_objects_are_repaired_within_five_seconds(kube: Kube, operator: OwnOperator) -> None:
@@ -187,40 +274,6 @@ def test_replicas_hold_through_applies_and_restarts_in_every_order(kube: Kube, o
     generation = kube.get("llmd", "demo")["metadata"]["generation"]
     kube.apply(manifest())
     assert kube.get("llmd", "demo")["metadata"]["generation"] == generation
-
-
-def test_an_outage_with_changes_and_deletions_meanwhile(kube: Kube, operator: OwnOperator, proxy: Proxy) -> None:
-    for name in ("stays", "changes", "goes", "again"):
-        kube.apply(manifest(name))
-    operator.keep_running()
-    eventually(lambda: all(complete(kube, name) for name in ("stays", "changes", "goes", "again")), "all are made")
-    uids = {name: kube.get("deployment", f"{name}-router")["metadata"]["uid"] for name in ("stays", "changes")}
-    proxy.cut()
-    kube.run("delete", "llmd", "goes", "again")
-    kube.apply(manifest("again"))
-    kube.apply(manifest("comes"))
-    kube.apply(manifest("changes", uri="pvc://models/other"))
-    kube.run("delete", "service", "stays")
-    time.sleep(OUTAGE_S)  # the operator gives up after 8 s, and is started again and again
-    proxy.restore()
-
-    def is_repaired() -> bool:
-        found = ours(kube)
-        changed = [json.dumps(item) for name, item in found.items() if name.startswith("Deployment/changes-prefill")]
-        return (
-            "Service/stays" in found
-            and all(complete(kube, name) for name in ("comes", "again"))
-            and any("pvc://models/other" in item for item in changed)
-        )
-
-    took = eventually(is_repaired, "all is as it should be", within_s=REPAIR_S)
-    print(f"all repaired {took:.1f} s after the API server was back")
-    found = settled(kube)
-    assert {name: kube.get("deployment", f"{name}-router")["metadata"]["uid"] for name in uids} == uids
-    assert not [name for name in found if "/goes" in name], "a deleted deployment came back"
-    workloads = sorted(name.rpartition("-")[0] for name in found if name.startswith("Deployment/"))
-    parts = ("", *(f"-{role}" for role in WORKERS))  # of one revision each
-    assert workloads == sorted(f"Deployment/{name}{part}" for name in (*uids, "comes", "again") for part in parts)
 
 
 def test_a_frozen_connection_does_not_keep_a_leader(kube: Kube, operator: OwnOperator, proxy: Proxy) -> None:

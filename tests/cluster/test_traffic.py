@@ -87,6 +87,7 @@ def busy(penstock: Kube) -> Iterator[Busy]:  # noqa: ARG001 - it must be there
 def test_transfers_are_verified_and_the_commands_say_how_it_is(
     busy: Busy, penstock: Kube, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    busy.kube.run("wait", "--for=condition=KVTransferVerified", f"llmd/{NAME}", "--timeout=20s")
     assert busy.kube.condition(NAME, "KVTransferVerified")["reason"] == "BlocksMoved"
     assert main(["status", NAME, "--namespace", busy.kube.namespace]) == 0
     said = capsys.readouterr().out
@@ -156,16 +157,27 @@ def test_a_rollout_fails_no_request(busy: Busy, change: dict[str, Any]) -> None:
 def test_scaling_through_the_pool_fails_no_request_and_leaves_the_deployment_alone(busy: Busy) -> None:
     before = busy.kube.get("llmd", NAME)["metadata"]["generation"]
     with busy.traffic.unbroken():
-        for replicas in (3, 1, 2):
+        for replicas in (3, 1):
             busy.kube.run("scale", f"llmpool/{NAME}-decode", f"--replicas={replicas}")
-            eventually(lambda r=replicas: busy.status()["decode"]["summary"] == f"{r}/{r}", f"{replicas} workers")  # type: ignore[misc]
-            pool = busy.kube.get("llmpool", f"{NAME}-decode")["status"]
-            assert pool["readyReplicas"] == replicas
+            wait_replicas(busy, replicas)
     assert busy.kube.get("llmd", NAME)["metadata"]["generation"] == before
 
 
+def test_replicas_changed_in_the_deployment_take_effect_once(busy: Busy) -> None:
+    spec = busy.kube.get("llmd", NAME)["spec"]
+    with busy.traffic.unbroken():
+        busy.apply(engine=spec["engine"], model=spec["model"], decode={"replicas": 3})
+        wait_replicas(busy, 3)
+
+
+def wait_replicas(busy: Busy, replicas: int) -> None:
+    summary = f"{replicas}/{replicas}"
+    eventually(lambda: busy.status()["decode"]["summary"] == summary, f"{replicas} workers")
+    assert busy.kube.get("llmpool", f"{NAME}-decode")["status"]["readyReplicas"] == replicas
+
+
 def test_an_evicted_worker_fails_no_request_and_the_next_eviction_waits(busy: Busy) -> None:
-    first, second = (pod["metadata"]["name"] for pod in workers(busy.kube, "decode"))
+    first, second, *_ = (pod["metadata"]["name"] for pod in workers(busy.kube, "decode"))
     with busy.traffic.unbroken():
         evict(busy.kube, first)
         with pytest.raises(CommandFailed, match="disruption budget"):
@@ -244,23 +256,16 @@ def leader_of(system: Kube) -> str:
 
 @contextmanager
 def killer(system: Kube) -> Iterator[Callable[[str], None]]:
-    """Sends SIGKILL to an operator, of which kubectl knows no way: from a pod that sees the node's processes.
-
-    The operator is found by its environment, which only the same user may read, and signalled as that user.
+    """Sends SIGKILL to an operator, of which kubectl knows no way: from a pod that sees the node's processes, as the
+    same user. The operator is found by the name of its container, which is also that of its cgroup.
     """
     node = json.loads(run("kubectl", "get", "nodes", "--output", "json"))["items"][0]["metadata"]["name"]
-    kill = """
-import os, signal, sys
-mine = b"PENSTOCK_FLAG_IDENTITY=" + sys.argv[1].encode()
-for pid in filter(str.isdigit, os.listdir("/proc")):
-    try:
-        found = open(f"/proc/{pid}/environ", "rb").read().split(bytes(1))
-    except OSError:
-        continue
-    if mine in found:
-        os.kill(int(pid), signal.SIGKILL)
-        sys.exit()
-sys.exit("no such process on this node")
+    code = """
+import os, pathlib, signal, sys
+found = [file.parent.name for file in pathlib.Path("/proc").glob("[0-9]*/cgroup") if sys.argv[1] in file.read_text()]
+for pid in found:
+    os.kill(int(pid), signal.SIGKILL)
+sys.exit(None if found else "no such process on this node")
 """
     container = {
         "name": "killer",
@@ -273,7 +278,12 @@ sys.exit("no such process on this node")
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "killer"}, "spec": spec}
     system.apply(json.dumps(pod))
     system.run("wait", "--for=condition=Ready", "pod/killer", "--timeout=60s")
-    yield lambda operator: print(system.run("exec", "killer", "--", "python", "-c", kill, operator))
+
+    def kill(operator: str) -> None:
+        (container,) = system.get("pod", operator)["status"]["containerStatuses"]
+        system.run("exec", "killer", "--", "python", "-c", code, container["containerID"].rpartition("/")[2])
+
+    yield kill
     system.run("delete", "pod", "killer", "--wait=false")
 
 

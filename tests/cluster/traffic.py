@@ -55,7 +55,7 @@ class Traffic:
             "command": ["python", "-c", _ASK % (deployment, kube.namespace, model)],
         }
         spec = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 0, "containers": [container]}
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": _POD}, "spec": spec}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": _POD, "labels": {"app": _POD}}, "spec": spec}
         kube.apply(json.dumps(pod))
         kube.run("wait", "--for=condition=Ready", f"pod/{_POD}", "--timeout=60s")
         eventually(self.requests, "the first request has ended")
