@@ -20,13 +20,16 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-import psutil
-
+from bench.needs import needs
 from bench.report import Report, Row, compare
 from penstock.operator import names
 from penstock.operator.api import API_VERSION
-from penstock.operator.client import ApiError, Client, connect
 from penstock.operator.kinds import LLM_DEPLOYMENT, OWNED, POD
+
+with needs("bench,operator"):
+    import psutil
+
+    from penstock.operator.client import ApiError, Client, connect
 
 NAMESPACE = "default"
 PORT = 18099
