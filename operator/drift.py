@@ -7,19 +7,24 @@ from typing import Any
 _KEYS = ("uid", "mountPath", "name", "port", "key")
 _UNITS = {"": 0, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15}
 _BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50}
+_ATOMIC = {"selector", "podSelector", "nodeSelector", "ingress", "rules", "roleRef", "subjects", "tolerations"}
+"""Fields that have one owner as a whole (atomic, in Kubernetes' words): one entry more in a Service's selector, a
+policy's rules or a binding's subjects changes what the object means, so nothing in them is somebody else's."""
 
 
-def covers(observed: Any, wanted: Any) -> bool:
-    """Whether all that is `wanted` is observed; what others added beside it is theirs.
+def covers(observed: Any, wanted: Any, *, whole: bool = False) -> bool:
+    """Whether all that is `wanted` is observed; what others added beside it is theirs, unless it is to be the `whole`.
 
     The API server leaves out what is empty and rewrites quantities; neither is a difference.
     """
     if isinstance(wanted, dict):
         if not isinstance(observed, dict):
             return not wanted and observed is None
-        return all(covers(observed.get(key), value) for key, value in wanted.items())
+        if whole and any(value not in (None, "", [], {}) for key, value in observed.items() if key not in wanted):
+            return False
+        return all(covers(observed.get(key), value, whole=whole or key in _ATOMIC) for key, value in wanted.items())
     if isinstance(wanted, list):
-        return _covers_list(observed, wanted)
+        return _covers_list(observed, wanted, whole)
     if observed == wanted:
         return True
     if observed is None:
@@ -29,13 +34,15 @@ def covers(observed: Any, wanted: Any) -> bool:
     return False
 
 
-def _covers_list(observed: Any, wanted: list[Any]) -> bool:
+def _covers_list(observed: Any, wanted: list[Any], whole: bool) -> bool:
     if observed is None:
         return not wanted
     if not isinstance(observed, list):
         return False
-    if len(observed) == len(wanted) and all(map(covers, observed, wanted)):
+    if len(observed) == len(wanted) and all(covers(*pair, whole=whole) for pair in zip(observed, wanted, strict=True)):
         return True
+    if whole:
+        return False
     key = next((key for key in _KEYS if all(isinstance(item, dict) and key in item for item in wanted)), None)
     if key is None or not wanted:
         return False

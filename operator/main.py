@@ -26,6 +26,9 @@ from penstock.operator.work_queue import Queue
 
 log = logging.getLogger(__name__)
 
+_END_S = 2.0
+"""Requests under way may end for so long; the lead is given back only when they have."""
+
 
 def run_operator(config: OperatorConfig) -> int:
     """Until SIGTERM or SIGINT. Exits with status 1, whatever is going on, when the lead is lost."""
@@ -38,8 +41,7 @@ def run_operator(config: OperatorConfig) -> int:
 async def _run(config: OperatorConfig) -> None:
     metrics = Metrics()
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    _stop_on_signals(stop)
     async with connect(metrics) as client:
         leadership = Leadership(client, config.lease_namespace, config.lease_name, config.holder)
         operation = Operation(config, client, metrics)
@@ -53,6 +55,7 @@ async def _run(config: OperatorConfig) -> None:
             keeping.remove_done_callback(_leave_at_once)
             keeping.cancel()
             await leadership.release()
+            log.info("the lead is given back")
 
 
 class Operation:
@@ -75,20 +78,26 @@ class Operation:
         self._leads = False
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop`. Nothing is looked at before all kinds are listed: else children would be made anew."""
+        """Until `stop`. Nothing is looked at before all kinds are listed: else children would be made anew.
+
+        When it returns nothing is written any more. kopf is not waited for: it lingers for 5 s.
+        """
         self._leads = True
         tasks = [asyncio.create_task(watch.run(), name=f"watch {watch.kind.plural}") for watch in self._watches]
-        parents = asyncio.create_task(watch_parents(self._config, self._store, stop), name="kopf")
         tasks.append(asyncio.create_task(self._work(), name="work"))
-        tasks.append(parents)
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        kopf = watch_parents(self._config, self._store, lambda: _stop_on_signals(stop))
+        parents = asyncio.create_task(kopf, name="kopf")
         try:
-            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            ended, _ = await asyncio.wait([*tasks, parents, stopping], return_when=asyncio.FIRST_COMPLETED)
             for task in ended:
                 task.result()
         finally:
-            for task in tasks:
+            for task in (*tasks, parents, stopping):
                 task.cancel()
-            await asyncio.wait(tasks, timeout=2)
+            await asyncio.wait(tasks, timeout=_END_S)
+        if any(not task.done() for task in tasks):
+            raise TimeoutError(f"work did not end within {_END_S:.0f} s")
 
     async def _work(self) -> None:
         for watch in self._watches:
@@ -120,6 +129,11 @@ class Operation:
             for watch in self._watches:
                 self._metrics.watch_age.labels(watch.kind.kind).set(watch.age_s)
             await asyncio.sleep(5)
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
 
 async def _first(wanted: Coroutine[Any, Any, None], stop: asyncio.Event) -> bool:

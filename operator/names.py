@@ -14,6 +14,8 @@ MODEL = f"{GROUP}/model"
 """What a router must share with its workers, hashed."""
 APPLIED = f"{GROUP}/applied"
 """Annotation: hash of the manifest as applied last. Losing it costs one apply and nothing else."""
+ACCOUNT = f"{GROUP}/account"
+"""Annotation of routers that outlived their ServiceAccount: the uid of the new one."""
 
 SELECTOR = f"{MANAGED_BY}=penstock"
 """Selects all that the operator has made."""

@@ -7,6 +7,7 @@ what they are told into the store; everything else happens in controller.py.
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import kopf
@@ -57,17 +58,22 @@ def settings() -> kopf.OperatorSettings:
     return found
 
 
-async def watch_parents(config: OperatorConfig, store: Store, stop: asyncio.Event) -> None:
-    """Runs kopf until `stop` is set."""
-    await kopf.operator(
+async def watch_parents(config: OperatorConfig, store: Store, on_start: Callable[[], None]) -> None:
+    """Runs kopf until cancelled. `on_start` is called when kopf has taken over the process's signals, as it does.
+
+    Cancelled, kopf cancels every task that is not named to it as another's.
+    """
+    others = asyncio.all_tasks()
+    tasks = await kopf.spawn_tasks(
         registry=registry_of(store),
         settings=settings(),
         standalone=True,
         identity=cast("Any", "penstock"),
         clusterwide=not config.namespace,
         namespaces=[config.namespace] if config.namespace else (),
-        stop_flag=stop,
     )
+    on_start()
+    await kopf.run_tasks(tasks, ignored=others)
 
 
 class Check:

@@ -69,7 +69,7 @@ def plan(subject: Subject, observed: Observed, now: str) -> Plan:
     observed = _noting_foreign(subject.parent, observed)
     pool_actions, wanted = _pools(subject, observed)
     state = _state(subject, observed, wanted)
-    objects = _objects(subject, state)
+    objects = _objects(subject, observed, state)
     actions: list[Action] = [*pool_actions]
     if objects:
         actions += _secret(observed)
@@ -183,7 +183,7 @@ def _routers_moved(parent: Parent, observed: Observed, target: Revision) -> bool
     return covers(manifest["spec"]["template"], target.router)
 
 
-def _objects(subject: Subject, state: _State) -> list[Manifest]:
+def _objects(subject: Subject, observed: Observed, state: _State) -> list[Manifest]:
     """Every object that should exist, beside the LLMPools; empty when nothing can be rendered."""
     parent, target, serving, step = subject.parent, subject.target, state.serving, state.step
     on_routers = target if target is not None and step.routers_on_target else serving
@@ -198,7 +198,23 @@ def _objects(subject: Subject, state: _State) -> list[Manifest]:
     for role in WORKER_ROLES:
         for revision, replicas in running:
             objects += render.workers(parent, role, revision, replicas[role])
-    return objects + render.router(parent, on_routers, state.wanted["router"], subject.spec.router.service_type)
+    service_type, account = subject.spec.router.service_type, _remade_account(parent, observed)
+    return objects + render.router(parent, on_routers, state.wanted["router"], service_type, account=account)
+
+
+def _remade_account(parent: Parent, observed: Observed) -> str:
+    """The uid of the router's ServiceAccount if that is younger than the router: the tokens of its pods are void then,
+    and without one a router never hears of new workers."""
+    name = names.pool_name(parent.name, "router")
+    account, deployment = observed.get("ServiceAccount", name), observed.get("Deployment", name)
+    if account is None or deployment is None:
+        return ""
+    is_younger = _created(account) > _created(deployment)
+    return str(account["metadata"]["uid"]) if is_younger else ""
+
+
+def _created(manifest: Manifest) -> str:
+    return str(manifest["metadata"].get("creationTimestamp", ""))
 
 
 def _secret(observed: Observed) -> list[Action]:

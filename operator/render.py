@@ -116,8 +116,13 @@ def workers(parent: Parent, role: api.Role, revision: Revision, replicas: int) -
     ]
 
 
-def router(parent: Parent, revision: Revision, replicas: int, service_type: str) -> list[Manifest]:
-    """The router with its rights, its settings and the Service that clients use."""
+def router(
+    parent: Parent, revision: Revision, replicas: int, service_type: str, *, account: str = ""
+) -> list[Manifest]:
+    """The router with its rights, its settings and the Service that clients use.
+
+    `account` is the uid of its ServiceAccount if pods must start anew because of it (plan.py says when).
+    """
     name = names.pool_name(parent.name, "router")
     group = "rbac.authorization.k8s.io"
     role_body: Manifest = {
@@ -143,7 +148,7 @@ def router(parent: Parent, revision: Revision, replicas: int, service_type: str)
         "progressDeadlineSeconds": 600,
         "selector": {"matchLabels": names.selector(parent.name, "router")},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-        "template": revision.router,
+        "template": _annotated(revision.router, {names.ACCOUNT: account} if account else {}),
     }
     return [
         _object(parent, "v1", "ServiceAccount", name, "router", automountServiceAccountToken=True),
@@ -192,6 +197,12 @@ def secret(parent: Parent, key: str) -> Manifest:
 def _labelled(pod: Template, revision: Revision) -> Template:
     metadata = dict(pod["metadata"])
     metadata["labels"] = metadata["labels"] | {names.REVISION: revision.hash, names.MODEL: revision.model}
+    return pod | {"metadata": metadata}
+
+
+def _annotated(pod: Template, annotations: dict[str, str]) -> Template:
+    metadata = dict(pod["metadata"])
+    metadata["annotations"] = metadata.get("annotations", {}) | annotations
     return pod | {"metadata": metadata}
 
 

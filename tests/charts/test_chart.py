@@ -193,3 +193,14 @@ def test_the_kustomize_base_builds(kubectl: str) -> None:
     assert kinds(objects).count("CustomResourceDefinition") == 2
     assert one(objects, "Deployment")["metadata"]["namespace"] == "penstock-system"
     assert "Helm" not in result.stdout
+
+
+def test_the_kustomize_example_changes_every_image(kubectl: str) -> None:
+    command = [kubectl, "kustomize", str(ROOT / "examples" / "kustomize")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    (container,) = one(list(yaml.safe_load_all(result.stdout)), "Deployment")["spec"]["template"]["spec"]["containers"]
+    values = [container["image"], *(entry.get("value", "") for entry in container["env"])]
+    images = [value for value in values if "penstock/" in value]
+    assert len(images) == 4
+    assert all(image.startswith("registry.example.com/penstock/") for image in images)

@@ -1,7 +1,9 @@
 """One operator for all tests, installed by Helm as a user would; a namespace of its own for every test."""
 
 import itertools
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -33,7 +35,8 @@ def system() -> Kube:
 def penstock(system: Kube) -> Iterator[Kube]:
     """The operator, both replicas ready. Afterwards only the CRDs are left."""
     options = ("--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "120s", *VALUES)
-    run("helm", "upgrade", "--install", RELEASE, str(CHART), *options)
+    # CRDs that kubectl applied become the release's.
+    run("helm", "upgrade", "--install", "--take-ownership", RELEASE, str(CHART), *options)
     yield system
     run("helm", "uninstall", RELEASE, "--namespace", SYSTEM, "--wait", "--timeout", "60s")
     eventually(lambda: not any(RELEASE in name for name in system.everything()), "the release is gone")
@@ -41,16 +44,35 @@ def penstock(system: Kube) -> Iterator[Kube]:
     run("kubectl", "delete", "namespace", SYSTEM, "--wait=false")
 
 
-@pytest.fixture
-def namespace(penstock: Kube) -> Iterator[Kube]:  # noqa: ARG001 - it must be there
+@pytest.fixture(scope="session")
+def crds() -> Iterator[None]:
+    """The CRDs, for tests that bring their own operator. Those that Helm installed stay."""
+    if "llmdeployments" in run("kubectl", "get", "crd", "--output", "name"):
+        yield
+        return
+    file = str(CHART / "files" / "crds.yaml")
+    run("kubectl", "apply", "--server-side", "--filename", file)
+    run("kubectl", "wait", "--for=condition=Established", "--filename", file, "--timeout=30s")
+    yield
+    run("kubectl", "delete", "--filename", file)
+
+
+@contextmanager
+def new_namespace() -> Iterator[Kube]:
     """A new, empty namespace. Its LLMDeployments are deleted afterwards, and nothing of them may be left."""
-    kube = Kube(f"penstock-test-{next(_numbers)}")
+    kube = Kube(f"penstock-test-{os.getpid()}-{next(_numbers)}")
     run("kubectl", "create", "namespace", kube.namespace)
     eventually(lambda: "serviceaccount/default" in kube.everything(), "a new namespace has its ServiceAccount")
-    yield kube
     try:
+        yield kube
         kube.run("delete", "llmd", "--all", "--wait=true", "--timeout=60s")
     except CommandFailed as error:
         pytest.fail(f"{error}\n{kube.describe()}")
     finally:
         run("kubectl", "delete", "namespace", kube.namespace, "--wait=false")
+
+
+@pytest.fixture
+def namespace(penstock: Kube) -> Iterator[Kube]:  # noqa: ARG001 - it must be there
+    with new_namespace() as kube:
+        yield kube

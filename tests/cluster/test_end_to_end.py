@@ -2,9 +2,13 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.charts.conftest import ROOT
+from tests.cluster.conftest import new_namespace
 from tests.cluster.kube import Kube, eventually
 
 DEMO = ROOT / "examples" / "01-demo.yaml"
@@ -31,29 +35,34 @@ print(json.dumps(answers))
 """
 
 
-def test_ten_lines_become_an_endpoint_that_streams_with_blocks_over_ucx_and_leave_nothing(namespace: Kube) -> None:
-    before = namespace.everything()
-    assert len([line for line in DEMO.read_text().splitlines() if line]) <= 10
-    namespace.apply(DEMO)
-    ready_s = namespace.wait_ready("demo")
-    print(f"first apply to Ready: {ready_s:.1f} s")
-    assert ready_s < READY_S
+@pytest.fixture(scope="module")
+def demo(penstock: Kube) -> Iterator[Kube]:  # noqa: ARG001 - it must be there
+    """The namespace in which the example is Ready; in the end it is deleted without a trace."""
+    with new_namespace() as kube:
+        before = kube.everything()
+        kube.apply(DEMO)
+        ready_s = kube.wait_ready("demo")
+        print(f"first apply to Ready: {ready_s:.1f} s")
+        assert ready_s < READY_S
+        yield kube
+        kube.run("delete", "--filename", str(DEMO), "--wait=true", "--timeout=60s")
+        left_s = eventually(lambda: kube.everything() == before, "nothing is left", within_s=60)
+        print(f"deleted without a trace in {left_s:.1f} s")
 
-    status = namespace.get("llmd", "demo")["status"]
-    conditions = {found["type"]: found["status"] for found in status["conditions"]}
-    assert conditions["KVTransferVerified"] == "True"
+
+def test_ten_lines_become_an_endpoint_that_streams_with_blocks_over_ucx(demo: Kube) -> None:
+    assert len([line for line in DEMO.read_text().splitlines() if line]) <= 10
+    demo.run("wait", "--for=condition=KVTransferVerified", "llmd/demo", "--timeout=20s")
+    status = demo.get("llmd", "demo")["status"]
     assert (status["prefill"]["summary"], status["decode"]["summary"]) == ("2/2", "2/2")
 
-    answers = json.loads(namespace.run_client("client", ASK % namespace.namespace))
+    answers = json.loads(demo.run_client("client", ASK % demo.namespace))
     for answer in answers:
         assert answer["finish"] in ("stop", "length")
         assert answer["text"].strip()
         assert answer["chunks"] > 3, "streamed, not sent at once"
 
-    assert pulled_blocks(namespace) > 0
-    namespace.run("delete", "--filename", str(DEMO), "--wait=true", "--timeout=60s")
-    left_s = eventually(lambda: namespace.everything() == before, "nothing is left", within_s=60)
-    print(f"deleted without a trace in {left_s:.1f} s")
+    assert pulled_blocks(demo) > 0
 
 
 def pulled_blocks(kube: Kube) -> float:
@@ -69,16 +78,14 @@ def pulled_blocks(kube: Kube) -> float:
     return total
 
 
-def test_the_same_manifest_twice_changes_nothing(namespace: Kube) -> None:
-    namespace.apply(DEMO)
-    namespace.wait_ready("demo")
-    specs = generations(namespace)
-    namespace.apply(DEMO)
-    namespace.run("replace", "--filename", str(DEMO))
-    namespace.run("annotate", "llmd", "demo", "kubectl.kubernetes.io/last-applied-configuration-", "note=x")
-    assert generations(namespace) == specs
-    assert namespace.condition("demo")["status"] == "True"
-    assert ask_in_the_terminal(namespace).strip()
+def test_the_same_manifest_twice_changes_nothing(demo: Kube) -> None:
+    specs = generations(demo)
+    demo.apply(DEMO)
+    demo.run("replace", "--filename", str(DEMO))
+    demo.run("annotate", "llmd", "demo", "kubectl.kubernetes.io/last-applied-configuration-", "note=x")
+    assert ask_in_the_terminal(demo).strip()
+    assert generations(demo) == specs
+    assert demo.condition("demo")["status"] == "True"
 
 
 def ask_in_the_terminal(kube: Kube) -> str:
@@ -98,31 +105,30 @@ def generations(kube: Kube) -> dict[str, tuple[str, int]]:
     return found
 
 
-def test_every_example_is_admitted(namespace: Kube) -> None:
+def test_every_example_is_admitted(demo: Kube) -> None:
     for file in sorted((ROOT / "examples").glob("*.yaml")):
-        namespace.run("apply", "--dry-run=server", "--filename", str(file))
+        demo.run("apply", "--server-side", "--dry-run=server", "--force-conflicts", "--filename", str(file))
 
 
-def test_the_router_knows_the_workers_of_its_own_deployment_only(namespace: Kube) -> None:
-    for name in ("one", "two"):
-        namespace.apply(small(name))
-    for name in ("one", "two"):
-        namespace.wait_ready(name)
-        assert known_workers(namespace, name) == addresses(namespace, name)
-    namespace.run("scale", "llmpool", "one-decode", "--replicas=2")
+def test_a_router_knows_the_workers_of_its_own_deployment_only(demo: Kube) -> None:
+    demo.apply(small("other"))
+    demo.wait_ready("other")
+    for name in ("demo", "other"):
+        assert known_workers(demo, name) == addresses(demo, name)
+    demo.run("scale", "llmpool", "other-decode", "--replicas=2")
     eventually(
-        lambda: (
-            len(addresses(namespace, "one")) == 3 and known_workers(namespace, "one") == addresses(namespace, "one")
-        ),
+        lambda: len(addresses(demo, "other")) == 3 and known_workers(demo, "other") == addresses(demo, "other"),
         "the new worker is known",
     )
+    demo.run("delete", "llmd", "other", "--wait=true", "--timeout=60s")
 
 
 def small(name: str, uri: str = "file:///models/penstock-demo", more: str = "") -> str:
-    """One worker of each kind."""
+    """One worker of each kind; several such deployments fit on a node of two cores."""
+    pool = "{gpus: 0, resources: {requests: {cpu: 100m}}}"
     return (
         f"{{apiVersion: serving.penstock.dev/v1alpha1, kind: LLMDeployment, metadata: {{name: {name}}}, "
-        f'spec: {{model: {{uri: "{uri}"{more}}}, prefill: {{gpus: 0}}, decode: {{gpus: 0}}}}}}'
+        f'spec: {{model: {{uri: "{uri}"{more}}}, prefill: {pool}, decode: {pool}}}}}'
     )
 
 

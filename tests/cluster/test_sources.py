@@ -135,7 +135,11 @@ def hub(penstock: Kube) -> Iterator[Kube]:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "hub", "labels": {"app": "hub"}},
-        "spec": {"containers": [container], "volumes": [{"name": "code", "configMap": {"name": "code"}}]},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [container],
+            "volumes": [{"name": "code", "configMap": {"name": "code"}}],
+        },
     }
     service = {
         "apiVersion": "v1",

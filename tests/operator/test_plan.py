@@ -231,3 +231,20 @@ def test_plans_are_equal_for_equal_observations() -> None:
     left, right = World().plan(), World().plan()
     assert left == right
     assert msgspec.json.encode(left.status) == msgspec.json.encode(right.status)
+
+
+def test_routers_start_anew_when_their_service_account_was_made_anew(world: World) -> None:
+    """Kubernetes takes no token of an account that was deleted, not even when there is another of its name."""
+    account, router = world.objects["ServiceAccount", "demo-router"], world.objects["Deployment", "demo-router"]
+    account["metadata"]["creationTimestamp"] = router["metadata"]["creationTimestamp"] = "2026-11-21T03:00:00Z"
+    before = copy.deepcopy(router["spec"]["template"])
+    world.settle()
+    assert world.objects["Deployment", "demo-router"]["spec"]["template"] == before
+    del world.objects["ServiceAccount", "demo-router"]
+    world.step()
+    remade = world.objects["ServiceAccount", "demo-router"]["metadata"]
+    remade["creationTimestamp"] = "2026-11-21T04:00:00Z"
+    world.settle()
+    after = world.objects["Deployment", "demo-router"]["spec"]["template"]
+    assert after["metadata"]["annotations"] == before["metadata"]["annotations"] | {names.ACCOUNT: remade["uid"]}
+    assert world.step() == ()

@@ -1,14 +1,12 @@
-"""The operator has the rights it uses, and no other: its own count of API calls against the chart's Role."""
+"""The rights that the chart grants to the operator, and those it used, by its own count of API calls."""
 
-import json
 import re
 
 import yaml
 
 from penstock.operator.kinds import OWNED
 from tests.charts.conftest import CHART
-from tests.cluster.kube import Kube, eventually
-from tests.cluster.test_end_to_end import small
+from tests.cluster.kube import Kube
 
 Right = tuple[str, str]
 """Verb and resource: ("patch", "apps/deployments")."""
@@ -58,31 +56,3 @@ def used(system: Kube) -> dict[Right, set[str]]:
                 if call[3] == "patch" and call[2] == "201":  # server-side apply of something new takes both rights
                     found.setdefault(("create", call[1]), set()).add("201")
     return found
-
-
-def is_settled(kube: Kube, name: str) -> bool:
-    """Whether the last spec is all there is: one revision, whole."""
-    found = kube.get("llmd", name)
-    progressing = kube.condition(name, "Progressing")
-    is_current = progressing.get("observedGeneration") == found["metadata"]["generation"]
-    revisions = kube.items("controllerrevisions", f"serving.penstock.dev/deployment={name}")
-    return is_current and progressing["status"] == "False" and len(revisions) == 1
-
-
-def test_the_role_is_what_a_life_of_an_llm_deployment_needs(penstock: Kube, namespace: Kube) -> None:
-    namespace.apply(small("life"))
-    namespace.wait_ready("life")
-    namespace.run("scale", "llmpool", "life-decode", "--replicas=2")
-    change = {"engine": {"max-sequences": "32"}, "prefill": {"replicas": 2}}
-    namespace.run("patch", "llmd", "life", "--type=merge", "--patch", json.dumps({"spec": change}))
-    eventually(lambda: is_settled(namespace, "life"), "the second revision serves alone", within_s=120)
-    for kind in ("service", "configmap", "role", "rolebinding", "serviceaccount", "pdb", "networkpolicy"):
-        namespace.run("delete", kind, "--selector", "serving.penstock.dev/deployment=life", "--wait=false")
-    eventually(lambda: namespace.items("networkpolicies"), "what was deleted is back")
-
-    calls = used(penstock)
-    forbidden = {right for right, statuses in calls.items() if "403" in statuses}
-    assert forbidden == set()
-    assert set(calls) <= granted(), "a right that the cluster gave but the chart does not"
-    unused = granted() - set(calls) - set(NOT_COUNTED)
-    assert unused == set(), "rights that nothing needed"
