@@ -10,6 +10,10 @@ COALESCE_S = 0.03
 """News that arrive within so long are looked at together: a starting pod alone makes five."""
 PAUSE_S = 0.4
 """Between two looks at the same LLMDeployment: while a thousand pods start, every look writes a new status."""
+PAUSE_PER_KEY_S = 0.01
+LONGEST_PAUSE_S = 2.0
+"""The more LLMDeployments want a look, the longer: while two hundred start, the API server has better things to do than
+to hear five times of each how far it is."""
 _FIRST_RETRY_S = 0.25
 _LONGEST_RETRY_S = 5.0
 
@@ -30,7 +34,7 @@ class Queue:
     def add(self, key: Key, delay_s: float = COALESCE_S) -> None:
         """Wants a look at `key` after `delay_s`, or earlier if that was wanted before."""
         loop = asyncio.get_running_loop()
-        due = max(loop.time() + delay_s, self._looked_at.get(key, -PAUSE_S) + PAUSE_S)
+        due = max(loop.time() + delay_s, self._looked_at.get(key, -LONGEST_PAUSE_S) + self._pause_s())
         timer = self._timers.get(key)
         if key in self._waiting or (timer is not None and timer.when() <= due):
             return
@@ -65,6 +69,10 @@ class Queue:
         """It is gone."""
         self._looked_at.pop(key, None)
         self._failures.pop(key, None)
+
+    def _pause_s(self) -> float:
+        num = len(self._waiting) + len(self._timers)
+        return min(max(PAUSE_S, PAUSE_PER_KEY_S * num), LONGEST_PAUSE_S)
 
     def _due(self, key: Key) -> None:
         del self._timers[key]

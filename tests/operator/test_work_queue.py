@@ -67,3 +67,24 @@ def test_a_failing_key_waits_longer_each_time_and_no_other_with_it() -> None:
         assert waits[0] < waits[1] < waits[2]
 
     run(scenario())
+
+
+def test_the_more_want_a_look_the_longer_one_waits_for_its_next() -> None:
+    async def pause_s(num_others: int) -> float:
+        queue, loop = Queue(Metrics()), asyncio.get_running_loop()
+        for index in range(num_others):
+            queue.add(("other", str(index)), 60)
+        queue.add(A, 0)
+        assert await queue.get() == A
+        queue.done(A, failed=False)
+        looked_at = loop.time()
+        queue.add(A, 0)
+        assert await queue.get() == A
+        return loop.time() - looked_at
+
+    async def scenario() -> None:
+        alone, beside_many = await pause_s(0), await pause_s(100)
+        assert 0.35 < alone < 0.9
+        assert 0.95 < beside_many < 1.5
+
+    run(scenario())
