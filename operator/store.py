@@ -1,6 +1,6 @@
 """Everything the operator has seen, indexed by LLMDeployment: fed by watches, read by `observe`. No I/O."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, TypeAlias
@@ -125,6 +125,10 @@ class Store:
     def object_names(self, kind: str) -> Iterable[tuple[str, str]]:
         """(namespace, name) of every owned object of a kind."""
         return [(namespace, name) for of, namespace, name in self._keys if of == kind]
+
+    def num_objects(self) -> Counter[str]:
+        """Owned objects by kind."""
+        return Counter(kind for kind, _, _ in self._keys)
 
     def set_verification(self, key: Key, verification: Verification | None) -> None:
         if key in self.deployments and self.verifications.get(key) != verification:
