@@ -57,7 +57,7 @@ class _State:
     wanted: Mapping[Role, int]
     serving: Revision | None
     """The revision that goes on serving while the target comes up; None when there is none beside the target."""
-    workloads: Mapping[tuple[str, str], Workload]
+    workloads: Mapping[tuple[Role, str], Workload]
     step: Rollout
     is_complete: bool
     """The target serves, alone; once it does, a missing pod is no rollout any more."""
@@ -128,7 +128,7 @@ def _replicas_now(observed: Observed, role: Role, declared: int) -> int:
 
 def _state(subject: Subject, observed: Observed, wanted: dict[Role, int]) -> _State:
     # One whose labels somebody has changed is put right by _change and does not count until then.
-    workloads = {(found.role, found.revision): found for found in observed.workloads if found.role in ROLES}
+    workloads = {(role, found.revision): found for role in ROLES for found in observed.workloads if found.role == role}
     target = subject.target
     serving = _serving(observed, workloads, target.hash if target else "")
     if target is None:
@@ -146,7 +146,7 @@ def _state(subject: Subject, observed: Observed, wanted: dict[Role, int]) -> _St
     return _State(wanted, serving, workloads, step, is_complete=step.is_complete or was_complete)
 
 
-def _serving(observed: Observed, workloads: Mapping[tuple[str, str], Workload], target_hash: str) -> Revision | None:
+def _serving(observed: Observed, workloads: Mapping[tuple[Role, str], Workload], target_hash: str) -> Revision | None:
     """The revision beside the target that must not be touched yet: the one that was complete last, else (the status is
     gone) the one with most pods ready in both pools."""
     if observed.status.revision == target_hash and target_hash:
