@@ -207,7 +207,7 @@ def _change(manifest: Manifest, observed: Observed) -> Action | None:
     """What makes `manifest` true; None when it is."""
     found = observed.objects.get((manifest["kind"], manifest["metadata"]["name"]))
     if found is None:
-        return Create(manifest)
+        return Create(render.as_new(manifest))
     if found.is_deleting or _is_foreign(manifest["metadata"]["ownerReferences"][0]["uid"], found):
         return None
     return None if found.covers(manifest) else Apply(manifest, found.uid)

@@ -126,6 +126,16 @@ def test_an_edited_object_is_put_right(world: World) -> None:
     assert world.snapshot() == expected
 
 
+def test_the_revision_number_of_a_deployment_is_given_once_and_then_is_kubernetes_own(world: World) -> None:
+    number = "deployment.kubernetes.io/revision"
+    fresh = [action.manifest for action in World().plan().actions if isinstance(action, Create)]
+    assert [m["metadata"]["annotations"].get(number) for m in fresh if m["kind"] == "Deployment"] == ["1"] * 3
+    assert not any(number in m["metadata"]["annotations"] for m in fresh if m["kind"] != "Deployment")
+    for manifest in world.of_kind("Deployment"):
+        manifest["metadata"]["annotations"][number] = "7"
+    assert world.plan().actions == ()
+
+
 def test_a_deployment_whose_labels_were_taken_gets_them_back(world: World) -> None:
     expected = world.snapshot()
     for prefill in world.of_kind("Deployment"):
