@@ -22,7 +22,7 @@ from bench.report import Report, Row, compare
 from bench.vllm import HOW_TO_INSTALL, Peer, fresh_cache, peer_python, start
 
 ALL = [Peer(server, threads, eager) for eager in (True, False) for server in (False, True) for threads in (2, 1)]
-QUICK = [Peer(False, 1, eager) for eager in (True, False)]
+QUICK = [Peer(False, 2, eager) for eager in (True, False)]
 """The way in which vLLM was best where this was written (2-core Intel, AMX), and the same compiled."""
 
 

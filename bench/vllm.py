@@ -47,9 +47,11 @@ def peer_python() -> Path | None:
 
 
 def environment(threads: int, cache: Path) -> dict[str, str]:
-    """vLLM's variables: threads bound to cores; compiled code goes to `cache`, so that no run profits from another."""
+    """vLLM's variables: threads, of which the server's are bound to cores (in-process it takes no note of that
+    variable); compiled code goes to `cache`, so that no run profits from another."""
     return {
         "VLLM_CPU_KVCACHE_SPACE": "2",
+        "OMP_NUM_THREADS": str(threads),
         "VLLM_CPU_OMP_THREADS_BIND": "0" if threads == 1 else f"0-{threads - 1}",
         "VLLM_CACHE_ROOT": str(cache),
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),

@@ -1,7 +1,8 @@
 """Writes the pages that derive from the code and from bench/results, so that they cannot fall behind.
 
 python docs/make.py            writes docs/reference/command-line.md, docs/reference/metrics.md,
-                               docs/reference/kubernetes-api.md, docs/performance.md
+                               docs/reference/kubernetes-api.md, docs/performance.md,
+                               the table of comparisons in README.md
 python docs/make.py --check    exits with 1 and names the pages that differ (tests/house runs this)
 """
 
@@ -16,6 +17,7 @@ from typing import Any, cast
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "bench" / "results"
+README = DOCS.parent / "README.md"
 MADE = "<!-- made by docs/make.py: do not edit -->\n"
 
 
@@ -30,6 +32,7 @@ def main() -> int:
         DOCS / "reference" / "metrics.md": metrics(),
         DOCS / "reference" / "kubernetes-api.md": kubernetes_api(),
         DOCS / "performance.md": performance(),
+        README: readme(),
     }
     differing = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
     for path in differing:
@@ -165,8 +168,7 @@ def performance() -> str:
         "Every figure comes from a command that anyone can run; [how-to/benchmark.md](how-to/benchmark.md) says how.",
         "A ratio above 1 means that Penstock is better; the peer was measured in the same run on the same machine.\n",
     ]
-    for path in sorted(RESULTS.glob("*.json")):
-        result = json.loads(path.read_text())
+    for result in _results():
         parts += [
             f"## {result['name']}\n",
             f"`{result['command']}`, {result['date'][:10]}, commit `{result['commit']}`, on {result['machine']}.\n",
@@ -174,6 +176,23 @@ def performance() -> str:
         ]
         parts += [f"- {note}" for note in result.get("notes", [])] + [""]
     return "\n".join(parts)
+
+
+def readme() -> str:
+    """README.md with every figure that stands beside a peer's, the bad ones too."""
+    begin, end = "<!-- comparisons: made by docs/make.py -->\n", "<!-- end of comparisons -->\n"
+    before, _, rest = README.read_text().partition(begin)
+    rows = [row for result in _results() for row in map(_result_row, result["rows"]) if row[_RATIO]]
+    table = _table(("what", "unit", "Penstock", "peer", "ratio"), (row[: _RATIO + 1] for row in rows))
+    return before + begin + table + end + rest.partition(end)[2]
+
+
+def _results() -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+
+
+_RATIO = 4
+"""The column of a result's row."""
 
 
 def _result_row(row: dict[str, Any]) -> tuple[str, ...]:
