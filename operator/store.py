@@ -76,11 +76,12 @@ class Store:
 
     def put(self, manifest: dict[str, Any]) -> None:
         """An owned object was seen, in a watch or as the answer to a change."""
+        metadata = manifest["metadata"]
+        key = (metadata["namespace"], metadata.get("labels", {}).get(names.DEPLOYMENT, ""))
+        known = self._objects.get(key, {}).get((manifest["kind"], metadata["name"]))
+        if known and known.uid == metadata["uid"] and known.resource_version >= int(metadata["resourceVersion"]):
+            return  # often: the answer to a change comes again from the watch
         found = seen(manifest)
-        key = (found.namespace, found.deployment)
-        known = self._objects[key].get((found.kind, found.name))
-        if known is not None and known.uid == found.uid and known.resource_version >= found.resource_version:
-            return
         before = self._keys.get((found.kind, found.namespace, found.name), key)
         if before != key:  # somebody changed its label
             self.drop(found.kind, found.namespace, found.name)
