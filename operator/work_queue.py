@@ -8,12 +8,12 @@ from penstock.operator.store import Key
 
 COALESCE_S = 0.03
 """News that arrive within so long are looked at together: a starting pod alone makes five."""
-PAUSE_S = 0.4
-"""Between two looks at the same LLMDeployment: while a thousand pods start, every look writes a new status."""
-PAUSE_PER_KEY_S = 0.01
-LONGEST_PAUSE_S = 2.0
+COALESCE_PER_KEY_S = 0.005
+LONGEST_COALESCE_S = 1.0
 """The more LLMDeployments want a look, the longer: while two hundred start, the API server has better things to do than
 to hear five times of each how far it is."""
+PAUSE_S = 0.4
+"""Between two looks at the same LLMDeployment: while a thousand pods start, every look writes a new status."""
 _FIRST_RETRY_S = 0.25
 _LONGEST_RETRY_S = 5.0
 
@@ -31,10 +31,11 @@ class Queue:
         self._looked_at: dict[Key, float] = {}
         self._depth = metrics.queue_depth
 
-    def add(self, key: Key, delay_s: float = COALESCE_S) -> None:
-        """Wants a look at `key` after `delay_s`, or earlier if that was wanted before."""
+    def add(self, key: Key, delay_s: float | None = None) -> None:
+        """Wants a look at `key` soon, or after `delay_s`; or earlier if that was wanted before."""
         loop = asyncio.get_running_loop()
-        due = max(loop.time() + delay_s, self._looked_at.get(key, -LONGEST_PAUSE_S) + self._pause_s())
+        soon = loop.time() + (self._coalesce_s() if delay_s is None else delay_s)
+        due = max(soon, self._looked_at.get(key, -PAUSE_S) + PAUSE_S)
         timer = self._timers.get(key)
         if key in self._waiting or (timer is not None and timer.when() <= due):
             return
@@ -70,9 +71,9 @@ class Queue:
         self._looked_at.pop(key, None)
         self._failures.pop(key, None)
 
-    def _pause_s(self) -> float:
+    def _coalesce_s(self) -> float:
         num = len(self._waiting) + len(self._timers)
-        return min(max(PAUSE_S, PAUSE_PER_KEY_S * num), LONGEST_PAUSE_S)
+        return min(COALESCE_S + COALESCE_PER_KEY_S * num, LONGEST_COALESCE_S)
 
     def _due(self, key: Key) -> None:
         del self._timers[key]
