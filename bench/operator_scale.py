@@ -2,9 +2,9 @@
 
     python -m bench.operator_scale [--pods 1000] [--deployments 500] [--burst 200]
 
-Needs KUBECONFIG of a cluster with 100 nodes that only pretend to run pods (kwok, labelled type=kwok and tainted
-kwok.x-k8s.io/node=fake): `cluster nodes 100` of the shared cluster script. The operator runs here as a process, with
-`--verify-transfers false`, since such pods answer no question.
+Needs KUBECONFIG of a cluster with the CRDs (charts/penstock/files/crds.yaml), no operator, and 100 nodes that only
+pretend to run pods (kwok, labelled type=kwok and tainted kwok.x-k8s.io/node=fake): `cluster nodes 100` of the shared
+cluster script. The operator runs here as a process, with `--verify-transfers false`, since such pods answer nothing.
 """
 
 import argparse
@@ -17,25 +17,36 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from bench.needs import needs
 from bench.report import Report, Row, compare
 from penstock.operator import names
-from penstock.operator.api import API_VERSION
 from penstock.operator.kinds import LLM_DEPLOYMENT, OWNED, POD
 
 with needs("bench,operator"):
     import psutil
 
-    from penstock.operator.client import ApiError, Client, connect
+    from bench import kubernetes_alone
+    from bench.kubernetes import (
+        NAMESPACE,
+        PARALLEL,
+        check,
+        create,
+        delete,
+        delete_all,
+        each,
+        nothing_left,
+        path,
+        until,
+    )
+    from penstock.operator.client import Client, connect
 
-NAMESPACE = "default"
 PORT = 18099
 STEADY_S = 30.0
-PARALLEL = 16
 GROVE = "Grove's published scale test, 100 simulated nodes on other machines with other client limits"
+ALONE = "Kubernetes alone"
 
 
 def main() -> None:
@@ -46,7 +57,9 @@ def main() -> None:
     arguments = parser.parse_args()
     report = Report("operator_scale")
     report.notes = [
-        f"The peer is {GROVE}: no run of it here.",
+        f"Grove: {GROVE}; no run of it here.",
+        f"{ALONE}: the same objects, created by the benchmark itself as fast as the API server takes them, without an"
+        " operator, in the same run; no operator that makes these objects can be faster on this machine.",
         "API server, controllers, scheduler, simulated kubelets and this program share the machine with the operator.",
     ]
     asyncio.run(measure(report, arguments))
@@ -57,14 +70,24 @@ async def measure(report: Report, arguments: argparse.Namespace) -> None:
     async with connect(connections=PARALLEL) as client:
         await check(client)
         await delete_all(client)
+        peers = await measure_alone(client, arguments)
         with running_operator() as process:
-            report.rows += await large(client, arguments.pods)
-            report.rows += await burst(client, arguments.burst)
+            report.rows += await large(client, arguments.pods, peers["large"])
+            report.rows += await burst(client, arguments.burst, peers["burst"])
             report.rows += await steady(client, process, arguments.burst, arguments.deployments)
-            report.rows += await deletion(client, arguments.deployments)
+            report.rows += await deletion(client, arguments.deployments, peers["deletion"])
 
 
-async def large(client: Client, num_pods: int) -> list[Row]:
+async def measure_alone(client: Client, arguments: argparse.Namespace) -> dict[str, float]:
+    """Seconds that Kubernetes needs for the same without an operator."""
+    large = await kubernetes_alone.make(client, range(1), arguments.pods // 2)
+    await kubernetes_alone.remove(client, 1)
+    burst = await kubernetes_alone.make(client, range(arguments.burst), 1)
+    await kubernetes_alone.make(client, range(arguments.burst, arguments.deployments), 1)
+    return {"large": large, "burst": burst, "deletion": await kubernetes_alone.remove(client, arguments.deployments)}
+
+
+async def large(client: Client, num_pods: int, alone: float) -> list[Row]:
     """One LLMDeployment with half of its pods in each pool."""
     begin = time.perf_counter()
     await create(client, "large", num_pods // 2)
@@ -74,21 +97,24 @@ async def large(client: Client, num_pods: int) -> list[Row]:
     gone = time.perf_counter()
     await until(lambda: nothing_left(client), gone)
     title = f"one LLMDeployment, {num_pods} worker pods"
+    said = f"{title}: all ready, and its status says so"
     return [
         compare(f"{title}: pods created", "s", created, 36, "Grove", less_is_better=True, limit=6),
-        compare(f"{title}: all ready, and its status says so", "s", ready, 62, "Grove", less_is_better=True, limit=10),
+        compare(said, "s", ready, 62, "Grove", less_is_better=True, limit=10),
+        compare(said, "s", ready, alone, ALONE, less_is_better=True),
     ]
 
 
-async def burst(client: Client, num: int) -> list[Row]:
+async def burst(client: Client, num: int, alone: float) -> list[Row]:
     """Many at once."""
     begin = time.perf_counter()
     await each(num, lambda index: create(client, f"d{index}", 1))
     sent = time.perf_counter() - begin
     all_ready = await wait_ready(client, num, begin)
+    title = f"{num} LLMDeployments created in a burst"
     return [
-        compare(f"{num} LLMDeployments created in a burst: all sent", "s", sent),
-        compare(f"{num} LLMDeployments created in a burst: all Ready", "s", all_ready, limit=15),
+        compare(f"{title}: all sent", "s", sent),
+        compare(f"{title}: all Ready", "s", all_ready, alone, ALONE, less_is_better=True, limit=15),
     ]
 
 
@@ -122,63 +148,12 @@ async def steady(client: Client, process: psutil.Process, have: int, num: int) -
     ]
 
 
-async def deletion(client: Client, num: int) -> list[Row]:
+async def deletion(client: Client, num: int, alone: float) -> list[Row]:
     begin = time.perf_counter()
     await each(num, lambda index: delete(client, f"d{index}"))
     gone = await until(lambda: nothing_left(client), begin, within_s=300)
-    return [compare(f"{num} LLMDeployments deleted: nothing left", "s", gone, limit=30)]
-
-
-async def check(client: Client) -> None:
-    nodes = await client.get("/api/v1/nodes", labelSelector="type=kwok")
-    if len(nodes["items"]) < 20:
-        sys.exit("bench.operator_scale needs simulated nodes: run `cluster nodes 100` of the shared cluster script")
-
-
-async def create(client: Client, name: str, replicas: int) -> None:
-    toleration = {"key": "kwok.x-k8s.io/node", "operator": "Exists", "effect": "NoSchedule"}
-    small = {"requests": {"cpu": "10m", "memory": "16Mi"}}
-    pods = {"tolerations": [toleration], "nodeSelector": {"type": "kwok"}, "resources": small}
-    pool = pods | {"replicas": replicas, "gpus": 0}
-    spec = {"model": {"uri": "file:///models/penstock-demo"}, "prefill": pool, "decode": pool, "router": pods}
-    body = {"apiVersion": API_VERSION, "kind": "LLMDeployment", "metadata": {"name": name}, "spec": spec}
-    await client.create(LLM_DEPLOYMENT.path(NAMESPACE), body, manager="bench")
-
-
-def path(name: str) -> str:
-    return LLM_DEPLOYMENT.path(NAMESPACE, name)
-
-
-async def delete(client: Client, name: str) -> None:
-    with contextlib.suppress(ApiError):
-        await client.request("DELETE", path(name))
-
-
-async def delete_all(client: Client) -> None:
-    found = await client.get(LLM_DEPLOYMENT.path(NAMESPACE))
-    for body in found["items"]:
-        await delete(client, body["metadata"]["name"])
-    await until(lambda: nothing_left(client), time.perf_counter(), within_s=300)
-
-
-async def each(num: int, act: Callable[[int], Awaitable[Any]]) -> None:
-    """Acts for every index, some at a time."""
-    limit = asyncio.Semaphore(PARALLEL)
-
-    async def limited(index: int) -> None:
-        async with limit:
-            await act(index)
-
-    await asyncio.gather(*(limited(index) for index in range(num)))
-
-
-async def until(condition: Callable[[], Awaitable[bool]], begin: float, *, within_s: float = 180) -> float:
-    """Seconds from `begin` until the condition held."""
-    while not await condition():
-        if time.perf_counter() - begin > within_s:
-            raise TimeoutError(f"not within {within_s} s")
-        await asyncio.sleep(0.25)
-    return time.perf_counter() - begin
+    title = f"{num} LLMDeployments deleted: nothing left"
+    return [compare(title, "s", gone, alone, ALONE, less_is_better=True, limit=30)]
 
 
 async def count(client: Client, collection: str) -> int:
@@ -216,16 +191,6 @@ async def wait_ready(client: Client, num: int, begin: float, *, within_s: float 
                     if len(ready) >= num:
                         break
     return time.perf_counter() - begin
-
-
-async def nothing_left(client: Client) -> bool:
-    for kind in (LLM_DEPLOYMENT, *OWNED, POD):
-        query: dict[str, Any] = {"limit": 1}
-        if kind is not LLM_DEPLOYMENT:
-            query["labelSelector"] = names.SELECTOR
-        if (await client.get(kind.path(NAMESPACE), **query))["items"]:
-            return False
-    return True
 
 
 @contextlib.contextmanager

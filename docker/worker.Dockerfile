@@ -32,6 +32,10 @@ RUN /opt/penstock/bin/pip install --quiet --no-deps --force-reinstall . \
 FROM ${BASE}
 LABEL org.opencontainers.image.title="Penstock worker" \
       org.opencontainers.image.licenses="Apache-2.0"
+ARG TORCH=cpu
+# Triton compiles the launcher of each kernel with the system's C compiler when it is first used.
+RUN if [ "${TORCH}" = cuda ]; then apt-get update -qq \
+    && apt-get install -y -qq --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; fi
 # A static busybox copies models out of images that hold nothing but files (operator/model_pod.py).
 COPY --from=build /bin/busybox /bin/busybox
 COPY --from=build /opt/penstock /opt/penstock

@@ -25,6 +25,8 @@ APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 REQUEST_S = 8.0
 """Longest that one request may take."""
+_UNCHECKED = {"fieldValidation": "Ignore"}
+"""Else the API server reads every manifest a second time to warn of unknown fields, and nobody here reads warnings."""
 
 Object = dict[str, Any]
 
@@ -59,15 +61,15 @@ class Client:
 
     async def apply(self, path: str, manifest: Object, *, manager: str, force: bool) -> Object:
         """Server-side apply."""
-        query = {"fieldManager": manager, "force": "true" if force else "false"}
+        query = {"fieldManager": manager, "force": "true" if force else "false"} | _UNCHECKED
         return await self._object("PATCH", path, query, manifest, APPLY)
 
     async def merge(self, path: str, change: Object, *, manager: str) -> Object:
         """A JSON merge patch."""
-        return await self._object("PATCH", path, {"fieldManager": manager}, change, MERGE)
+        return await self._object("PATCH", path, {"fieldManager": manager} | _UNCHECKED, change, MERGE)
 
     async def create(self, path: str, manifest: Object, *, manager: str) -> Object:
-        return await self._object("POST", path, {"fieldManager": manager}, manifest)
+        return await self._object("POST", path, {"fieldManager": manager} | _UNCHECKED, manifest)
 
     async def replace(self, path: str, manifest: Object) -> Object:
         return await self._object("PUT", path, {}, manifest)

@@ -5,11 +5,11 @@ Messages must not change while nothing happens: each change is a write. So they 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from penstock.operator.api import ROLES, Condition, Role
 from penstock.operator.observed import Verification
-from penstock.operator.problems import PodState, Problem
+from penstock.operator.problems import POD_FAILED, PodState, Problem
 
 State = Literal["True", "False", "Unknown"]
 Verdict = tuple[State, str, str]
@@ -52,8 +52,15 @@ class Facts:
     def problem(self, role: Role | None = None) -> Problem | None:
         """The worst problem of a role's pods, or of all. Before anything serves, those of a spec that was replaced do
         not count: they go as soon as the new pods are ready."""
-        counted = [pod for pod in self.pods if role in (None, pod.role) and (self.serving or self._is_new(pod))]
-        return max((pod.problem for pod in counted if pod.problem is not None), default=None)
+        found = [
+            pod.problem
+            for pod in self.pods
+            if pod.problem
+            and role in (None, pod.role)
+            and (self.serving or self._is_new(pod))
+            and not self._is_past(pod)
+        ]
+        return max(found, default=None)
 
     def blocked(self) -> tuple[str, str] | None:
         """Why the target does not come up, if waiting will not help."""
@@ -65,6 +72,12 @@ class Facts:
             return "PodsRefused", self.pod_failures[0]
         problem = max((pod.problem for pod in self.pods if pod.problem and self._is_new(pod)), default=None)
         return (problem.reason, problem.message) if problem is not None and problem.is_lasting else None
+
+    def _is_past(self, pod: PodState) -> bool:
+        """A failed pod stays in the list for days after another one took its place."""
+        role: Any = pod.role
+        is_whole = self.ready.get(role, 0) >= self.wanted.get(role, 0)
+        return is_whole and pod.problem is not None and pod.problem.reason == POD_FAILED
 
     def _is_new(self, pod: PodState) -> bool:
         return pod.revision in ("", self.target)

@@ -57,11 +57,12 @@ class Controller:
                 log.exception("%s/%s: unexpected error", *key)
             finally:
                 self._queue.done(key, failed=failed)
+                if key not in self._store.deployments:
+                    self._queue.forget(key)
 
     async def _look(self, key: Key) -> None:
         deployment = self._store.deployments.get(key)
         if deployment is None or deployment.metadata.deletion_timestamp is not None:
-            self._queue.forget(key)
             return
         begin = time.perf_counter()
         subject = read_subject(deployment, self._config)

@@ -126,8 +126,11 @@ class Operation:
     async def _measure(self) -> None:
         while True:
             self._metrics.deployments.set(len(self._store.deployments))
+            num_objects = self._store.num_objects()
             for watch in self._watches:
                 self._metrics.watch_age.labels(watch.kind.kind).set(watch.age_s)
+                if watch.kind is not POD:
+                    self._metrics.objects.labels(watch.kind.kind).set(num_objects[watch.kind.kind])
             await asyncio.sleep(5)
 
 

@@ -3,19 +3,33 @@
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from penstock.operator import api, names
+from penstock.operator.drift import covers
 from penstock.operator.problems import PodState
-from penstock.operator.render import Revision
+from penstock.operator.render import Manifest, Revision
 
 
-class Seen(Struct, frozen=True):
-    """One owned object. Its body is kept as packed JSON: ten thousand objects as dicts would take 30 times the memory,
-    and unpacking one takes 20 us."""
+class Workload(Struct, frozen=True, gc=False):
+    """What a Deployment says of its pods; of one that does not exist, nothing."""
+
+    role: str = ""
+    revision: str = ""
+    wanted: int = 0
+    replicas: int = 0
+    ready: int = 0
+    is_rolled_out: bool = False
+    """Every pod has the template that was applied last and is ready."""
+    failure: str = ""
+    """Why it cannot create pods (quota, admission)."""
+
+
+class Seen(Struct, gc=False):
+    """One sight of an owned object. Its body is kept as packed JSON: ten thousand objects as dicts would take 30 times
+    the memory, and unpacking one takes 20 us."""
 
     kind: str
     name: str
@@ -27,14 +41,26 @@ class Seen(Struct, frozen=True):
     owner_uid: str
     is_deleting: bool
     body: bytes
+    workload: Workload | None = None
+    """Of a Deployment."""
+    _covered: str = ""
+    """Hash of the manifest that this sight was found to cover: most looks find what the one before found, and comparing
+    took most of their time (0.7 of 1.1 ms for 15 objects). The next sight of the object knows nothing of it."""
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """Without managedFields."""
-        found: dict[str, Any] = msgspec.json.decode(zlib.decompress(self.body))
+        found: Manifest = msgspec.json.decode(zlib.decompress(self.body))
         return found
 
+    def covers(self, wanted: Manifest) -> bool:
+        """Whether the object says all that is wanted of it."""
+        digest = wanted["metadata"]["annotations"][names.APPLIED]
+        if self._covered != digest and covers(self.manifest(), wanted):
+            self._covered = digest
+        return bool(self._covered == digest)
 
-def seen(manifest: dict[str, Any]) -> Seen:
+
+def seen(manifest: Manifest) -> Seen:
     """Takes what is needed from an object as the API server sends it. Changes `manifest`."""
     metadata = manifest["metadata"]
     metadata.pop("managedFields", None)
@@ -49,6 +75,7 @@ def seen(manifest: dict[str, Any]) -> Seen:
         owner_uid=owners[0] if owners else "",
         is_deleting="deletionTimestamp" in metadata,
         body=zlib.compress(msgspec.json.encode(manifest), 1),
+        workload=workload_of(manifest) if manifest["kind"] == "Deployment" else None,
     )
 
 
@@ -73,30 +100,22 @@ class Observed:
     fetching: str = ""
     """How far the fetching of the model is, while pods do so."""
 
-    def get(self, kind: str, name: str) -> dict[str, Any] | None:
+    def get(self, kind: str, name: str) -> Manifest | None:
         """The manifest of one object, or None when it is not there."""
         found = self.objects.get((kind, name))
         return found.manifest() if found is not None else None
+
+    @property
+    def workloads(self) -> list[Workload]:
+        """Of every Deployment."""
+        return [found.workload for found in self.objects.values() if found.workload is not None]
 
     def of_kind(self, kind: str) -> list[Seen]:
         return [found for (of, _), found in self.objects.items() if of == kind]
 
 
-class WorkloadStatus(Struct, frozen=True):
-    """A Deployment's own account of its pods."""
-
-    replicas: int = 0
-    ready: int = 0
-    is_rolled_out: bool = False
-    """Every pod has the template that was applied last and is ready."""
-    failure: str = ""
-    """Why it cannot create pods (quota, admission)."""
-
-
-def workload_status(manifest: dict[str, Any] | None) -> WorkloadStatus:
-    """Reads a Deployment; one that does not exist has no pods."""
-    if manifest is None:
-        return WorkloadStatus()
+def workload_of(manifest: Manifest) -> Workload:
+    """Reads a Deployment."""
     status, wanted = manifest.get("status", {}), manifest["spec"].get("replicas", 1)
     replicas, ready = status.get("replicas", 0), status.get("readyReplicas", 0)
     failures = [
@@ -105,11 +124,19 @@ def workload_status(manifest: dict[str, Any] | None) -> WorkloadStatus:
         if condition["type"] == "ReplicaFailure" and condition["status"] == "True"
     ]
     is_current = status.get("observedGeneration", 0) >= manifest["metadata"].get("generation", 0)
-    is_rolled_out = is_current and replicas == ready == status.get("updatedReplicas", 0) == wanted
-    return WorkloadStatus(replicas, ready, is_rolled_out, failures[0] if failures else "")
+    labels = manifest["metadata"].get("labels", {})
+    return Workload(
+        role=labels.get(names.ROLE, ""),
+        revision=labels.get(names.REVISION, ""),
+        wanted=wanted,
+        replicas=replicas,
+        ready=ready,
+        is_rolled_out=is_current and replicas == ready == status.get("updatedReplicas", 0) == wanted,
+        failure=failures[0] if failures else "",
+    )
 
 
-def stored_revision(manifest: dict[str, Any]) -> Revision | None:
+def stored_revision(manifest: Manifest) -> Revision | None:
     """The revision in a ControllerRevision; None when it was written by a version that stored another form."""
     try:
         return msgspec.convert(manifest.get("data"), Revision)

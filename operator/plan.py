@@ -6,7 +6,6 @@ Read it from `plan` down: replicas of the pools, the rollout's step, the objects
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import msgspec
 
@@ -25,7 +24,7 @@ from penstock.operator.actions import (
 from penstock.operator.api import ROLES, WORKER_ROLES, Role
 from penstock.operator.conditions import Facts, conditions
 from penstock.operator.drift import covers
-from penstock.operator.observed import Observed, Seen, WorkloadStatus, stored_revision, workload_status
+from penstock.operator.observed import Observed, Seen, Workload, stored_revision
 from penstock.operator.pods import served_name
 from penstock.operator.render import Manifest, Parent, Revision
 from penstock.operator.rollout import Rollout, rollout
@@ -58,7 +57,7 @@ class _State:
     wanted: Mapping[Role, int]
     serving: Revision | None
     """The revision that goes on serving while the target comes up; None when there is none beside the target."""
-    workloads: Mapping[tuple[Role, str], WorkloadStatus]
+    workloads: Mapping[tuple[Role, str], Workload]
     step: Rollout
     is_complete: bool
     """The target serves, alone; once it does, a missing pod is no rollout any more."""
@@ -124,48 +123,37 @@ def _pools(subject: Subject, observed: Observed) -> tuple[list[Action], dict[Rol
 
 def _replicas_now(observed: Observed, role: Role, declared: int) -> int:
     """What an LLMPool that somebody deleted must have said: its pods should not notice."""
-    running = [
-        manifest for manifest in _deployments(observed) if manifest["metadata"]["labels"].get(names.ROLE) == role
-    ]
-    return max((manifest["spec"].get("replicas", 1) for manifest in running), default=declared)
-
-
-def _deployments(observed: Observed) -> list[dict[str, Any]]:
-    return [found.manifest() for found in observed.of_kind("Deployment")]
+    return max((workload.wanted for workload in observed.workloads if workload.role == role), default=declared)
 
 
 def _state(subject: Subject, observed: Observed, wanted: dict[Role, int]) -> _State:
-    workloads: dict[tuple[Role, str], WorkloadStatus] = {}
-    for manifest in _deployments(observed):
-        labels = manifest["metadata"]["labels"]
-        workloads[labels.get(names.ROLE), labels.get(names.REVISION, "")] = workload_status(manifest)
+    # One whose labels somebody has changed is put right by _change and does not count until then.
+    workloads = {(role, found.revision): found for role in ROLES for found in observed.workloads if found.role == role}
     target = subject.target
     serving = _serving(observed, workloads, target.hash if target else "")
     if target is None:
         none: Mapping[Role, int] = dict.fromkeys(WORKER_ROLES, 0)
         step = Rollout(none, {role: wanted[role] for role in WORKER_ROLES}, routers_on_target=False, is_complete=False)
         return _State(wanted, serving, workloads, step, is_complete=False)
+    was_complete = serving is None and observed.status.revision == target.hash
     step = rollout(
         {role: wanted[role] for role in WORKER_ROLES},
-        {role: workloads.get((role, target.hash), WorkloadStatus()).ready for role in WORKER_ROLES},
+        {role: workloads.get((role, target.hash), Workload()).ready for role in WORKER_ROLES},
         has_serving=serving is not None,
         same_model=serving is None or serving.model == target.model,
-        routers_moved=_routers_moved(subject.parent, observed, target),
+        routers_moved=was_complete or _routers_moved(subject.parent, observed, target),
     )
-    was_complete = serving is None and observed.status.revision == target.hash
     return _State(wanted, serving, workloads, step, is_complete=step.is_complete or was_complete)
 
 
-def _serving(
-    observed: Observed, workloads: Mapping[tuple[Role, str], WorkloadStatus], target_hash: str
-) -> Revision | None:
+def _serving(observed: Observed, workloads: Mapping[tuple[Role, str], Workload], target_hash: str) -> Revision | None:
     """The revision beside the target that must not be touched yet: the one that was complete last, else (the status is
     gone) the one with most pods ready in both pools."""
     if observed.status.revision == target_hash and target_hash:
         return None
 
     def ready(revision: Revision) -> int:
-        return min(workloads.get((role, revision.hash), WorkloadStatus()).ready for role in WORKER_ROLES)
+        return min(workloads.get((role, revision.hash), Workload()).ready for role in WORKER_ROLES)
 
     stored = [stored_revision(found.manifest()) for found in observed.of_kind("ControllerRevision")]
     others = [revision for revision in stored if revision is not None and revision.hash != target_hash]
@@ -177,10 +165,10 @@ def _serving(
 
 def _routers_moved(parent: Parent, observed: Observed, target: Revision) -> bool:
     """Whether every router runs with the target's settings."""
-    manifest = observed.get("Deployment", names.workload_name(parent.name, "router", target.hash))
-    if manifest is None or not workload_status(manifest).is_rolled_out:
+    found = observed.objects.get(("Deployment", names.workload_name(parent.name, "router", target.hash)))
+    if found is None or found.workload is None or not found.workload.is_rolled_out:
         return False
-    return covers(manifest["spec"]["template"], target.router)
+    return covers(found.manifest()["spec"]["template"], target.router)
 
 
 def _objects(subject: Subject, observed: Observed, state: _State) -> list[Manifest]:
@@ -193,8 +181,7 @@ def _objects(subject: Subject, observed: Observed, state: _State) -> list[Manife
     running = [(revision, replicas) for revision, replicas in revisions if revision is not None and replicas]
     objects = [render.controller_revision(parent, revision) for revision, _ in running]
     objects.append(render.network_policy(parent))
-    # One pod alone may be evicted: a budget for it would only be one object more.
-    objects += [render.disruption_budget(parent, role) for role in ROLES if state.wanted[role] > 1]
+    objects += _disruption_budgets(subject, observed, state)
     for role in WORKER_ROLES:
         for revision, replicas in running:
             objects += render.workers(parent, role, revision, replicas[role])
@@ -217,10 +204,18 @@ def _created(manifest: Manifest) -> str:
     return str(manifest["metadata"].get("creationTimestamp", ""))
 
 
+def _disruption_budgets(subject: Subject, observed: Observed, state: _State) -> list[Manifest]:
+    """One pod alone may be evicted: a budget for it would only be one object more. While the first pods start there is
+    nothing to keep up yet, and Kubernetes would write a budget's status anew for each of them."""
+    is_up = state.is_complete or state.serving is not None
+    budgets = [render.disruption_budget(subject.parent, role) for role in ROLES if state.wanted[role] > 1]
+    return [budget for budget in budgets if is_up or (budget["kind"], budget["metadata"]["name"]) in observed.objects]
+
+
 def _secret(observed: Observed) -> list[Action]:
     """The Secret cannot be observed: it is made before the first worker, and when a pod misses it."""
     is_missed = any(pod.problem and pod.problem.reason == "ContainerConfigInvalid" for pod in observed.pods)
-    has_workers = any(manifest["metadata"]["labels"].get(names.REVISION) for manifest in _deployments(observed))
+    has_workers = any(workload.revision for workload in observed.workloads)
     return [] if has_workers and not is_missed else [CreateSecret()]
 
 
@@ -228,10 +223,10 @@ def _change(manifest: Manifest, observed: Observed) -> Action | None:
     """What makes `manifest` true; None when it is."""
     found = observed.objects.get((manifest["kind"], manifest["metadata"]["name"]))
     if found is None:
-        return Create(manifest)
+        return Create(render.as_new(manifest))
     if found.is_deleting or _is_foreign(manifest["metadata"]["ownerReferences"][0]["uid"], found):
         return None
-    return None if covers(found.manifest(), manifest) else Apply(manifest, found.uid)
+    return None if found.covers(manifest) else Apply(manifest, found.uid)
 
 
 def _leftovers(objects: list[Manifest], observed: Observed) -> list[Action]:

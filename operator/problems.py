@@ -107,6 +107,7 @@ class PodState(Struct, frozen=True):
     """Its init container is fetching the model."""
 
 
+POD_FAILED = "PodFailed"
 _PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 _NO_MODEL = re.compile(
     r"there is no folder|no model folder|has no config\.json|is not mounted|cannot be fetched|no such repository"
@@ -139,8 +140,16 @@ def _problems(pod: Pod) -> list[Problem | None]:
         *(_unschedulable(condition) for condition in status.conditions),
         *(_waits(container) for container in containers),
         *(_ended(container) for container in containers),
-        Problem(2, status.reason, _sentence(status.message), is_lasting=False) if status.phase == "Failed" else None,
+        _failed(status),
     ]
+
+
+def _failed(status: _PodStatus) -> Problem | None:
+    """The whole pod: evicted, refused by its node, its node shut down."""
+    if status.phase != "Failed":
+        return None
+    said = ": ".join(filter(None, (status.reason, _sentence(status.message)))) or "without a reason"
+    return Problem(2, POD_FAILED, f"a pod failed: {said}", is_lasting=False)
 
 
 def _unschedulable(condition: _Condition) -> Problem | None:

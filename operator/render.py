@@ -17,6 +17,9 @@ from penstock.operator.pods import Template, model_uri, router_pod, router_setti
 
 Manifest = dict[str, Any]
 
+_NO_DEADLINE = 2**31 - 1
+"""For Kubernetes no deadline at all: it writes no condition Progressing, which the LLMDeployment has."""
+
 
 class Revision(Struct, frozen=True):
     """What pods of one revision look like. Kept in a ControllerRevision, so that it can be repaired while the spec
@@ -105,7 +108,7 @@ def workers(parent: Parent, role: api.Role, revision: Revision, replicas: int) -
     deployment = {
         "replicas": replicas,
         "revisionHistoryLimit": 0,
-        "progressDeadlineSeconds": 600,
+        "progressDeadlineSeconds": _NO_DEADLINE,
         "selector": {"matchLabels": names.selector(parent.name, role, revision.hash)},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
         "template": _labelled(revision.pod(role), revision),
@@ -145,7 +148,7 @@ def router(
     deployment = {
         "replicas": replicas,
         "revisionHistoryLimit": 0,
-        "progressDeadlineSeconds": 600,
+        "progressDeadlineSeconds": _NO_DEADLINE,
         "selector": {"matchLabels": names.selector(parent.name, "router")},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
         "template": _annotated(revision.router, {names.ACCOUNT: account} if account else {}),
@@ -192,6 +195,16 @@ def network_policy(parent: Parent) -> Manifest:
 def secret(parent: Parent, key: str) -> Manifest:
     """The key of the block hashes. Created once; the operator has no right to read it."""
     return _object(parent, "v1", "Secret", names.secret_name(parent.name), type="Opaque", stringData={"secret": key})
+
+
+def as_new(manifest: Manifest) -> Manifest:
+    """What to create an object with. Else Kubernetes would write the first revision number of each Deployment itself,
+    and its next write, of the status, would conflict with that: a tenth of all requests while many start."""
+    if manifest["kind"] != "Deployment":
+        return manifest
+    metadata = manifest["metadata"]
+    annotations = metadata["annotations"] | {"deployment.kubernetes.io/revision": "1"}
+    return manifest | {"metadata": metadata | {"annotations": annotations}}
 
 
 def _labelled(pod: Template, revision: Revision) -> Template:

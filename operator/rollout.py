@@ -30,9 +30,8 @@ def rollout(wanted: Counts, ready: Counts, *, has_serving: bool, same_model: boo
     """
     none: Counts = dict.fromkeys(WORKER_ROLES, 0)
     steps = max(wanted[role] for role in WORKER_ROLES)
-    done = max(
-        (step for step in range(steps + 1) if all(ready[role] >= _part(wanted[role], step, steps) for role in wanted)),
-        default=0,
+    done = next(
+        step for step in range(steps, -1, -1) if all(ready[role] >= _part(wanted[role], step, steps) for role in wanted)
     )
     is_up = done == steps
     if not has_serving:

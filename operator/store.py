@@ -1,6 +1,6 @@
 """Everything the operator has seen, indexed by LLMDeployment: fed by watches, read by `observe`. No I/O."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, TypeAlias
@@ -76,11 +76,12 @@ class Store:
 
     def put(self, manifest: dict[str, Any]) -> None:
         """An owned object was seen, in a watch or as the answer to a change."""
+        metadata = manifest["metadata"]
+        key = (metadata["namespace"], metadata.get("labels", {}).get(names.DEPLOYMENT, ""))
+        known = self._objects.get(key, {}).get((manifest["kind"], metadata["name"]))
+        if known and known.uid == metadata["uid"] and known.resource_version >= int(metadata["resourceVersion"]):
+            return  # often: the answer to a change comes again from the watch
         found = seen(manifest)
-        key = (found.namespace, found.deployment)
-        known = self._objects[key].get((found.kind, found.name))
-        if known is not None and known.uid == found.uid and known.resource_version >= found.resource_version:
-            return
         before = self._keys.get((found.kind, found.namespace, found.name), key)
         if before != key:  # somebody changed its label
             self.drop(found.kind, found.namespace, found.name)
@@ -125,6 +126,10 @@ class Store:
     def object_names(self, kind: str) -> Iterable[tuple[str, str]]:
         """(namespace, name) of every owned object of a kind."""
         return [(namespace, name) for of, namespace, name in self._keys if of == kind]
+
+    def num_objects(self) -> Counter[str]:
+        """Owned objects by kind."""
+        return Counter(kind for kind, _, _ in self._keys)
 
     def set_verification(self, key: Key, verification: Verification | None) -> None:
         if key in self.deployments and self.verifications.get(key) != verification:

@@ -8,6 +8,10 @@ from penstock.operator.store import Key
 
 COALESCE_S = 0.03
 """News that arrive within so long are looked at together: a starting pod alone makes five."""
+COALESCE_PER_KEY_S = 0.005
+LONGEST_COALESCE_S = 1.0
+"""The more LLMDeployments want a look, the longer: while two hundred start, the API server has better things to do than
+to hear five times of each how far it is."""
 PAUSE_S = 0.4
 """Between two looks at the same LLMDeployment: while a thousand pods start, every look writes a new status."""
 _FIRST_RETRY_S = 0.25
@@ -27,10 +31,11 @@ class Queue:
         self._looked_at: dict[Key, float] = {}
         self._depth = metrics.queue_depth
 
-    def add(self, key: Key, delay_s: float = COALESCE_S) -> None:
-        """Wants a look at `key` after `delay_s`, or earlier if that was wanted before."""
+    def add(self, key: Key, delay_s: float | None = None) -> None:
+        """Wants a look at `key` soon, or after `delay_s`; or earlier if that was wanted before."""
         loop = asyncio.get_running_loop()
-        due = max(loop.time() + delay_s, self._looked_at.get(key, -PAUSE_S) + PAUSE_S)
+        soon = loop.time() + (self._coalesce_s() if delay_s is None else delay_s)
+        due = max(soon, self._looked_at.get(key, -PAUSE_S) + PAUSE_S)
         timer = self._timers.get(key)
         if key in self._waiting or (timer is not None and timer.when() <= due):
             return
@@ -65,6 +70,10 @@ class Queue:
         """It is gone."""
         self._looked_at.pop(key, None)
         self._failures.pop(key, None)
+
+    def _coalesce_s(self) -> float:
+        num = len(self._waiting) + len(self._timers)
+        return min(COALESCE_S + COALESCE_PER_KEY_S * num, LONGEST_COALESCE_S)
 
     def _due(self, key: Key) -> None:
         del self._timers[key]

@@ -53,7 +53,8 @@ def deployments_in(text: str, config: RenderConfig) -> Iterator[Manifest]:
 
 
 def manifests_of(body: Manifest, operator: OperatorConfig) -> list[Manifest]:
-    """All that the operator's first look would create, without owners, which have no uid here. Raises ConfigError."""
+    """All that the operator would create until the deployment serves, without owners, which have no uid here. Raises
+    ConfigError."""
     name = body["metadata"]["name"]
     schema = crds.llm_deployment()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     for problem in unknown_fields(body.get("spec"), schema["properties"]["spec"], "spec"):
@@ -63,10 +64,11 @@ def manifests_of(body: Manifest, operator: OperatorConfig) -> list[Manifest]:
     except msgspec.ValidationError as error:
         raise ConfigError(f"{name}: {str(error).replace('$', 'spec')}") from error
     subject = read_subject(read_deployment(body), operator)
-    if subject.spec_error:
+    if subject.target is None:
         raise ConfigError(f"{name}: {subject.spec_error}")
+    serving = Observed(status=api.Status(revision=subject.target.hash))  # else what comes last would be left out
     found = []
-    for action in plan(subject, Observed(), "").actions:
+    for action in plan(subject, serving, "").actions:
         if isinstance(action, Create | Seed):
             found.append(action.manifest)
         elif isinstance(action, CreateSecret):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from penstock import errors
+from penstock.operator.conditions import TYPES
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -54,6 +55,21 @@ def test_the_walk_through_the_code_names_functions_of_every_component() -> None:
     page = (ROOT / "docs/explanation/one-request.md").read_text()
     for folder in ("router", "decode", "prefill", "engine", "kernels", "src/penstock/worker"):
         assert f"](../../{folder}/" in page, folder
+
+
+NO_REASONS = re.compile(
+    r"True|False|Unknown|Failed|PodScheduled|\w*Available|(Err)?Image\w*|\w*Container\w*Error|Invalid\w*"
+)
+"""Words of the operator's sources that look like reasons: statuses, and what kubelets say."""
+
+
+def test_the_page_of_troubles_knows_every_reason_of_a_condition() -> None:
+    page = (ROOT / "docs/how-to/troubleshoot.md").read_text()
+    for name in ("conditions", "problems", "verify"):
+        words = re.findall(r'"([A-Z][a-z]+[a-zA-Z]*)"', (ROOT / f"operator/{name}.py").read_text())
+        reasons = {word for word in words if not NO_REASONS.fullmatch(word)} - set(TYPES)
+        assert reasons, name
+        assert not {reason for reason in reasons if f"`{reason}`" not in page}, name
 
 
 def test_pages_that_derive_from_the_code_are_in_step() -> None:

@@ -27,12 +27,12 @@ def render(tmp_path: Path, text: str, *flags: str) -> int:
     return main(["render", str(file), *flags])
 
 
-def test_render_prints_what_the_first_look_creates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_render_prints_all_that_is_created_until_it_serves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = document(prefill={"replicas": 2}, decode={"replicas": 2})
     assert render(tmp_path, text, "--namespace", "llms", "--router-image", "r:7") == 0
     manifests = list(yaml.safe_load_all(capsys.readouterr().out))
     world = World()
-    world.step()
+    world.settle()
     assert len(manifests) == len(world.objects) + 1  # and the Secret
     assert {manifest["metadata"]["namespace"] for manifest in manifests} == {"llms"}
     assert all("ownerReferences" not in manifest["metadata"] for manifest in manifests)

@@ -46,6 +46,13 @@ def test_scaling_up_is_no_failure() -> None:
     assert of(facts(wanted=more))["Scaling"].status == "True"
 
 
+def test_an_evicted_pod_counts_until_another_one_took_its_place() -> None:
+    evicted = PodState("a", "decode", "a", False, Problem(2, "PodFailed", "a pod failed: Evicted", is_lasting=False))
+    missing = of(facts(pods=[evicted], ready=TWO | {"decode": 1}))
+    assert (missing["Degraded"].status, missing["Degraded"].reason) == ("True", "PodFailed")
+    assert of(facts(pods=[evicted]))["Degraded"].status == "False"
+
+
 def test_a_pool_without_a_ready_pod_is_not_available() -> None:
     found = of(facts(ready=TWO | {"decode": 0}))
     assert (found["Ready"].status, found["Ready"].reason) == ("False", "TooFewReady")

@@ -29,7 +29,6 @@ def test_the_first_look_makes_everything_and_says_starting() -> None:
         ["LLMPool"] * 3
         + ["Deployment"] * 3
         + ["Service"] * 3
-        + ["PodDisruptionBudget"] * 2
         + ["ControllerRevision", "NetworkPolicy", "ServiceAccount", "Role", "RoleBinding", "ConfigMap"]
     )
     assert world.secrets == 1
@@ -47,6 +46,24 @@ def test_the_first_look_makes_everything_and_says_starting() -> None:
         "Degraded",
     ]
     assert {condition.observed_generation for condition in world.status.conditions} == {1}
+
+
+def test_budgets_for_evictions_come_with_the_first_complete_revision_and_stay() -> None:
+    world = World()
+    for _ in range(3):
+        world.step()
+    assert not world.of_kind("PodDisruptionBudget")
+    world.settle()
+    names_of_budgets = [budget["metadata"]["name"] for budget in world.of_kind("PodDisruptionBudget")]
+    assert names_of_budgets == ["demo-prefill", "demo-decode"]
+    world.status = api.Status()  # lost, and a pod is not ready
+    prefill = next(m for m in world.of_kind("Deployment") if world.role_of(m) == "prefill")
+    prefill["status"]["readyReplicas"] = 1
+    world.step()
+    assert len(world.of_kind("PodDisruptionBudget")) == 2
+    world.change(spec(decode=api.Pool(replicas=1, gpus=0)))
+    world.settle()
+    assert len(world.of_kind("PodDisruptionBudget")) == 1
 
 
 def test_when_all_pods_are_ready_it_is_ready(world: World) -> None:
@@ -105,6 +122,25 @@ def test_an_edited_object_is_put_right(world: World) -> None:
     world.objects["NetworkPolicy", "demo-workers"]["spec"]["ingress"].append({})
     del world.objects["PodDisruptionBudget", "demo-decode"]["metadata"]["labels"][names.ROLE]
     assert len([action for action in world.step() if isinstance(action, Apply)]) == 5
+    world.settle()
+    assert world.snapshot() == expected
+
+
+def test_the_revision_number_of_a_deployment_is_given_once_and_then_is_kubernetes_own(world: World) -> None:
+    number = "deployment.kubernetes.io/revision"
+    fresh = [action.manifest for action in World().plan().actions if isinstance(action, Create)]
+    assert [m["metadata"]["annotations"].get(number) for m in fresh if m["kind"] == "Deployment"] == ["1"] * 3
+    assert not any(number in m["metadata"]["annotations"] for m in fresh if m["kind"] != "Deployment")
+    for manifest in world.of_kind("Deployment"):
+        manifest["metadata"]["annotations"][number] = "7"
+    assert world.plan().actions == ()
+
+
+def test_a_deployment_whose_labels_were_taken_gets_them_back(world: World) -> None:
+    expected = world.snapshot()
+    for prefill in world.of_kind("Deployment"):
+        del prefill["metadata"]["labels"][names.ROLE]
+    assert len([action for action in world.step() if isinstance(action, Apply)]) == 3
     world.settle()
     assert world.snapshot() == expected
 

@@ -79,6 +79,13 @@ def test_a_missing_secret_is_named() -> None:
     )
 
 
+def test_a_pod_that_was_ended_from_outside_says_by_what() -> None:
+    problem = found(phase="Failed", reason="Evicted", message="The node was low on resource: memory.")
+    assert problem.reason == "PodFailed"
+    assert problem.message == "a pod failed: Evicted: The node was low on resource: memory."
+    assert found(phase="Failed").message == "a pod failed: without a reason"
+
+
 def test_a_pod_that_merely_starts_has_no_problem() -> None:
     waiting = {"waiting": {"reason": "ContainerCreating"}}
     assert problem_of(pod(phase="Pending", containerStatuses=[container(state=waiting, restartCount=0)])) is None

@@ -51,6 +51,13 @@ def test_managed_fields_are_not_kept(store: Store) -> None:
     assert "managedFields" not in store.observe(DEMO).get("Service", "demo")["metadata"]  # type: ignore[index]
 
 
+def test_owned_objects_are_counted_by_kind(store: Store) -> None:
+    store.put(service(1))
+    assert store.num_objects() == {"Service": 1}
+    store.drop("Service", "default", "demo")
+    assert store.num_objects() == {}
+
+
 def test_a_late_deletion_does_not_take_the_new_object(store: Store) -> None:
     store.put(service(5, uid="2"))
     store.drop("Service", "default", "demo", uid="1")

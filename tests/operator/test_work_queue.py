@@ -67,3 +67,21 @@ def test_a_failing_key_waits_longer_each_time_and_no_other_with_it() -> None:
         assert waits[0] < waits[1] < waits[2]
 
     run(scenario())
+
+
+def test_the_more_want_a_look_the_longer_news_are_collected() -> None:
+    async def wait_s(num_others: int) -> float:
+        queue, loop = Queue(Metrics()), asyncio.get_running_loop()
+        for index in range(num_others):
+            queue.add(("other", str(index)), 60)
+        begin = loop.time()
+        queue.add(A)
+        assert await queue.get() == A
+        return loop.time() - begin
+
+    async def scenario() -> None:
+        assert await wait_s(0) < 0.2
+        assert 0.5 < await wait_s(100) < 0.9
+        assert 0.95 < await wait_s(5000) < 1.5
+
+    run(scenario())

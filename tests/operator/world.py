@@ -112,6 +112,7 @@ class World:
             ready = 0 if self.revision_of(manifest) in self.broken else wanted
             if self.role_of(manifest) == "router" and not self.ready("decode"):
                 ready = 0
+            manifest["metadata"]["annotations"]["deployment.kubernetes.io/revision"] = "1"
             manifest["status"] = {
                 "observedGeneration": manifest["metadata"]["generation"],
                 "replicas": wanted,
