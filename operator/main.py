@@ -1,7 +1,6 @@
 """The operator's process: stand by, lead, and stop at once when the lead is lost. `penstock operator` runs it."""
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
@@ -15,7 +14,7 @@ from penstock.operator.controller import Controller
 from penstock.operator.executor import Executor
 from penstock.operator.fetching import Fetching
 from penstock.operator.kinds import OWNED, POD
-from penstock.operator.lease import Leadership, Lost
+from penstock.operator.lease import Leadership
 from penstock.operator.metrics import Metrics
 from penstock.operator.parents import Check, watch_parents
 from penstock.operator.server import serving
@@ -155,7 +154,6 @@ def _leave_at_once(keeping: "asyncio.Task[None]") -> None:
     """Another operator may act from now on, so not even cleaning up is allowed."""
     if keeping.cancelled():
         return
-    with contextlib.suppress(Lost):
-        log.error("leaving: %s", keeping.exception())
+    log.error("leaving: %s", keeping.exception())
     logging.shutdown()
     os._exit(1)
