@@ -14,7 +14,7 @@ help:
 	@echo "make demo    install, start a router, a prefill and a decode worker, ask a question, stop"
 	@echo "make dev     install what tests, checks and benchmarks need, too"
 	@echo "make test    run all tests, fast ones first"
-	@echo "make test-cluster   run the tests that need Kubernetes, on the shared cluster or on kind"
+	@echo "make test-cluster   run the tests that need Kubernetes, on the shared cluster or on kind (about 12 minutes)"
 	@echo "make check   ruff, mypy and the import rules"
 	@echo "make images  build penstock/control and penstock/worker with docker, as docs/how-to/kubernetes.md says"
 	@echo "make bench   run the benchmarks of bench/ (needs a quiet machine; peers as docs/how-to/benchmark.md says)"
@@ -29,7 +29,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python tests/run.py
 
 test-cluster: $(VENV)/.installed-dev
-	kubeconfig=$$(tests/cluster/prepare.sh) && KUBECONFIG=$$kubeconfig $(BIN)/python tests/run.py cluster
+	kubeconfig=$$(tests/cluster/prepare.sh) && KUBECONFIG=$$kubeconfig $(BIN)/python tests/run.py charts cluster
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
