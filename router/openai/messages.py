@@ -76,13 +76,15 @@ def _joined(parts: list[Any], field: str) -> str:
     texts = []
     for index, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
+        if kind != "text":
             raise RequestError(
                 f"{field}[{index}] has type {kind!r}, but this model reads text only", field=f"{field}[{index}]"
             )
         for name, value in part.items():
             if name not in _PART_FIELDS | _HINTS and value is not None:
                 raise unknown_field(name, f"{field}[{index}]", _PART_FIELDS)
+        if not isinstance(part.get("text"), str):
+            raise RequestError(f"{field}[{index}].text must be a string", field=f"{field}[{index}].text")
         texts.append(part["text"])
     return "\n".join(texts)
 

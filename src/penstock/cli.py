@@ -145,7 +145,7 @@ def _work(args: argparse.Namespace, role: str) -> Run:
 
 
 def _find_model(args: argparse.Namespace, *, text_only: bool = False) -> None:
-    """Puts the model's folder where the user's word for it was; it is called as by `penstock up` unless told otherwise."""
+    """Puts the model's folder where the user's word for it was; by default it is named as by `penstock up`."""
     from penstock.local.model import find_model, model_name
 
     folder = find_model(args.model, text_only=text_only)
