@@ -8,10 +8,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --no-compile --constraint constraints.txt
 PINS := pyproject.toml constraints.txt install_torch.py
 
-.PHONY: help demo test test-cluster check images bench clean
+.PHONY: help demo dev test test-cluster check images bench clean
 
 help:
 	@echo "make demo    install, start a router, a prefill and a decode worker, ask a question, stop"
+	@echo "make dev     install what tests, checks and benchmarks need, too"
 	@echo "make test    run all tests, fast ones first"
 	@echo "make test-cluster   run the tests that need Kubernetes, on the shared cluster or on kind"
 	@echo "make check   ruff, mypy and the import rules"
@@ -21,6 +22,8 @@ help:
 
 demo: $(VENV)/.installed
 	$(BIN)/penstock demo
+
+dev: $(VENV)/.installed-dev
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python tests/run.py

@@ -131,7 +131,14 @@ def random_prompt(rng: random.Random, shape: Shape, num_tokens: int) -> tuple[in
     return tuple(rng.randrange(FIRST_PROMPT_ID, shape.vocab) for _ in range(num_tokens))
 
 
-async def ask_ours(cluster: Cluster, shape: Shape, prompt_tokens: int, in_flight: int, waves: int) -> list[Seen]:
+async def ask_ours(
+    cluster: Cluster,
+    shape: Shape,
+    prompt_tokens: int,
+    in_flight: int,
+    waves: int,
+    output_tokens: int = OUTPUT_TOKENS,
+) -> list[Seen]:
     """Waves of requests that P computes and D answers; prompts are random, so no prefix is cached."""
     rng = random.Random()
     seen: list[Seen] = []
@@ -141,7 +148,7 @@ async def ask_ours(cluster: Cluster, shape: Shape, prompt_tokens: int, in_flight
                 GenerateRequest(
                     request_id=f"handover-{time.monotonic_ns()}-{wave}-{index}",
                     prompt=random_prompt(rng, shape, prompt_tokens),
-                    sampling=SamplingParams(max_tokens=OUTPUT_TOKENS, temperature=0, ignore_eos=True),
+                    sampling=SamplingParams(max_tokens=output_tokens, temperature=0, ignore_eos=True),
                     samples=(Sample(index=0, seed=0),),
                     prefill=cluster.prefill.url,
                 )

@@ -1,27 +1,55 @@
-"""Resident memory of each worker beside what its weights and its KV budget need, after the KV cache was used in full.
+"""Resident memory of each worker beside what its weights and its KV budget need, before and after the KV cache is used.
 
     python -m bench.memory [--shapes 5m,135m]
 
 A worker is its HTTP front and its engine process. Resident memory is summed over both, so pages that they share count
-twice.
+twice. The KV budget is blocks, all resident from the start, and copies of decoding contexts, which only decoding
+touches: a prefill worker never does, so that part of its budget is no memory yet. The target is about the whole budget;
+a second row subtracts only what was touched. The use of the KV cache: prompts that fill the blocks of both workers more
+than once, and so many sequences that decode at the same time that their copies take all room but less than one row.
 """
 
 import argparse
 import asyncio
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 from bench.cluster import Process, running_cluster
 from bench.handover import ask_ours
 from bench.models import SHAPES, Shape, write_model
+from bench.needs import needs
 from bench.report import Report, Row, compare
+from penstock.engine.config import EngineConfig
+from penstock.engine.kv.layout import COPIED_SHARE
+
+with needs("bench"):
+    import psutil
 
 KV_BYTES = 256 * 2**20
+BLOCK_BYTES = int(KV_BYTES / (1 + COPIED_SHARE))
 LIMIT_MB = 600.0
-PROMPT_TOKENS = 1000
-"""Prompts of this many tokens are sent until they have filled the KV cache more than once."""
+SMALLEST_ROW = 256
+"""Tokens of the smallest row of copies that the fill uses: a power of two."""
+
+
+@dataclass(frozen=True)
+class Fill:
+    """Waves of requests that use the whole KV cache; in each of its sequences' copies fit `row` tokens."""
+
+    row: int
+    in_flight: int
+    waves: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The fewest for which rows have this size (kernels/context_copies.py: powers of two and what lies halfway)."""
+        return self.row * 3 // 4 + 1
+
+    @property
+    def output_tokens(self) -> int:
+        """As many as fit, so that the first sequence still decodes when the last one begins."""
+        return self.row - self.prompt_tokens
 
 
 def main() -> None:
@@ -29,34 +57,47 @@ def main() -> None:
     parser.add_argument("--shapes", default="5m,135m", help="model shapes, separated by commas (default: 5m,135m)")
     arguments = parser.parse_args()
     report = Report("memory", notes=[f"KV budget {KV_BYTES // 2**20} MiB per worker; RSS of front and engine, summed"])
+    report.notes.append(
+        f"of the budget {BLOCK_BYTES / 1e6:.0f} MB are blocks, resident from the start; the rest is for copies of "
+        "decoding contexts, and memory only when a decode worker uses it: `what was touched` counts it there alone"
+    )
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         for name in arguments.shapes.split(","):
             shape = SHAPES[name]
             model = write_model(shape, Path(folder) / name)
+            fill = plan_fill(shape)
+            copies = fill.in_flight * fill.row * shape.kv_bytes_per_token()
+            report.notes.append(f"{name}: {fill.in_flight} sequences decode at once, copies of {copies / 1e6:.0f} MB")
             with running_cluster(model, kv_bytes=KV_BYTES) as cluster:
-                report.rows += rows(shape, "prefill", cluster.prefill, "after start")
-                report.rows += rows(shape, "decode", cluster.decode, "after start")
-                waves = fill_waves(shape)
-                asyncio.run(ask_ours(cluster, shape, PROMPT_TOKENS, 2, waves))
-                report.rows += rows(shape, "prefill", cluster.prefill, "KV cache used")
-                report.rows += rows(shape, "decode", cluster.decode, "KV cache used")
+                report.rows += rows(shape, "prefill", cluster.prefill, "after start", BLOCK_BYTES)
+                report.rows += rows(shape, "decode", cluster.decode, "after start", BLOCK_BYTES)
+                asyncio.run(
+                    ask_ours(cluster, shape, fill.prompt_tokens, fill.in_flight, fill.waves, fill.output_tokens)
+                )
+                report.rows += rows(shape, "prefill", cluster.prefill, "KV cache used", BLOCK_BYTES)
+                report.rows += rows(shape, "decode", cluster.decode, "KV cache used", BLOCK_BYTES + copies)
     report.finish()
 
 
-def fill_waves(shape: Shape) -> int:
-    """Waves of two prompts that fill the cache of the small shape partly and of the large one wholly: at most 12."""
-    prompts = KV_BYTES // (PROMPT_TOKENS * shape.kv_bytes_per_token()) + 1
-    return min(12, prompts // 2 + 1)
+def plan_fill(shape: Shape) -> Fill:
+    """The smallest rows of which one batch fills the room for copies, and the waves whose prompts fill the blocks."""
+    block_tokens = BLOCK_BYTES // shape.kv_bytes_per_token()
+    copied_tokens = int(block_tokens * COPIED_SHARE)
+    row = SMALLEST_ROW
+    while copied_tokens // row > EngineConfig.max_sequences:
+        row *= 2
+    in_flight = copied_tokens // row
+    return Fill(row, in_flight, block_tokens // (in_flight * Fill(row, in_flight, 1).prompt_tokens) + 1)
 
 
-def rows(shape: Shape, role: str, worker: Process, when: str) -> list[Row]:
-    weights = shape.parameters * 2
-    resident = resident_bytes(worker.pid)
-    beside = (resident - weights - KV_BYTES) / 1e6
+def rows(shape: Shape, role: str, worker: Process, when: str, touched_bytes: int) -> list[Row]:
+    """`touched_bytes` is how much of the KV budget has been written to."""
+    beside = resident_bytes(worker.pid) - shape.parameters * 2
     what = f"{shape.name}, {role} worker, {when}"
     return [
-        compare(f"{what}: beside weights and KV budget", "MB", beside, limit=LIMIT_MB),
-        compare(f"{what}: resident", "MB", resident / 1e6),
+        compare(f"{what}: beside weights and KV budget", "MB", (beside - KV_BYTES) / 1e6, limit=LIMIT_MB),
+        compare(f"{what}: beside weights and what was touched", "MB", (beside - touched_bytes) / 1e6),
+        compare(f"{what}: resident", "MB", (beside + shape.parameters * 2) / 1e6),
     ]
 
 

@@ -1,7 +1,6 @@
 """From a configuration to an engine that can run: model, memory plan, block hashes, self-check."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from penstock.engine.runner import Runner
 from penstock.engine.self_check import check_exactness
 from penstock.errors import ConfigError
 from penstock.hashing import BlockHasher
+from penstock.machine import free_memory_bytes, usable_cores
 from penstock.protocol import VERSION, Layout
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,12 +39,14 @@ def build_engine(config: EngineConfig, generation: str) -> Built:
     folder = Path(config.model)
     device = _device(config.device)
     if device.type == "cpu":
-        torch.set_num_threads(config.threads or os.cpu_count() or 1)
+        torch.set_num_threads(config.threads or usable_cores())
     model = load_config(folder)
     require_tokenizer(folder)
     dtype = _DTYPES.get(config.dtype, model.dtype)
     kv = KVLayout(model.num_layers, model.num_kv_heads, model.head_dim, config.block_size, dtype)
-    num_weight_bytes = weight_bytes(model, dtype, config.max_context_tokens or None, packed=device.type == "cpu")
+    most_tokens = (config.num_blocks or config.kv_bytes // kv.block_bytes) * config.block_size
+    longest = min(config.max_context_tokens or model.max_context_tokens, most_tokens)
+    num_weight_bytes = weight_bytes(model, dtype, max(1, longest), packed=device.type == "cpu")
     num_blocks = plan_blocks(
         kv,
         kv_bytes=config.kv_bytes,
@@ -90,10 +92,7 @@ def _free_bytes(device: torch.device) -> int:
     """Memory that can be allocated without swapping."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise ConfigError("/proc/meminfo has no MemAvailable line")
+    return free_memory_bytes()
 
 
 def _context(config: EngineConfig, model_tokens: int, pool_tokens: int) -> tuple[int, list[str]]:

@@ -42,6 +42,8 @@ class EngineConfig:
         for name in ("block_size", "max_step_tokens", "max_sequences"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.max_context_tokens == 1:
+            raise ConfigError("max_context_tokens must be at least 2: a prompt of one token and its answer")
         for name in ("kv_bytes", "num_blocks", "max_context_tokens", "threads"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, but is {getattr(self, name)}")

@@ -67,7 +67,6 @@ class Engine:
         self.outputs: list[Output] = []
         self.timings: list[StepTiming] = []
         self.trace = open_trace(config.trace)
-        self.num_steps = 0
         self.num_preemptions = 0
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
@@ -167,7 +166,6 @@ class Engine:
         for sequence, rows in plan.work:
             self._make_room(sequence, rows)
         began = time.monotonic()
-        self.num_steps += 1
         logits = self.runner.run(plan.work)
         self.timings.append(_timing(plan.work, time.monotonic() - began))
         self._advance(plan.work, logits)
@@ -244,7 +242,11 @@ class Engine:
             logits = logits[sources]
         sampled = sample(logits, [row for _, row in targets])
         first_tokens: dict[Sequence, list[FirstToken]] = {}
+        for sequence in {sequence for (sequence, _), token in zip(targets, sampled, strict=True) if token is None}:
+            self._fail_broken(sequence.request)
         for (sequence, _), token in zip(targets, sampled, strict=True):
+            if token is None or sequence.request.wire.request_id not in self.requests:
+                continue
             if sequence.request.role is Role.PREFILL:
                 first_tokens.setdefault(sequence, []).append(self._first_token(sequence, token))
             else:
@@ -252,6 +254,12 @@ class Engine:
         for sequence, firsts in first_tokens.items():
             self.running.remove(sequence)  # from here on its request is a lease
             self._emit(sequence.request, self.tickets.publish_last(sequence, firsts))
+
+    def _fail_broken(self, request: Request) -> None:
+        """Its logits are not finite. The others' step goes on, and nobody gets its KV from the prefix cache."""
+        for sequence in request.sequences:
+            self.pool.disown(sequence.blocks)
+        self.fail(request, RetryableError("the model's logits are not finite for this request"))
 
     def _sample_rows(self, sequence: Sequence) -> list[tuple[Sequence, SampleRow]]:
         """One row per sample that takes its next token from this sequence's logits."""

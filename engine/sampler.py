@@ -58,22 +58,23 @@ class Sampled:
     logprob: TokenLogprob | None
 
 
-def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
+def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled | None]:
     """One token per row of `logits` [len(rows), vocab_size] float32.
 
-    Raises FloatingPointError when a row's largest logit is not finite: the model or its KV is broken, and any token
-    would be a wrong answer.
+    None for a row whose largest logit is not finite: the model overflowed or its KV is broken, and any token would be
+    a wrong answer.
     """
     values: NDArray[np.float32] = logits.cpu().numpy()
     likeliest = values.argmax(axis=-1)
-    broken = np.flatnonzero(~np.isfinite(values[np.arange(len(rows)), likeliest]))
-    if len(broken):
-        raise FloatingPointError(f"the largest logit is not finite in rows {broken.tolist()} of {len(rows)}")
+    is_sound = np.isfinite(values[np.arange(len(rows)), likeliest])
     drawn = [i for i, row in enumerate(rows) if row.params.temperature >= _GREEDY_TEMPERATURE]
     numbers = uniform_numbers([rows[i].seed for i in drawn], [rows[i].position for i in drawn]) if drawn else ()
     uniforms = dict(zip(drawn, numbers, strict=True))
-    result = []
+    result: list[Sampled | None] = []
     for i, row in enumerate(rows):
+        if not is_sound[i]:
+            result.append(None)
+            continue
         token = _choose(values[i], row, int(likeliest[i]), uniforms.get(i))
         asked = row.params.logprobs
         result.append(Sampled(token, None if asked is None else _logprob(values[i], token, asked)))

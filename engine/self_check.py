@@ -9,6 +9,7 @@ from torch import Tensor
 
 from penstock.engine.runner import Runner
 from penstock.engine.sequence import Request, Role, Sequence
+from penstock.errors import ModelError
 from penstock.hashing import BlockHasher
 from penstock.protocol import GenerateRequest, Sample, SamplingParams
 
@@ -17,13 +18,19 @@ def check_exactness(runner: Runner) -> str:
     """Computes one prompt whole, in chunks and beside others, and compares the last logits bitwise.
 
     Returns the finding as a sentence. Uses the first blocks of the cache and zeroes them again; nothing is in use yet.
+    Raises ModelError when the logits are not even finite.
     """
     size = runner.layout.block_size
-    length = min(2 * size + 3, len(runner.kv) * size // 3, runner.decoder.max_context_tokens)
+    length = max(1, min(2 * size + 3, len(runner.kv) * size // 3, runner.decoder.max_context_tokens))
     vocab = runner.decoder.config.vocab_size
     prompt = [(7 * i + 3) % vocab for i in range(length)]
     blocks = list(range(-(-length // size)))
     whole = _logits(runner, prompt, blocks, chunks=[length])
+    if not whole.isfinite().all():
+        raise ModelError(
+            f"the model's logits are not finite in {runner.layout.dtype}: its weights are damaged, or the format is too"
+            " narrow for them (try --dtype float32)"
+        )
     chunked = _logits(runner, prompt, blocks, chunks=[1, length // 2, length - 1 - length // 2])
     mate = _sequence(runner, prompt[::-1], [block + len(blocks) for block in blocks])
     beside = _logits(runner, prompt, blocks, chunks=[length - 1, 1], mate=mate)

@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from penstock.errors import RequestError
 from penstock.router.config import RouterConfig
+from penstock.router.http import is_from_this_machine
 from penstock.router.openai.endpoint import Endpoint
 from penstock.router.openai.errors import error_body
 from penstock.router.openai.prepare import check_model, prepare_chat, prepare_completion
@@ -90,7 +91,10 @@ def _add_operation(app: FastAPI, services: Services) -> None:
             services.metrics.worker_streams.labels(worker.url, worker.role).set(worker.streams)
         return Response(services.metrics.render(), media_type="text/plain; version=0.0.4")
 
-    async def drain(_: Request) -> Response:
+    async def drain(request: Request) -> Response:
+        """Nothing turns it back, so it is not for everyone who may ask the model."""
+        if not is_from_this_machine(request.scope):
+            raise HTTPException(403, "/drain is taken from this machine only; SIGTERM drains as well")
         services.draining = True
         return Response(msgspec.json.encode({"running": len(services.lifelines)}), media_type=JSON)
 
@@ -108,11 +112,12 @@ def _add_operation(app: FastAPI, services: Services) -> None:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Wrong paths and methods in OpenAI's form."""
+    """Wrong paths, methods and peers in OpenAI's form."""
     assert isinstance(error, HTTPException)
     said = {
         404: f"there is no {request.url.path} here",
         405: f"{request.url.path} does not take {request.method}",
     }.get(error.status_code, error.detail)
-    wrong = RequestError(said, status=error.status_code, code="not_found" if error.status_code == 404 else None)
+    code = {403: "forbidden", 404: "not_found"}.get(error.status_code)
+    wrong = RequestError(said, status=error.status_code, code=code)
     return Response(error_body(wrong), error.status_code, headers=error.headers, media_type=JSON)

@@ -6,6 +6,7 @@ then at every poll, so it is chosen again within two polls of its return.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from penstock.protocol import SILENT_S
 from penstock.router.policy import EXPECTED_OUTPUT_TOKENS, ClusterSnapshot, Placement, WorkerLoad
 
 Role: TypeAlias = Literal["prefill", "decode"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class Worker:
     output_tokens: int = 0
     streams: int = 0
     losses: int = 0
+    told: bool | None = None
+    """What the log last said: whether it is ready."""
     look: asyncio.Event = field(default_factory=asyncio.Event)
     watcher: asyncio.Task[None] | None = None
 
@@ -146,22 +151,31 @@ class Cluster:
             losses = worker.losses
             answer = await self._ask(worker.url)
             if losses == worker.losses:  # else it was lost while being asked: the answer is older than the loss
-                if answer is not None:
+                if isinstance(answer, Readiness):
                     worker.said = answer
-                self._set_ready(worker, answer is not None)
+                self._tell(worker, answer)
+                self._set_ready(worker, isinstance(answer, Readiness))
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s):
                     await worker.look.wait()
 
-    async def _ask(self, url: str) -> Readiness | None:
-        """What a ready worker says of itself; None when it is not ready."""
+    async def _ask(self, url: str) -> Readiness | str:
+        """What a ready worker says of itself; of another, why it is not ready."""
         try:
             async with asyncio.timeout(SILENT_S), self._session.get(f"{url}/ready") as response:
                 if response.status != 200:
-                    return None
+                    return f"it answers HTTP {response.status}"
                 return msgspec.json.decode(await response.read(), type=Readiness)
-        except (aiohttp.ClientError, OSError, msgspec.DecodeError):
-            return None
+        except (aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
+            return str(error) or f"no answer within {SILENT_S:g} s"
+
+    def _tell(self, worker: Worker, answer: Readiness | str) -> None:
+        """One line for each change that a look finds. (A worker back at once after a loss is the placer's to tell.)"""
+        ready = isinstance(answer, Readiness)
+        if worker.told is not ready:
+            worker.told = ready
+            why = "" if ready else f": {answer}"
+            log.info("%s worker %s is %sready%s", worker.role, worker.url, "" if ready else "not ", why)
 
     def _set_ready(self, worker: Worker, ready: bool) -> None:
         if worker.ready != ready:

@@ -11,7 +11,9 @@ class RouterConfig:
     """What `penstock router` can be told. Worker lists are comma-separated base URLs in flags and environment."""
 
     model: str = option("", "Folder of the model: its tokenizer, chat template and configs (weights are not read).")
-    served_model_name: str = option("", "Name of the model in the API; the folder's name when empty.")
+    served_model_name: str = option(
+        "", "Name of the model in the API; when empty, the folder's name or the Hugging Face id."
+    )
     host: str = option("127.0.0.1", "Address to listen on.")
     port: int = option(8000, "Port to listen on; 0 takes a free one.")
     prefill: str = option("", "Base URLs of the prefill workers, separated by commas.")

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
+from penstock.address import bracketed
 from penstock.router.cluster import Member, Role
 
 ROLE_LABEL = "serving.penstock.dev/role"
@@ -97,7 +98,7 @@ def members_of(item: EndpointSlice) -> frozenset[Member]:
         return frozenset()
     revision = labels.get(REVISION_LABEL, "")
     return frozenset(
-        Member(f"http://{_host(endpoint.addresses[0])}:{port}", role, revision)
+        Member(f"http://{bracketed(endpoint.addresses[0])}:{port}", role, revision)
         for endpoint in item.endpoints or ()
         if endpoint.addresses and not endpoint.conditions.terminating
     )
@@ -105,7 +106,3 @@ def members_of(item: EndpointSlice) -> frozenset[Member]:
 
 def _role(label: str | None) -> Role | None:
     return "prefill" if label == "prefill" else "decode" if label == "decode" else None
-
-
-def _host(address: str) -> str:
-    return f"[{address}]" if ":" in address else address

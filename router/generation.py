@@ -17,6 +17,7 @@ from penstock.errors import (
     PrefillLost,
     PrefillRefused,
     RetryableError,
+    Stopping,
     TransferError,
     WorkerLost,
 )
@@ -197,6 +198,6 @@ def _failure(frame: Error) -> RetryableError:
     """The error that a stream's last frame tells of."""
     kinds: dict[str, type[RetryableError]] = {
         kind.code: kind
-        for kind in (PrefillLost, PrefillRefused, TransferError, Overloaded, WorkerLost, DeadlineExceeded)
+        for kind in (PrefillLost, PrefillRefused, TransferError, Overloaded, WorkerLost, DeadlineExceeded, Stopping)
     }
     return kinds.get(frame.code, RetryableError)(frame.message, retry_after_s=frame.retry_after_s)

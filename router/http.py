@@ -6,12 +6,14 @@ cut without the terminating chunk (SDKs take a cleanly closed stream for success
 """
 
 import asyncio
+import ipaddress
 import math
 from types import TracebackType
 
 from starlette.types import Receive, Scope, Send
 
 from penstock.errors import DeadlineExceeded, PenstockError, RequestError, RetryableError
+from penstock.router.outbox import Outbox
 
 _LINGER_BYTES = 64 * 2**20
 
@@ -127,12 +129,22 @@ def header(scope: Scope, name: bytes) -> str | None:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
 
 
+def is_from_this_machine(scope: Scope) -> bool:
+    """Whether the peer has a loopback address. Of a proxy on this machine, the peer that it speaks for counts."""
+    try:
+        address = ipaddress.ip_address(scope["client"][0])
+    except (KeyError, TypeError, ValueError):
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
 class Reply:
     """The answer to one request: one JSON body, or a stream of server-sent events."""
 
     def __init__(self, send: Send, receive: Receive, request_id: str) -> None:
         self._send = send
         self._receive = receive
+        self._outbox = Outbox(send)
         self.request_id = request_id
         self.headers = [(b"x-request-id", request_id.encode())]
         self.status = 0
@@ -164,10 +176,20 @@ class Reply:
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def event(self, data: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+        """Does not wait for the client. Raises SlowClient."""
+        await self._outbox.put(b"data: " + data + b"\n\n")
+
+    async def flush(self) -> None:
+        """Returns when all events are sent."""
+        await self._outbox.flush()
+
+    def close(self) -> None:
+        """Drops the events that still wait."""
+        self._outbox.close()
 
     async def end_events(self) -> None:
         """The good end, with OpenAI's last event."""
+        await self.flush()
         await self._send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
 
     async def _linger(self, body: bytes) -> None:

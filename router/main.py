@@ -7,9 +7,11 @@ from types import FrameType
 
 import uvicorn
 
+from penstock.address import bracketed
 from penstock.errors import Stopping
 from penstock.router.app import build_app
 from penstock.router.config import RouterConfig
+from penstock.router.connection import ClientConnection
 from penstock.router.services import Services
 
 log = logging.getLogger(__name__)
@@ -17,6 +19,7 @@ log = logging.getLogger(__name__)
 
 def run_router(config: RouterConfig) -> None:
     """Serves until stopped. Raises ConfigError before it listens when the configuration is wrong."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     make_server(config).run()
 
 
@@ -30,10 +33,11 @@ def make_server(config: RouterConfig) -> "RouterServer":
             host=config.host,
             port=config.port,
             loop="uvloop",
-            http="httptools",
+            http=ClientConnection,
             ws="none",
             access_log=False,
             log_config=None,
+            log_level="warning",
             timeout_keep_alive=75,  # longer than clients keep idle connections, else both close at the same moment
             timeout_graceful_shutdown=1,
         ),
@@ -51,6 +55,7 @@ class RouterServer(uvicorn.Server):
         super().__init__(config)
         self._services = services
         self._stopping: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._stopping is None and self.started:
@@ -62,6 +67,23 @@ class RouterServer(uvicorn.Server):
     async def startup(self, sockets: object = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)  # type: ignore[arg-type]
+        if self.started:
+            self._telling = asyncio.create_task(self._tell(self.servers[0].sockets[0].getsockname()[1]))
+
+    async def _tell(self, port: int) -> None:
+        """One line at the start, and one for each change between ready and not."""
+        config, cluster = self._services.config, self._services.cluster
+        url = f"http://{bracketed(config.host)}:{port}"
+        log.info("listening at %s", url)
+        if not (config.decode_urls or config.discover):
+            log.warning("no decode worker is named, so no request can be served: set --decode or --discover")
+        told = None
+        while True:
+            ready = cluster.has_ready("decode")
+            if told is not ready:
+                log.info("ready: %s/v1" if ready else "not ready: %s waits for a decode worker", url)
+            told = ready
+            await cluster.changed()
 
     def _begin_to_stop(self) -> None:
         if self._stopping is None:

@@ -20,6 +20,8 @@ from penstock.router.policy import ClusterSnapshot, WorkerLoad
 _PROMPT_TOKENS = 24
 _PAIR_S = 5.0
 _PARALLEL = 8
+_FRESH_S = 2.0
+"""So long after its end a probe still answers for the same workers: asking often must not cost the workers more."""
 _MOST_PAIRS = 64
 """Of large deployments a random part is tried each time."""
 
@@ -93,13 +95,24 @@ async def _pulled_blocks(session: aiohttp.ClientSession, decode: str, request: G
 
 
 class Probe:
-    """Of one router: at most one at a time, however many ask."""
+    """Of one router: at most one at a time, and none while the last is fresh, however many ask."""
 
     def __init__(self) -> None:
         self._running: asyncio.Task[list[Tried]] | None = None
+        self._urls: list[tuple[str, str]] = []
+        self._fresh_until = 0.0
 
     async def run(self, session: aiohttp.ClientSession, cluster: ClusterSnapshot, vocab_size: int) -> list[Tried]:
         """What became of all pairs."""
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(try_pairs(session, pairs_of(cluster), vocab_size))
+        pairs = pairs_of(cluster)
+        urls = [(prefill.url, decode.url) for prefill, decode in pairs]
+        now = asyncio.get_running_loop().time()
+        if self._running is None or (self._running.done() and (urls != self._urls or now > self._fresh_until)):
+            self._urls = urls
+            self._running = asyncio.create_task(self._try(session, pairs, vocab_size))
         return await asyncio.shield(self._running)
+
+    async def _try(self, session: aiohttp.ClientSession, pairs: list[Pair], vocab_size: int) -> list[Tried]:
+        tried = await try_pairs(session, pairs, vocab_size)
+        self._fresh_until = asyncio.get_running_loop().time() + _FRESH_S
+        return tried

@@ -97,6 +97,12 @@ class BlockPool:
             self._stored[block] = stored
             self._new_stored.append(stored)
 
+    def disown(self, blocks: Iterable[int]) -> None:
+        """Takes held blocks out of the prefix cache: what they hold is not to be trusted."""
+        for block in blocks:
+            if self._stored[block] is not None:
+                self._forget(block)
+
     def snapshot(self) -> tuple[StoredBlock, ...]:
         """All blocks in the prefix cache."""
         return tuple(stored for stored in self._stored if stored is not None)

@@ -57,5 +57,4 @@ class Counters:
     """From submit to verified, summed over pulls."""
     failed: int = 0
     fenced: int = 0
-    timeouts: int = 0
     quarantined_blocks: int = 0

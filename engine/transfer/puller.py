@@ -242,7 +242,6 @@ class Puller:
             self._check_delivers(generation)
             heard = max(active.submitted, self._news.get(generation, 0.0))
             if time.monotonic() - heard > self._timeout_s:
-                self.counters.timeouts += 1
                 self.silent.add(generation)
                 logger.warning("peer %s is not read from until something of it lands: a pull timed out", generation)
                 raise TransferError(f"peer {generation} delivered nothing for {self._timeout_s:g} s")

@@ -10,6 +10,7 @@ import select
 import socket
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import msgspec
 import numpy as np
@@ -76,7 +77,8 @@ class _Connection:
         """Sends and receives what is possible without waiting."""
         try:
             if self._outbox:
-                del self._outbox[: self._socket.send(self._outbox)]
+                with suppress(BlockingIOError):  # the peer may send first only if somebody receives
+                    del self._outbox[: self._socket.send(self._outbox)]
                 if not self._outbox:
                     self._epoll.modify(self._socket, select.EPOLLIN)
             self._receive()

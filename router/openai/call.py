@@ -57,6 +57,8 @@ class Call:
     include_usage: bool
     prompt_field: str
     """What the endpoint calls its prompt."""
+    max_tokens_field: str
+    """What the client called the answer's limit."""
 
     def usage(self) -> Usage:
         prompt = sum(len(generation.prompt) for generation in self.generations)

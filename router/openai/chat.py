@@ -53,6 +53,11 @@ def max_tokens_of(request: ChatRequest) -> int | None:
     return request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
 
 
+def max_tokens_field(request: ChatRequest) -> str:
+    """Which of the two names the client used."""
+    return "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+
+
 def logprobs_of(request: ChatRequest) -> int | None:
     """How many alternatives to report, None for no log-probabilities."""
     if request.top_logprobs is not None and not request.logprobs:

@@ -18,6 +18,7 @@ from penstock.router.merge import merge
 from penstock.router.openai.call import Call, Choice
 from penstock.router.openai.errors import error_body, error_status, named_for_api
 from penstock.router.openai.responses import Usage
+from penstock.router.outbox import SlowClient
 from penstock.router.services import Services
 
 log = logging.getLogger(__name__)
@@ -45,12 +46,16 @@ class Endpoint:
                 await self._answer(scope, receive, reply)
             except ClientGone:
                 outcome = "client_gone"
+            except SlowClient as error:
+                outcome = "client_slow"
+                log.warning("request %s is cut: %s", reply.request_id, error)
             except Exception as error:
                 if not isinstance(error, (RequestError, RetryableError)):
                     log.exception("request failed unexpectedly")
                 outcome = str(error_status(error))
                 await _fail(reply, error)
             finally:
+                reply.close()
                 metrics.requests.labels(endpoint=self._name, status=outcome).inc()
 
     async def _answer(self, scope: Scope, receive: Receive, reply: Reply) -> None:
@@ -65,7 +70,7 @@ class Endpoint:
             try:
                 await (run.stream() if call.stream else run.whole())
             except RequestError as error:  # a worker's
-                raise named_for_api(error, call.prompt_field) from error
+                raise named_for_api(error, call.prompt_field, call.max_tokens_field) from error
 
 
 class _Run:
@@ -174,9 +179,10 @@ async def _fail(reply: Reply, error: Exception) -> None:
     """An error body; or, when the stream is open, an error event. The caller then returns without a last chunk, and the
     server cuts the connection: a stream that failed must not look complete."""
     if reply.status:
-        with suppress(TimeoutError):  # a client that does not read would hold us here for ever
+        with suppress(TimeoutError, SlowClient):  # a client that does not read would hold us here for ever
             async with asyncio.timeout(_LAST_WORD_S):
                 await reply.event(error_body(error))
+                await reply.flush()
         return
     retry_after_s = retry_after_of(error) if isinstance(error, RetryableError) else None
     await reply.json(error_body(error), error_status(error), retry_after_s=retry_after_s)

@@ -16,10 +16,17 @@ def error_status(error: Exception) -> int:
     return 503 if isinstance(error, RetryableError) else 500
 
 
-def named_for_api(error: RequestError, prompt_field: str) -> RequestError:
-    """A worker's refusal, with the field as the API calls it; `prompt_field` is where the endpoint has its prompt."""
+def named_for_api(error: RequestError, prompt_field: str, max_tokens_field: str) -> RequestError:
+    """A worker's refusal, with the field as the client called it; the last two arguments depend on the request."""
     wire = (error.field or "").removeprefix("sampling.").partition("[")[0]
-    names = {"": None, "prompt": prompt_field, "samples": "n", "salt": "cache_salt", "timeout_s": "timeout"}
+    names = {
+        "": None,
+        "prompt": prompt_field,
+        "max_tokens": max_tokens_field,
+        "samples": "n",
+        "salt": "cache_salt",
+        "timeout_s": "timeout",
+    }
     return RequestError(str(error), field=names.get(wire, wire), code=error.code, status=error.status)
 
 

@@ -12,6 +12,9 @@ from penstock.router.openai.errors import unknown_field
 _FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
 _ECHOED = frozenset({"refusal", "annotations", "parsed", "reasoning", "reasoning_content", "thinking"})
 """What answers and SDKs add to an assistant's message. It comes back with the history; most templates leave it out."""
+_HINTS = frozenset({"cache_control", "prompt_cache_breakpoint"})
+"""Where other servers should cache, from agents and SDKs: here every prefix is cached, the answer is the same."""
+_PART_FIELDS = frozenset({"type", "text"})
 _UNSUPPORTED = {
     "audio": "the model reads text only",
     "function_call": "use tool_calls, which replaced it",
@@ -44,7 +47,7 @@ def checked_tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | 
 
 def _check_fields(message: dict[str, Any], field: str, is_read: Callable[[str], bool]) -> None:
     for name, value in message.items():
-        if name in _FIELDS or name in _ECHOED or value is None or is_read(name):
+        if name in _FIELDS | _ECHOED | _HINTS or value is None or is_read(name):
             continue
         if name in _UNSUPPORTED:
             reason = f"{field}.{name} is not supported: {_UNSUPPORTED[name]}"
@@ -73,10 +76,15 @@ def _joined(parts: list[Any], field: str) -> str:
     texts = []
     for index, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
+        if kind != "text":
             raise RequestError(
                 f"{field}[{index}] has type {kind!r}, but this model reads text only", field=f"{field}[{index}]"
             )
+        for name, value in part.items():
+            if name not in _PART_FIELDS | _HINTS and value is not None:
+                raise unknown_field(name, f"{field}[{index}]", _PART_FIELDS)
+        if not isinstance(part.get("text"), str):
+            raise RequestError(f"{field}[{index}].text must be a string", field=f"{field}[{index}].text")
         texts.append(part["text"])
     return "\n".join(texts)
 

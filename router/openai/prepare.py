@@ -35,6 +35,7 @@ async def prepare_chat(services: Services, body: bytes, request_id: str, deadlin
         request_id,
         deadline,
         max_tokens=chat.max_tokens_of(request),
+        max_tokens_field=chat.max_tokens_field(request),
         logprobs=chat.logprobs_of(request),
         prompt_field="messages",
     )
@@ -60,6 +61,7 @@ async def prepare_completion(services: Services, body: bytes, request_id: str, d
         request_id,
         deadline,
         max_tokens=request.max_tokens,
+        max_tokens_field="max_tokens",
         logprobs=request.logprobs,
         prompt_field="prompt",
     )
@@ -94,6 +96,7 @@ def _call(
     deadline: float,
     *,
     max_tokens: int | None,
+    max_tokens_field: str,
     logprobs: int | None,
     prompt_field: str,
 ) -> Call:
@@ -115,6 +118,7 @@ def _call(
             context_tokens=services.context_tokens,
             vocab_size=model.vocab_size,
             prompt_field=prompt_field,
+            max_tokens_field=max_tokens_field,
         )
         generation = Generation(
             services.placer,
@@ -132,4 +136,4 @@ def _call(
         for index in range(number * num_samples, (number + 1) * num_samples):
             text = AnswerText(model.vocabulary, end_ids=end_ids, stops=stops, min_tokens=sampling.min_tokens)
             choices.append(Choice(index, generation, text))
-    return Call(generations, choices, form, bool(request.stream), request.include_usage, prompt_field)
+    return Call(generations, choices, form, bool(request.stream), request.include_usage, prompt_field, max_tokens_field)

@@ -18,6 +18,7 @@ def sampling_params(
     context_tokens: int,
     vocab_size: int,
     prompt_field: str,
+    max_tokens_field: str,
 ) -> SamplingParams:
     """Raises RequestError when prompt and answer do not fit into the context or a token id does not exist."""
     room = context_tokens - prompt_tokens
@@ -29,15 +30,15 @@ def sampling_params(
         )
     if max_tokens is not None and max_tokens > room:
         raise RequestError(
-            f"the prompt has {prompt_tokens} tokens and max_tokens asks for {max_tokens}, "
+            f"the prompt has {prompt_tokens} tokens and {max_tokens_field} asks for {max_tokens}, "
             f"but the context holds {context_tokens}; at most {room} are left",
-            field="max_tokens",
+            field=max_tokens_field,
             code="context_length_exceeded",
         )
     limit = max_tokens or min(room, default_max_tokens or room)
     min_tokens = request.min_tokens or 0
     if min_tokens > limit:
-        raise RequestError(f"min_tokens is {min_tokens}, more than max_tokens, {limit}", field="min_tokens")
+        raise RequestError(f"min_tokens is {min_tokens}, more than {max_tokens_field}, {limit}", field="min_tokens")
     for token in request.stop_token_ids or []:
         check_token(token, vocab_size, "stop_token_ids")
     top_p = 1.0 if request.top_p is None else request.top_p

@@ -2,22 +2,28 @@
 
 import argparse
 import dataclasses
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import penstock
 from penstock.config import Parser, add_flags, from_flags
 from penstock.errors import ConfigError, PenstockError
+from penstock.extras import describe_missing, require
+
+Run = Callable[[], int]
+"""Does what a command is for; returns the exit status."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command: a sentence for --help, what adds its flags, what runs it and returns the exit status."""
+    """One command: a sentence for --help, what adds its flags, what imports its modules and returns what runs."""
 
     sentence: str
     add_flags: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
+    load: Callable[[argparse.Namespace], Run]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,13 +34,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = COMMANDS[words[0]]
     parser = Parser(prog=f"penstock {words[0]}", description=command.sentence)
     try:
-        command.add_flags(parser)
-        return command.run(parser.parse_args(words[1:]))
+        with _ctrl_c_ends_at_once():
+            command.add_flags(parser)
+            run = command.load(parser.parse_args(words[1:]))
+        return run()
     except PenstockError as error:
         print(f"penstock: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except ModuleNotFoundError as error:
+        print(f"penstock: {describe_missing(error, parser.prog, EXTRAS.get(words[0], ''))}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
+
+
+@contextmanager
+def _ctrl_c_ends_at_once() -> Iterator[None]:
+    """Around imports: a KeyboardInterrupt there is a traceback, or SIGSEGV where msgspec builds its decoders in C."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not signal.default_int_handler:  # ignored, as behind `nohup ... &`, or the caller's own
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _overview() -> Parser:
@@ -56,11 +81,12 @@ def _up_flags(parser: argparse.ArgumentParser) -> None:
     add_local_flags(parser)
 
 
-def _up(args: argparse.Namespace) -> int:
+def _up(args: argparse.Namespace) -> Run:
     from penstock.local.config import local_config
     from penstock.local.up import run_up
 
-    return run_up(local_config(args, args.model))
+    require("torch")
+    return lambda: run_up(local_config(args, args.model))
 
 
 def _chat_flags(parser: argparse.ArgumentParser) -> None:
@@ -69,10 +95,10 @@ def _chat_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, ChatConfig)
 
 
-def _chat(args: argparse.Namespace) -> int:
+def _chat(args: argparse.Namespace) -> Run:
     from penstock.local.chat import ChatConfig, run_chat
 
-    return run_chat(from_flags(ChatConfig, args))
+    return lambda: run_chat(from_flags(ChatConfig, args))
 
 
 def _demo_flags(parser: argparse.ArgumentParser) -> None:
@@ -81,11 +107,12 @@ def _demo_flags(parser: argparse.ArgumentParser) -> None:
     add_local_flags(parser, skip=("host", "port"))
 
 
-def _demo(args: argparse.Namespace) -> int:
+def _demo(args: argparse.Namespace) -> Run:
     from penstock.local.config import local_config
     from penstock.local.demo import run_demo
 
-    return run_demo(local_config(args, "", port=0))
+    require("torch")
+    return lambda: run_demo(local_config(args, "", port=0))
 
 
 def _worker_flags(parser: argparse.ArgumentParser) -> None:
@@ -94,23 +121,36 @@ def _worker_flags(parser: argparse.ArgumentParser) -> None:
     add_worker_flags(parser)
 
 
-def _prefill(args: argparse.Namespace) -> int:
+def _prefill(args: argparse.Namespace) -> Run:
     return _work(args, "prefill")
 
 
-def _decode(args: argparse.Namespace) -> int:
+def _decode(args: argparse.Namespace) -> Run:
     return _work(args, "decode")
 
 
-def _work(args: argparse.Namespace, role: str) -> int:
-    from penstock.local.model import find_model
+def _work(args: argparse.Namespace, role: str) -> Run:
     from penstock.worker.config import worker_config
     from penstock.worker.main import announce, run_worker
 
-    args.model = find_model(args.model)
-    config = worker_config("prefill" if role == "prefill" else "decode", args)
-    run_worker(config, on_ready=announce(config))
-    return 0
+    require("torch")
+
+    def run() -> int:
+        _find_model(args)
+        config = worker_config("prefill" if role == "prefill" else "decode", args)
+        run_worker(config, on_ready=announce(config))
+        return 0
+
+    return run
+
+
+def _find_model(args: argparse.Namespace, *, text_only: bool = False) -> None:
+    """Puts the model's folder where the user's word for it was; by default it is named as by `penstock up`."""
+    from penstock.local.model import find_model, model_name
+
+    folder = find_model(args.model, text_only=text_only)
+    args.served_model_name = args.served_model_name or model_name(args.model)
+    args.model = folder
 
 
 def _router_flags(parser: argparse.ArgumentParser) -> None:
@@ -119,14 +159,16 @@ def _router_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, RouterConfig)
 
 
-def _router(args: argparse.Namespace) -> int:
-    from penstock.local.model import find_model
+def _router(args: argparse.Namespace) -> Run:
     from penstock.router.config import RouterConfig
     from penstock.router.main import run_router
 
-    args.model = find_model(args.model, text_only=True)
-    run_router(from_flags(RouterConfig, args))
-    return 0
+    def run() -> int:
+        _find_model(args, text_only=True)
+        run_router(from_flags(RouterConfig, args))
+        return 0
+
+    return run
 
 
 def _fetch_flags(parser: argparse.ArgumentParser) -> None:
@@ -136,10 +178,10 @@ def _fetch_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, FetchConfig, skip=("uri",))
 
 
-def _fetch(args: argparse.Namespace) -> int:
+def _fetch(args: argparse.Namespace) -> Run:
     from penstock.sources.command import FetchConfig, run_fetch
 
-    return run_fetch(from_flags(FetchConfig, args))
+    return lambda: run_fetch(from_flags(FetchConfig, args))
 
 
 def _operator_flags(parser: argparse.ArgumentParser) -> None:
@@ -148,11 +190,11 @@ def _operator_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, OperatorConfig)
 
 
-def _operator(args: argparse.Namespace) -> int:
+def _operator(args: argparse.Namespace) -> Run:
     from penstock.operator.config import OperatorConfig
     from penstock.operator.main import run_operator
 
-    return run_operator(from_flags(OperatorConfig, args))
+    return lambda: run_operator(from_flags(OperatorConfig, args))
 
 
 def _render_flags(parser: argparse.ArgumentParser) -> None:
@@ -166,12 +208,12 @@ def _render_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, OperatorConfig, skip=others)
 
 
-def _render(args: argparse.Namespace) -> int:
+def _render(args: argparse.Namespace) -> Run:
     from penstock.operator.commands.config import RenderConfig
     from penstock.operator.commands.render import run_render
     from penstock.operator.config import OperatorConfig
 
-    return run_render(from_flags(RenderConfig, args), from_flags(OperatorConfig, args, namespace=""))
+    return lambda: run_render(from_flags(RenderConfig, args), from_flags(OperatorConfig, args, namespace=""))
 
 
 def _status_flags(parser: argparse.ArgumentParser) -> None:
@@ -181,11 +223,11 @@ def _status_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, StatusConfig, skip=("name",))
 
 
-def _status(args: argparse.Namespace) -> int:
+def _status(args: argparse.Namespace) -> Run:
     from penstock.operator.commands.config import StatusConfig
     from penstock.operator.commands.status import run_status
 
-    return run_status(from_flags(StatusConfig, args))
+    return lambda: run_status(from_flags(StatusConfig, args))
 
 
 def _doctor_flags(parser: argparse.ArgumentParser) -> None:
@@ -194,16 +236,19 @@ def _doctor_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, DoctorConfig)
 
 
-def _doctor(args: argparse.Namespace) -> int:
+def _doctor(args: argparse.Namespace) -> Run:
     from penstock.operator.commands.config import DoctorConfig
     from penstock.operator.commands.doctor import run_doctor
 
-    return run_doctor(from_flags(DoctorConfig, args))
+    return lambda: run_doctor(from_flags(DoctorConfig, args))
 
 
-def _version(_: argparse.Namespace) -> int:
-    print(penstock.__version__)
-    return 0
+def _version(_: argparse.Namespace) -> Run:
+    def run() -> int:
+        print(penstock.__version__)
+        return 0
+
+    return run
 
 
 def _no_flags(_: argparse.ArgumentParser) -> None:
@@ -224,6 +269,14 @@ COMMANDS = {
     "doctor": Command("Check this machine and the cluster.", _doctor_flags, _doctor),
     "version": Command("Print the version.", _no_flags, _version),
 }
+
+EXTRAS = {
+    **dict.fromkeys(("up", "demo"), "router,worker"),
+    **dict.fromkeys(("prefill", "decode"), "worker"),
+    **dict.fromkeys(("operator", "render", "status", "doctor"), "operator"),
+    **dict.fromkeys(("router", "fetch"), "router"),
+}
+"""The extras of pyproject.toml that a command needs; the others need none."""
 
 if __name__ == "__main__":
     sys.exit(main())

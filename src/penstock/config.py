@@ -63,10 +63,13 @@ def from_flags(config: type[T], args: argparse.Namespace, **fixed: Any) -> T:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose message for an unknown flag names the nearest valid one."""
+    """An argument parser that takes flags by their whole names only; for an unknown one it names the nearest."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        unknown = re.match(r"unrecognized arguments: .*?(--[\w-]+)", message)
         if unknown:
             message += f"; {_nearest(unknown[1], list(self._option_string_actions))}"
         super().error(message)

@@ -200,8 +200,6 @@ class Ticket(Struct, frozen=True, tag="ticket", kw_only=True, omit_defaults=True
     aux: bytes = b""
 
 
-GenerateFrame: TypeAlias = Accepted | Heartbeat | Tokens | Finished | Done | Error
-PrefillFrame: TypeAlias = Accepted | Heartbeat | Ticket | Error
 Frame: TypeAlias = Accepted | Heartbeat | Tokens | Finished | Done | Error | Ticket
 
 

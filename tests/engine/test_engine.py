@@ -6,7 +6,7 @@ import torch
 from penstock.engine.engine import Engine
 from penstock.engine.scheduler import schedule
 from penstock.engine.sequence import Role
-from penstock.protocol import Ticket, Tokens
+from penstock.protocol import Error, Ticket, Tokens
 from tests.engine.harness import RecordingRunner, collect, make_engine, prompt, request, run
 
 PROMPT = prompt(45)
@@ -88,10 +88,27 @@ def test_resume_continues_the_stream_bit_for_bit(dtype: torch.dtype) -> None:
     assert first.position == 5
 
 
+def test_a_request_whose_numbers_overflow_ends_alone_and_leaves_nothing_in_the_cache(
+    reference: Engine, dtype: torch.dtype
+) -> None:
+    engine = make_engine(dtype=dtype)
+    engine.add(request("broken", prompt(45, seed=3), n=2))
+    engine.add(request("a", PROMPT))
+    engine.step()
+    engine.runner.kv[engine.requests["broken"].sequences[0].blocks[1]] = float("inf")
+    [error] = [frame for frame in run(engine)["broken"].others if isinstance(frame, Error)]
+    assert "not finite" in error.message
+    assert_same_logits(engine, reference)
+    assert engine.pool.num_held == 0
+    again = run(engine, request("again", prompt(45, seed=3)))["again"]
+    assert again.done is not None
+    assert again.done.cached_tokens == 0
+
+
 def test_resume_with_nothing_left_finishes_without_a_step() -> None:
     engine = make_engine()
     answer = run(engine, request("a", PROMPT, output=tuple(range(12))))["a"]
-    assert engine.num_steps == 0
+    assert not engine.timings
     assert answer.reasons == {0: "length"}
     assert answer.done is not None
 

@@ -1,5 +1,8 @@
 """The engine process's loop, one round at a time, without its threads."""
 
+import json
+import math
+import shutil
 from collections.abc import Iterator
 from multiprocessing import Pipe
 from pathlib import Path
@@ -14,10 +17,10 @@ from penstock.engine.kv.layout import KVLayout
 from penstock.engine.messages import StepOutputs, decode_from_engine
 from penstock.engine.model import load_config, weight_bytes
 from penstock.engine.process import EngineProcess, StepClock
-from penstock.errors import ConfigError, MemoryPlanError, WorkerLost
+from penstock.errors import ConfigError, MemoryPlanError, ModelError, WorkerLost
 from penstock.protocol import StepTiming
 from tests.engine.harness import prompt, request
-from tests.engine.model.tiny import CASES, save
+from tests.engine.model.tiny import CASES, rewrite, save
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,27 @@ def test_the_memory_plan_counts_the_packed_copy_of_a_tied_head(folder: Path, mon
         build.build_engine(config, "g")
 
 
+def test_the_memory_plan_counts_rotary_tables_of_what_is_served(folder: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(folder, tmp_path / "model")
+    shape = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(shape | {"max_position_embeddings": 2**40}))
+    config = EngineConfig(model=str(path), num_blocks=16, block_size=8, device="cpu", threads=1)
+    assert build.build_engine(config, "g").limits.max_context_tokens == 128
+
+
+def test_weights_that_make_no_numbers_are_refused_at_start(folder: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(folder, tmp_path / "model")
+    rewrite(path, lambda tensors: tensors["model.layers.1.mlp.down_proj.weight"].fill_(math.nan))
+    config = EngineConfig(model=str(path), num_blocks=16, block_size=8, device="cpu", threads=1)
+    with pytest.raises(ModelError, match="logits are not finite"):
+        build.build_engine(config, "g")
+
+
+def test_the_smallest_cache_is_enough_to_start(folder: Path) -> None:
+    config = EngineConfig(model=str(folder), num_blocks=2, block_size=1, device="cpu", threads=1)
+    assert "exact mode" in " ".join(build.build_engine(config, "g").notes)
+
+
 def test_too_much_quarantine_ends_the_process(process: EngineProcess) -> None:
     process._puller.counters.quarantined_blocks = 4
     process._check_quarantine()
@@ -92,7 +116,15 @@ def test_a_long_prompt_is_not_predicted_to_be_short() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"block_size": 0}, {"max_step_tokens": 0}, {"max_sequences": 0}, {"num_blocks": -1}, {"lease_s": 0.0}]
+    "wrong",
+    [
+        {"block_size": 0},
+        {"max_step_tokens": 0},
+        {"max_sequences": 0},
+        {"num_blocks": -1},
+        {"max_context_tokens": 1},
+        {"lease_s": 0.0},
+    ],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):

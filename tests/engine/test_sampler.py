@@ -19,7 +19,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from penstock.engine.sampler import Sampled, SampleRow, philox, sample, uniform_numbers
+from penstock.engine.sampler import Sampled, SampleRow, philox, uniform_numbers
+from penstock.engine.sampler import sample as sample_rows
 from penstock.protocol import SamplingParams
 
 EOS = 2
@@ -33,6 +34,13 @@ def row(
 
 def random_logits(*shape: int, seed: int = 0, std: float = 1.5) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * std
+
+
+def sample(logits: Tensor, rows: list[SampleRow]) -> list[Sampled]:
+    """Of rows that are all sound."""
+    sampled = sample_rows(logits, rows)
+    assert None not in sampled
+    return [one for one in sampled if one is not None]
 
 
 def tokens(sampled: list[Sampled]) -> list[int]:
@@ -225,11 +233,11 @@ def test_neither_logits_nor_history_are_changed() -> None:
     assert (prompt, output) == ([1, 2], [3, 3])
 
 
-def test_broken_logits_are_an_error_not_a_token() -> None:
+def test_broken_logits_give_no_token_and_leave_the_other_rows_alone() -> None:
     logits = random_logits(3, 64)
+    sound = sample(logits, [row(temperature=0.0)] * 3)
     logits[1, 5] = math.nan
-    with pytest.raises(FloatingPointError, match=r"rows \[1\] of 3"):
-        sample(logits, [row(temperature=0.0)] * 3)
+    assert sample_rows(logits, [row(temperature=0.0)] * 3) == [sound[0], None, sound[2]]
 
 
 # Adjustments.

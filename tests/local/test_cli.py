@@ -1,17 +1,26 @@
 """The command line: complete help, quickly, without what only some commands need."""
 
 import resource
+import signal
 import subprocess
 import sys
+import tomllib
 from argparse import SUPPRESS
+from pathlib import Path
 
 import pytest
 
-from penstock.cli import COMMANDS
+from penstock.cli import COMMANDS, EXTRAS, main
 from penstock.config import Parser
+from tests.local.tiny_model import write_tiny_model
 
-HEAVY = ("torch", "transformers", "fastapi", "uvicorn", "aiohttp", "numpy", "tokenizers")
-BLOCKED = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r})); from penstock.cli import main; sys.exit(main())"
+HEAVY = ("torch", "transformers", "fastapi", "uvicorn", "aiohttp", "numpy", "tokenizers", "kopf", "kubernetes")
+
+
+def without(*packages: str) -> tuple[str, ...]:
+    """The command line on a machine where `packages` are not installed."""
+    block = f"sys.modules.update(dict.fromkeys({packages!r}))"
+    return "-c", f"import sys; {block}; from penstock.cli import main; sys.exit(main())"
 
 
 def run(*words: str, program: tuple[str, ...] = ("-m", "penstock.cli")) -> "subprocess.CompletedProcess[str]":
@@ -33,7 +42,7 @@ def test_help_takes_less_than_0_3_seconds_of_cpu() -> None:
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_help_of_a_command_needs_no_heavy_package(command: str) -> None:
-    result = run(command, "--help", program=("-c", BLOCKED))
+    result = run(command, "--help", program=without(*HEAVY))
     assert result.returncode == 0, result.stderr
     assert f"usage: penstock {command}" in result.stdout
 
@@ -50,12 +59,25 @@ def test_every_flag_has_a_default_and_a_sentence(command: str) -> None:
     assert bool(flags) == (command != "version")
 
 
-def test_unknown_command_and_unknown_flag_exit_with_2_and_name_what_exists() -> None:
+def test_an_unknown_command_exits_with_2_and_names_what_exists() -> None:
     unknown = run("upp")
     assert unknown.returncode == 2
     assert "'up'" in unknown.stderr
-    flag = run("decode", "--kv-byte", "1")
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        (("up", "--prefil", "2"), "--prefill"),
+        (("up", "--prefil=2"), "--prefill"),
+        (("up", "model", "more", "--prefil", "2"), "--prefill"),
+        (("decode", "--kv-byte", "1"), "--kv-bytes"),
+    ],
+)
+def test_an_unknown_or_shortened_flag_exits_with_2_and_names_the_nearest(words: tuple[str, ...], nearest: str) -> None:
+    flag = run(*words)
     assert flag.returncode == 2
+    assert flag.stderr.endswith(f"did you mean '{nearest}'?\n")
 
 
 def test_version_is_printed() -> None:
@@ -78,3 +100,96 @@ def test_an_impossible_port_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> No
     result = run("up")
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
     assert "PENSTOCK_FLAG_PORT=abc" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "package", "extra"),
+    [
+        *(
+            (words, "kubernetes", "operator")
+            for words in (("render", "x"), ("status", "x"), ("doctor",), ("operator",))
+        ),
+        (("render", "x"), "yaml", "operator"),
+        *(((command,), "torch", "worker") for command in ("prefill", "decode")),
+        *(((command,), "torch", "router,worker") for command in ("up", "demo")),
+        (("decode",), "uvicorn", "worker"),
+        (("router",), "tokenizers", "router"),
+        (("fetch", "hf://org/model"), "huggingface_hub", "router"),
+    ],
+)
+def test_a_missing_package_is_a_sentence_that_says_what_to_install(
+    words: tuple[str, ...], package: str, extra: str
+) -> None:
+    result = run(*words, program=without(package))
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1), result.stderr
+    assert f"penstock {words[0]}` needs the Python package {package} of the extra {extra}," in result.stderr
+    assert result.stderr.endswith(f"pip install --constraint constraints.txt --editable '.[{extra}]'\n")
+    assert ("python install_torch.py && " in result.stderr) == ("worker" in extra)
+
+
+def test_the_extras_of_all_commands_exist() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert set(EXTRAS) <= set(COMMANDS)
+    assert {extra for extras in EXTRAS.values() for extra in extras.split(",")} <= set(project["optional-dependencies"])
+
+
+def test_a_missing_module_of_penstock_is_no_matter_of_extras() -> None:
+    result = run("render", "x", program=without("penstock.operator.commands.render"))
+    assert "Traceback" in result.stderr
+
+
+INTERRUPTED = """
+import os, signal, sys
+from penstock import cli
+
+class Interrupt:
+    def find_spec(name, *_):
+        if name == "penstock.local.chat":
+            os.kill(os.getpid(), signal.SIGINT)
+
+def interrupted():
+    os.kill(os.getpid(), signal.SIGINT)
+    return 0
+
+if "import" in sys.argv:
+    sys.meta_path.insert(0, Interrupt)
+else:
+    cli.COMMANDS["chat"] = cli.Command("", lambda _: None, lambda _: interrupted)
+if "ignored" in sys.argv:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.exit(cli.main(["chat", "--url=http://127.0.0.1:9"][: 2 if "import" in sys.argv else 1]))
+"""
+"""`penstock chat` that gets SIGINT while it imports its modules, or when it runs."""
+
+
+@pytest.mark.parametrize(("when", "status"), [("import", -signal.SIGINT), ("run", 130)])
+def test_ctrl_c_ends_a_command_silently_whether_it_imports_or_runs(when: str, status: int) -> None:
+    result = run(when, program=("-c", INTERRUPTED))
+    assert (result.returncode, result.stdout, result.stderr) == (status, "", "")
+
+
+def test_a_command_that_was_started_with_ctrl_c_ignored_goes_on() -> None:
+    assert run("run", "ignored", program=("-c", INTERRUPTED)).returncode == 0
+    assert "does not answer" in run("import", "ignored", program=("-c", INTERRUPTED)).stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ([], "penstock-demo"),
+        (["--model", "file://{folder}"], "tiny"),
+        (["--model", "{folder}", "--served-model-name", "other"], "other"),
+    ],
+)
+def test_parts_that_are_started_by_hand_call_the_model_as_penstock_up_does(
+    flags: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_tiny_model(tmp_path / "tiny")
+    flags = [flag.format(folder=folder) for flag in flags]
+    names = []
+    monkeypatch.setattr("penstock.router.main.run_router", lambda config: names.append(config.served_model_name))
+    monkeypatch.setattr("penstock.worker.main.run_worker", lambda config, **_: names.append(config.model_name))
+    assert [main([command, *flags]) for command in ("router", "prefill", "decode")] == [0, 0, 0]
+    monkeypatch.setattr("penstock.local.up.run_up", lambda config: names.append(config.served_model_name))
+    assert main(["up", *(flag for flag in flags if flag != "--model")]) is None
+    assert names == [name] * 4

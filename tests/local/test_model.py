@@ -1,5 +1,6 @@
 """Which folder a user means, and a clear sentence when there is none."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,14 @@ def test_model_is_called_by_its_folder_its_repository_its_image_or_as_the_demons
     assert model_name("hf://Qwen/Qwen3-0.6B@main") == "Qwen/Qwen3-0.6B"
     assert model_name("file:///models/qwen3") == model_name("pvc://models/qwen3") == "qwen3"
     assert model_name("pvc://qwen3") == model_name("image://ghcr.io/org/qwen3:1.0?path=/weights") == "qwen3"
-    assert model_name("") == "penstock-demo"
+    (tmp_path / "latest").symlink_to(tmp_path)
+    assert model_name(f"{tmp_path}/latest/") == "latest"
+
+
+def test_the_demonstration_model_has_one_name_whatever_way_leads_to_it(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(MODEL_FOLDER)
+    for way in ("", str(MODEL_FOLDER), os.path.relpath(MODEL_FOLDER), str(tmp_path / "link")):
+        assert model_name(way) == "penstock-demo"
 
 
 def test_module_that_reads_the_config_follows_its_type_and_broken_ones_are_left_to_the_engine(tmp_path: Path) -> None:

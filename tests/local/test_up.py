@@ -125,6 +125,16 @@ def test_ctrl_c_while_starting_leaves_nothing(tiny_model: Path) -> None:
         assert wait_all_gone(processes, 0.1) == []
 
 
+@pytest.mark.parametrize("host", ["::", "::1"])
+def test_up_listens_on_ipv6_and_says_a_valid_url(tiny_model: Path, host: str) -> None:
+    flags = ("--host", host, "--port", "0", "--prefill", "0", "--kv-bytes", "8MiB")
+    with running_up(str(tiny_model), *flags) as up:
+        url = up.wait_ready()
+        assert url.startswith("http://[::1]:")
+        assert first_model(url) == tiny_model.name
+        up.stop()
+
+
 def test_broken_weights_are_refused_once_with_the_file_and_exit_code_2(tmp_path: Path) -> None:
     corrupt(write_tiny_model(tmp_path / "broken"))
     with running_up(str(tmp_path / "broken"), "--port", "0") as up:

@@ -27,6 +27,10 @@ def message(**fields: Any) -> tuple[str, dict[str, Any]]:
     return chat(messages=[{"role": "assistant", "content": "x", **fields}])
 
 
+def parts(*content: Any) -> tuple[str, dict[str, Any]]:
+    return chat(messages=[{"role": "user", "content": content}])
+
+
 def text(**fields: Any) -> tuple[str, dict[str, Any]]:
     return "completions", {**TEXT, **fields}
 
@@ -49,6 +53,14 @@ BAD = [
         "messages[0].tool_calls[0]",
         "function",
     ),
+    (parts({"type": "text", "text": "a", "txet": "b"}), "messages[0].content[0].txet", "did you mean 'text'?"),
+    (parts({"type": "text", "txet": "b"}), "messages[0].content[0].txet", "did you mean 'text'?"),
+    (parts({"type": "text", "text": 5}), "messages[0].content[0].text", "string"),
+    (parts({"text": "a"}), "messages[0].content[0]", "type None"),
+    (parts({"type": "text", "text": "a", "qwertyuiop": 1}), "messages[0].content[0].qwertyuiop", "not a parameter"),
+    (chat(max_completion_tokens=5000), "max_completion_tokens", "max_completion_tokens asks for 5000"),
+    (chat(max_completion_tokens=5000, max_tokens=1), "max_completion_tokens", "max_completion_tokens asks for 5000"),
+    (chat(max_completion_tokens=2, min_tokens=3), "min_tokens", "more than max_completion_tokens, 2"),
     (message(contnet="y"), "messages[0].contnet", "did you mean 'content'?"),
     (message(qwertyuiop=1), "messages[0].qwertyuiop", "not a parameter"),
     (message(function_call={"name": "f", "arguments": ""}), "messages[0].function_call", "tool_calls"),

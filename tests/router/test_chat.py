@@ -195,6 +195,14 @@ def test_the_prompt_is_the_rendered_template(client: openai.OpenAI, worker: Fake
     assert list(worker.requests[0].prompt) == tokenizer.encode(text, add_special_tokens=False).ids
 
 
+def test_hints_for_caches_are_taken_and_change_nothing(client: openai.OpenAI, worker: FakeWorker) -> None:
+    hint = {"cache_control": {"type": "ephemeral"}}
+    marked = {"type": "text", "text": "Hello", **hint, "prompt_cache_breakpoint": {"mode": "explicit"}, "x": None}
+    for message in (HELLO[0], {**HELLO[0], **hint}, {"role": "user", "content": [marked]}):
+        client.chat.completions.create(model="tiny", messages=[message])  # type: ignore[list-item]
+    assert len({request.prompt for request in worker.requests}) == 1
+
+
 def test_answers_come_back_in_the_history_as_sdks_keep_them(client: openai.OpenAI, worker: FakeWorker) -> None:
     answered = client.chat.completions.create(model="tiny", messages=HELLO).choices[0].message
     plain = {"role": "assistant", "content": answered.content}

@@ -218,6 +218,23 @@ def test_a_request_that_kills_workers_gets_two_of_them(
     assert len(worker.requests) == (3 if num_tokens else 2)
 
 
+def test_workers_that_are_being_stopped_are_neither_lost_nor_the_requests_fault(
+    start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Connect
+) -> None:
+    workers = tuple(start_worker() for _ in range(3))
+    stops = [fake.fail_after(0, "stopping")] * 2
+
+    async def stop_the_first_two(stream: fake.Stream) -> None:
+        await (stops.pop() if stops else fake.answer)(stream)
+
+    for worker in workers:
+        worker.scripts.append(stop_the_first_two)
+    router = start_router(workers)
+    assert stream_text(connect(router)) == [TEXTS[0]]
+    assert router.services.metrics.replacements.labels(reason="stopping")._value.get() == 2
+    assert all(worker.losses == 0 for worker in router.services.cluster.workers)
+
+
 def test_workers_that_cannot_be_reached_are_not_the_requests_fault(
     start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Connect, worker_loop: LoopThread
 ) -> None:

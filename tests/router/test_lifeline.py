@@ -3,10 +3,13 @@
 import json
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import openai
 import pytest
 
+from penstock.router import connection, outbox
 from tests.router.fake_worker import FakeWorker
 from tests.router.serving import (
     MESSAGES,
@@ -52,21 +55,85 @@ def test_a_client_that_leaves_cancels_the_worker_within_a_second(
     assert_nothing_is_left(router)
 
 
-def test_a_client_that_does_not_read_is_ended_at_its_deadline(
-    worker: FakeWorker, router: RunningRouter, outputs: list[list[int]]
-) -> None:
+@contextmanager
+def deaf_client(router: RunningRouter, worker: FakeWorker, outputs: list[list[int]]) -> Iterator[socket.socket]:
+    """A client that has sent a request with a large answer, over 10 MB, and does not read."""
     worker.texts = [outputs[0][:-1] * 40]
     fields = {"n": 16, "logprobs": True, "top_logprobs": 20, "stream": True, "max_tokens": 450}
     body = json.dumps({"model": "tiny", "messages": MESSAGES, **fields}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\ntimeout: 2\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\ntimeout: 4\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.socket() as raw:
+        raw.settimeout(10)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         raw.connect(("127.0.0.1", router.port))
         raw.sendall(head.encode() + body)
         wait_until(lambda: len(worker.requests) == 1, "the request's arrival")
+        yield raw
+
+
+def read_on(raw: socket.socket) -> bytes:
+    """What comes until the last event or the connection's end; its last bytes."""
+    tail = b""
+    with suppress(ConnectionResetError):
+        while not tail.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n") and (part := raw.recv(2**20)):
+            tail = (tail + part)[-100:]
+    return tail
+
+
+def outcomes(router: RunningRouter, status: str) -> float:
+    return float(router.services.metrics.requests.labels(endpoint="chat", status=status)._value.get())
+
+
+def assert_no_fault_of(worker: FakeWorker, router: RunningRouter) -> None:
+    assert [(one.losses, one.arrivals) for one in router.services.cluster.workers] == [(0, 1)]
+    assert len(worker.requests) == 1, "it was not placed again"
+
+
+def test_a_client_that_does_not_read_is_ended_at_its_deadline(
+    worker: FakeWorker, router: RunningRouter, outputs: list[list[int]]
+) -> None:
+    with deaf_client(router, worker, outputs):
+        wait_until(lambda: outcomes(router, "503") == 1, "the end by its deadline")
         assert_nothing_is_left(router)
-        failed = router.services.metrics.requests.labels(endpoint="chat", status="503")
-        wait_until(lambda: failed._value.get() == 1, "the end by its deadline")
+
+
+def test_a_client_that_accepts_nothing_is_cut_and_no_worker_is_blamed(
+    worker: FakeWorker,
+    router: RunningRouter,
+    outputs: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(connection, "STALL_S", 0.3)
+    with deaf_client(router, worker, outputs) as raw:
+        wait_until(lambda: outcomes(router, "client_gone") == 1, "the cut")
+        assert_nothing_is_left(router)
+        wait_until(lambda: worker.running == 0, "the end at the worker")
+        assert b"[DONE]" not in read_on(raw)
+    assert_no_fault_of(worker, router)
+    assert "accepted nothing for 0.3 s" in caplog.text
+
+
+def test_a_client_that_pauses_holds_up_no_worker(
+    worker: FakeWorker, router: RunningRouter, outputs: list[list[int]]
+) -> None:
+    with deaf_client(router, worker, outputs) as raw:
+        wait_until(lambda: worker.running == 0, "the end at the worker, while the client pauses", timeout_s=3.5)
+        assert b"[DONE]" in read_on(raw)
+    assert (worker.cancelled, outcomes(router, "200")) == (0, 1)
+    assert_no_fault_of(worker, router)
+
+
+def test_a_client_that_falls_too_far_behind_is_cut(
+    worker: FakeWorker, router: RunningRouter, outputs: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "MOST_BEHIND_BYTES", 2**20)
+    with deaf_client(router, worker, outputs) as raw:
+        wait_until(lambda: outcomes(router, "client_slow") == 1, "the cut")
+        wait_until(lambda: worker.running == 0, "the end at the worker", timeout_s=1)
+        assert_nothing_is_left(router)
+        assert b"[DONE]" not in read_on(raw)
+    assert_no_fault_of(worker, router)
 
 
 def test_the_deadline_covers_the_body(router: RunningRouter, worker: FakeWorker) -> None:

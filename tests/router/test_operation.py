@@ -1,21 +1,26 @@
 """Health, readiness, metrics and draining, for those who run the router; and what its process must not import."""
 
 import json
+import logging
 import subprocess
 import sys
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
 import pytest
 
 from penstock.errors import ConfigError
 from penstock.router.config import RouterConfig
+from penstock.router.http import is_from_this_machine
 from tests.router.conftest import StartRouter
 from tests.router.fake_worker import FakeWorker
-from tests.router.serving import RunningRouter, wait_until
+from tests.router.processes import free_port
+from tests.router.serving import RunningRouter, running_router, wait_until
 
 Connect = Callable[[RunningRouter], openai.OpenAI]
 
@@ -46,6 +51,77 @@ def test_a_drained_router_is_unready_but_still_serves(router: RunningRouter, cli
     assert get(router, "/drain", "POST") == (200, '{"running":0}')
     assert get(router, "/ready")[0] == 503
     assert client.chat.completions.create(model="tiny", messages=MESSAGES).choices
+
+
+def test_the_log_tells_each_change_of_state_once(
+    start_router: StartRouter, worker: FakeWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "penstock.router")
+
+    def said(line: str) -> int:
+        return caplog.messages.count(line)
+
+    router = start_router((worker,), poll_s=0.02)
+    wait_until(lambda: said(f"ready: {router.url}/v1") == 1, "the ready line")
+    assert said(f"listening at {router.url}") == 1
+    worker.ready = False
+    wait_until(lambda: said(f"not ready: {router.url} waits for a decode worker") == 2, "the line of its loss")
+    worker.ready = True
+    wait_until(lambda: said(f"ready: {router.url}/v1") == 2, "the second ready line")
+    assert said(f"decode worker {worker.url} is ready") == 2
+    assert said(f"decode worker {worker.url} is not ready: it answers HTTP 503") == 1
+
+
+def test_the_log_tells_of_dead_and_missing_workers(model_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "penstock.router")
+    dead = f"http://127.0.0.1:{free_port()}"
+    with running_router(RouterConfig(model=str(model_folder), port=0, decode=dead, poll_s=0.02)):
+        wait_until(lambda: f"decode worker {dead} is not ready: Cannot connect" in caplog.text, "the line")
+    assert "no decode worker is named" not in caplog.text
+    with running_router(RouterConfig(model=str(model_folder), port=0)):
+        wait_until(lambda: "no decode worker is named" in caplog.text, "the line")
+
+
+@pytest.mark.parametrize("peer", ["10.0.0.9", "2001:db8::9", "127.0.0.1, 10.0.0.9"])
+def test_only_this_machine_may_drain_the_router(router: RunningRouter, peer: str) -> None:
+    """As behind a proxy of this machine, which says whom it speaks for."""
+    asked = urllib.request.Request(f"{router.url}/drain", method="POST", headers={"x-forwarded-for": peer})
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(asked, timeout=5)
+    with caught.value as answer:
+        assert answer.code == 403
+        assert json.loads(answer.read())["error"]["code"] == "forbidden"
+    assert get(router, "/ready")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("client", "expected"),
+    [
+        (("127.0.0.1", 1), True),
+        (("127.8.0.1", 1), True),
+        (("::1", 1), True),
+        (("::ffff:127.0.0.1", 1), True),
+        (("::ffff:10.0.0.9", 1), False),
+        (("10.0.0.9", 1), False),
+        (("2001:db8::9", 1), False),
+        (("somebody", 1), False),
+        (None, False),
+    ],
+)
+def test_loopback_addresses_are_this_machine(client: tuple[str, int] | None, expected: bool) -> None:
+    assert is_from_this_machine({"type": "http", "client": client}) is expected
+
+
+def test_however_often_it_is_asked_a_router_probes_once(
+    start_router: StartRouter, start_worker: Callable[[], FakeWorker]
+) -> None:
+    decode, prefill = start_worker(), start_worker()
+    router = start_router((decode,), (prefill,))
+    with ThreadPoolExecutor(5) as pool:
+        together = list(pool.map(lambda _: get(router, "/probe", "POST"), range(5)))
+    assert {*together, get(router, "/probe", "POST")} == {together[0]}
+    assert together[0][0] == 200
+    assert len(decode.requests) == 1
 
 
 def test_metrics_count_what_happened(router: RunningRouter, client: openai.OpenAI, worker: FakeWorker) -> None:

@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,20 @@ def test_killed_engine_takes_its_front_along_and_cuts_the_stream(tmp_path: Path)
         assert cut_short(worker, worker.engine_pid, signal.SIGKILL) < 1.0
         assert worker.process.wait(1.0) == 1
         assert "the engine process was killed by SIGKILL" in worker.process.communicate()[1]
+
+
+def test_engine_that_ends_just_after_its_pipe_has_its_end_told() -> None:
+    script = """if True:
+        import os, signal, time
+        from penstock.worker.main import _exit_without_engine
+        if (pid := os.fork()) == 0:
+            time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGKILL)
+        _exit_without_engine(pid)
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert "the engine process was killed by SIGKILL" in done.stderr
 
 
 def test_killed_front_takes_its_engine_along(tmp_path: Path) -> None:
@@ -108,7 +124,7 @@ def test_stream_that_outlives_the_grace_ends_with_a_retryable_error(tmp_path: Pa
                     worker.process.send_signal(signal.SIGINT)
                 return await read_to_end(hop)
 
-        assert run(stop) == [Error(code="worker_lost", message="this worker is stopping")]
+        assert run(stop) == [Error(code="stopping", message="this worker is stopping")]
         assert worker.process.wait(5.0) == 0
 
 

@@ -1,7 +1,6 @@
 """Configuration of local mode."""
 
 import argparse
-import os
 import secrets
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +9,7 @@ from penstock.config import add_flags, from_flags, option
 from penstock.engine.config import EngineConfig
 from penstock.errors import ConfigError
 from penstock.local.model import find_model, model_name
+from penstock.machine import usable_cores
 
 _FIXED = ("model", "secret", "transfer_host")
 """Engine flags that local mode sets itself."""
@@ -52,7 +52,7 @@ def local_config(args: argparse.Namespace, model: str, **fixed: Any) -> LocalCon
     Raises ConfigError when there is no such model or the numbers of workers make no sense.
     """
     config = from_flags(LocalConfig, args, engine=from_flags(EngineConfig, args), **fixed)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     engine = replace(
         config.engine,
         model=find_model(model),

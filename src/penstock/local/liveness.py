@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from penstock.local.child import Child
 
@@ -13,12 +14,12 @@ FAILURES = 5
 
 async def answers_200(url: str, path: str) -> bool:
     """Whether GET `path` is answered with 200 within a second."""
-    host, port = url.removeprefix("http://").rsplit(":", 1)
+    there = urlsplit(url)
     try:
         async with asyncio.timeout(1):
-            reader, writer = await asyncio.open_connection(host, int(port))
+            reader, writer = await asyncio.open_connection(there.hostname, there.port)
             try:
-                writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: {there.netloc}\r\nConnection: close\r\n\r\n".encode())
                 return b" 200 " in await reader.readline()
             finally:
                 writer.close()

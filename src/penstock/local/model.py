@@ -1,6 +1,7 @@
 """From what the user wrote to a model folder on disk."""
 
 import json
+import os
 from pathlib import Path
 
 from penstock.demo import MODEL_FOLDER
@@ -20,11 +21,11 @@ def find_model(name: str, *, text_only: bool = False) -> str:
 
 def model_name(name: str) -> str:
     """What clients call the model that `find_model(name)` finds."""
-    if not name:
+    folder = Path(name).expanduser() if name else MODEL_FOLDER
+    if folder.resolve() == MODEL_FOLDER.resolve():
         return DEMO_NAME
-    folder = Path(name).expanduser()
     if folder.is_dir():
-        return folder.resolve().name
+        return Path(os.path.abspath(folder)).name  # of a link its own name, not its target's
     match parse_source(name):
         case Hub() as hub:
             return hub.repository

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import Protocol
 
+from penstock.address import base_url
 from penstock.local.child import Child, process_ended
 from penstock.local.config import LocalConfig
 from penstock.local.forks import Forks
@@ -48,7 +49,7 @@ class WorkerPart:
 
     @property
     def url(self) -> str:
-        return f"http://{self.config.host}:{self.config.port}"
+        return base_url(self.config.host, self.config.port)
 
     async def launch(self) -> Child:
         return await self.forks.fork(self.name, self.config, await self.logs.open(self.name))
@@ -110,10 +111,8 @@ def router_part(config: LocalConfig, workers: list[WorkerPart], logs: Logs) -> R
     }
     if config.engine.max_context_tokens:
         flags["max-context-tokens"] = config.engine.max_context_tokens
-    reachable = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
-    return RouterPart(
-        "router", f"http://{reachable}:{port}", [f"--{name}={value}" for name, value in flags.items()], logs
-    )
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    return RouterPart("router", base_url(config.host, port), words, logs)
 
 
 def free_ports(number: int) -> list[int]:

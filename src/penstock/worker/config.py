@@ -20,7 +20,9 @@ class WorkerConfig:
     host: str = option("127.0.0.1", "Address to listen on.")
     port: int = option(8100, "Port to listen on; 0 takes a free one.")
     drain_grace_s: float = option(30.0, "Seconds that open streams get to finish after SIGTERM.", unit="s")
-    served_model_name: str = option("", "Name of the model in metrics; the folder's name when empty.")
+    served_model_name: str = option(
+        "", "Name of the model in metrics; when empty, the folder's name or the Hugging Face id."
+    )
     max_body_bytes: int = option(16 * 2**20, "Longest request body.", unit="bytes")
     max_frames_behind: int = option(
         1024,

@@ -18,8 +18,9 @@ from typing import TypeAlias
 import uvicorn
 import uvloop
 
+from penstock.address import bracketed
 from penstock.engine.messages import Started, StartFailed, Stop, decode_from_engine
-from penstock.errors import ConfigError, WorkerLost
+from penstock.errors import ConfigError, Stopping, WorkerLost
 from penstock.hop import new_session
 from penstock.worker.app import build_app
 from penstock.worker.bridge import EngineBridge
@@ -33,6 +34,8 @@ OnReady: TypeAlias = Callable[[Started, int], None]
 
 ENGINE_STOP_S = 1.0
 """How long the engine may take to leave after Stop."""
+ENGINE_END_S = 0.2
+"""How long an engine whose pipe has closed may take to end: the kernel closes a killed process's pipe first."""
 KEEP_ALIVE_S = 75
 """Longer than any client pools an idle connection, so that none is reused just as it is closed."""
 
@@ -91,7 +94,7 @@ async def _serve(
             on_ready(started, listener.getsockname()[1])
             await signals.get()
             await _drain(front, signals)
-        bridge.end_all(WorkerLost("this worker is stopping"))
+        bridge.end_all(Stopping("this worker is stopping"))
         server.should_exit = True
         await serving
     bridge.on_lost = lambda: None
@@ -149,8 +152,7 @@ def _signals() -> Iterator["asyncio.Queue[int]"]:
 
 def _exit_without_engine(pid: int) -> None:
     """Leaves at once: open connections are cut, which tells every caller to go elsewhere."""
-    ended, status = os.waitpid(pid, os.WNOHANG)
-    how = describe_exit(status) if ended else "closed its pipe"
+    how = describe_exit(os.waitpid(pid, 0)[1]) if _has_ended(pid, ENGINE_END_S) else "closed its pipe"
     sys.stderr.write(f"penstock: the engine process {how}; this worker ends with it\n")
     sys.stderr.flush()
     os._exit(1)
@@ -158,12 +160,17 @@ def _exit_without_engine(pid: int) -> None:
 
 def _reap(pid: int) -> None:
     """Waits for the engine process to end, and kills it when it does not."""
-    descriptor = os.pidfd_open(pid)
-    ended, _, _ = select.select([descriptor], [], [], ENGINE_STOP_S)
-    os.close(descriptor)
-    if not ended:
+    if not _has_ended(pid, ENGINE_STOP_S):
         os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+
+
+def _has_ended(pid: int, within_s: float) -> bool:
+    """Whether the process ends within so long; its status waits to be read."""
+    descriptor = os.pidfd_open(pid)
+    ended, _, _ = select.select([descriptor], [], [], within_s)
+    os.close(descriptor)
+    return bool(ended)
 
 
 def announce(config: WorkerConfig) -> OnReady:
@@ -171,7 +178,7 @@ def announce(config: WorkerConfig) -> OnReady:
 
     def say(started: Started, port: int) -> None:
         what = "; ".join((f"transport {started.transport}", *started.notes))
-        url = f"http://{config.host}:{port}"
+        url = f"http://{bracketed(config.host)}:{port}"
         print(f"penstock: {config.role} worker ready at {url}: {what}", file=sys.stderr, flush=True)
 
     return say

@@ -1,0 +1,59 @@
+"""What a client has not taken yet of its stream, so that the worker's stream is read at the worker's pace.
+
+Else a client that reads slowly would stop the worker's writes, the worker would cut a reader that accepts nothing, and
+the router would take the worker for lost.
+"""
+
+import asyncio
+
+from starlette.types import Send
+
+from penstock.errors import PenstockError
+
+MOST_BEHIND_BYTES = 16 * 2**20
+"""A client that leaves more waiting is cut off: about 80,000 tokens without log-probabilities."""
+_TURN_BYTES = 2**16
+"""From so many waiting bytes on, each event lets the writer have its turn."""
+
+
+class SlowClient(PenstockError):
+    """The client reads more slowly than its answer comes, and is too far behind."""
+
+
+class Outbox:
+    """The events of one stream on their way to its client."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._waiting: list[bytes] = []
+        self._num_bytes = 0
+        self._writer: asyncio.Task[None] | None = None
+
+    async def put(self, data: bytes) -> None:
+        """Returns without waiting for the client. Raises SlowClient when too much waits for it."""
+        self._waiting.append(data)
+        self._num_bytes += len(data)
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write())
+        if self._num_bytes > _TURN_BYTES:
+            await asyncio.sleep(0)
+        if self._num_bytes > MOST_BEHIND_BYTES:
+            raise SlowClient(f"the client is more than {MOST_BEHIND_BYTES} bytes behind its stream")
+
+    async def flush(self) -> None:
+        """Returns when the connection has taken everything."""
+        if self._writer is not None:
+            await asyncio.shield(self._writer)
+
+    def close(self) -> None:
+        """Nothing more is written."""
+        if self._writer is not None:
+            self._writer.cancel()
+
+    async def _write(self) -> None:
+        while self._waiting:
+            body = b"".join(self._waiting)
+            self._waiting.clear()
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+            self._num_bytes -= len(body)
+        self._writer = None
