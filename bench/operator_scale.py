@@ -59,7 +59,7 @@ def main() -> None:
     report.notes = [
         f"Grove: {GROVE}; no run of it here.",
         f"{ALONE}: the same objects, created by the benchmark itself as fast as the API server takes them, without an"
-        " operator, in the same run; no operator that makes these objects can be faster on this machine.",
+        " operator, in the same run and before it: about what no operator that makes these objects can beat.",
         "API server, controllers, scheduler, simulated kubelets and this program share the machine with the operator.",
     ]
     asyncio.run(measure(report, arguments))
