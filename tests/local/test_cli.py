@@ -155,8 +155,8 @@ if "import" in sys.argv:
     sys.meta_path.insert(0, Interrupt)
 else:
     cli.COMMANDS["chat"] = cli.Command("", lambda _: None, lambda _: interrupted)
-if "ignored" in sys.argv:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+# Said in any case: what `make test &` starts ignores it.
+signal.signal(signal.SIGINT, signal.SIG_IGN if "ignored" in sys.argv else signal.default_int_handler)
 sys.exit(cli.main(["chat", "--url=http://127.0.0.1:9"][: 2 if "import" in sys.argv else 1]))
 """
 """`penstock chat` that gets SIGINT while it imports its modules, or when it runs."""
