@@ -4,6 +4,7 @@ import logging
 import socket
 import struct
 import sys
+import time
 
 import msgspec
 import numpy as np
@@ -96,6 +97,29 @@ def test_a_request_out_of_bounds_is_cut_off_and_others_are_served(regions: Regio
         connection.sendall(token + struct.pack("<IIQQ", 0, 1, 32, 32))
         assert received(connection, 32) == np.arange(8, 16, dtype=np.int32).tobytes()
     transport.close()
+
+
+def test_more_scattered_reads_than_both_ways_can_buffer_do_not_block_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def tune(connection: socket.socket) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+
+    monkeypatch.setattr("penstock.engine.transfer.tcp.tune", tune)
+    monkeypatch.setattr("penstock.engine.transfer.tcp_server.tune", tune)
+    num_blocks = 2**16
+    source = torch.arange(num_blocks * 4, dtype=torch.int32).reshape(num_blocks, 4)
+    target = torch.zeros_like(source)
+    owner, reader = (make_transport("tcp", Regions(kv, np.zeros(num_blocks, np.uint64))) for kv in (source, target))
+    reader.connect("owner", owner.endpoint)
+    reads = [reader.read_blocks("owner", [(block, block) for block in range(start, num_blocks, 2)]) for start in (0, 1)]
+    give_up = time.monotonic() + 5
+    while not all(read.poll() for read in reads) and time.monotonic() < give_up:
+        reader.progress()
+    reader.close()
+    owner.close()
+    assert torch.equal(target, source)
 
 
 def received(connection: socket.socket, num_bytes: int) -> bytes:
