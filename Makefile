@@ -16,7 +16,7 @@ help:
 	@echo "make test    run all tests, fast ones first"
 	@echo "make test-cluster   run the tests that need Kubernetes, on the shared cluster or on kind (about 12 minutes)"
 	@echo "make check   ruff, mypy and the import rules"
-	@echo "make images  build penstock/control and penstock/worker with docker, as docs/how-to/kubernetes.md says"
+	@echo "make images  build penstock/control and penstock/worker with docker, as docs/how-to/kubernetes.md says (BASE=... pins the base)"
 	@echo "make bench   run the benchmarks of bench/ (needs a quiet machine; peers as docs/how-to/benchmark.md says)"
 	@echo "make clean   remove .venv and everything that was built"
 
@@ -38,8 +38,8 @@ check: $(VENV)/.installed-dev
 	$(BIN)/lint-imports --no-cache
 
 images:
-	$(DOCKER) build --tag penstock/control:$(VERSION) --file docker/control.Dockerfile .
-	$(DOCKER) build --tag penstock/worker:$(VERSION) --file docker/worker.Dockerfile .
+	$(DOCKER) build $(if $(BASE),--build-arg BASE=$(BASE)) --tag penstock/control:$(VERSION) --file docker/control.Dockerfile .
+	$(DOCKER) build $(if $(BASE),--build-arg BASE=$(BASE)) --tag penstock/worker:$(VERSION) --file docker/worker.Dockerfile .
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.handover

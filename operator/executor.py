@@ -4,6 +4,7 @@ Everything it does holds if it is done twice, and if the process dies after any 
 goes to the store at once, so that the next plan does not have to wait for a watch.
 """
 
+import re
 import secrets
 from collections.abc import Iterable
 
@@ -146,6 +147,8 @@ class Executor:
             case Rescale(name, _, _) | WritePoolStatus(name, _, _) if error.status in (404, 409):
                 await self._look("LLMPool", parent.namespace, name)
                 return ""
+            case Create(manifest) | Apply(manifest, _) if manifest["kind"] == "Deployment":
+                return _refused_pods(manifest, error)
         return f"the API server refuses a change: {error}"
 
     async def _look(self, kind: str, namespace: str, name: str) -> Manifest | None:
@@ -165,6 +168,14 @@ class Executor:
         manifest = getattr(action, "manifest", None)
         kind = manifest["kind"] if manifest else getattr(action, "kind", "")
         self._metrics.actions.labels(type(action).__name__, kind).inc()
+
+
+def _refused_pods(deployment: Manifest, error: ApiError) -> str:
+    """The refusal of a pod template, with the path as the user wrote it: much of it is unchecked until here."""
+    field = re.search(r"\bspec\.(template\..+)", str(error))
+    if field is None:
+        return f"the API server refuses a change: {error}"
+    return f"the API server refuses the pods of spec.{deployment['metadata']['labels'][names.ROLE]}: {field[1]}"
 
 
 def _status_of(kind: str, namespace: str, name: str, uid: str, status: msgspec.Struct) -> Manifest:

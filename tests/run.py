@@ -1,7 +1,7 @@
 """Runs every suite of tests/ (one folder, one suite), fast tests first, and prints one line per suite and the totals.
 
 `make test` is this file. Each suite is a pytest process of its own: a crash of one (a native library may abort) cannot
-hide the others. `python tests/run.py engine router` runs only those suites.
+hide the others. `python tests/run.py engine router` runs only those suites; `--fast` leaves out what is marked slow.
 """
 
 import argparse
@@ -18,7 +18,7 @@ TESTS = Path(__file__).parent
 LOGS = TESTS.parent / "build" / "tests"
 NO_TESTS = 5  # pytest's exit status when nothing was collected
 LAST = ("house", "demo", "e2e", "cluster")  # suites that take longest; a mistake elsewhere shows before them
-PASSES = (("", "not slow"), (" (slow)", "slow"))
+FAST, SLOW = ("", "not slow"), (" (slow)", "slow")
 
 
 @dataclass
@@ -44,7 +44,9 @@ class Result:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("suites", nargs="*", help="folders of tests/ to run (default: all)")
-    wanted = parser.parse_args().suites
+    parser.add_argument("--fast", action="store_true", help="leave out what is marked slow")
+    arguments = parser.parse_args()
+    wanted: list[str] = arguments.suites
     suites = sorted((folder.name for folder in TESTS.iterdir() if next(folder.rglob("test_*.py"), None)), key=when)
     unknown = [suite for suite in wanted if suite not in suites]
     if unknown:
@@ -52,7 +54,7 @@ def main() -> int:
     LOGS.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     results = []
-    for suffix, marker in PASSES:
+    for suffix, marker in (FAST,) if arguments.fast else (FAST, SLOW):
         for suite in wanted or suites:
             result = run_suite(suite, suffix, marker)
             if result.exit_status != NO_TESTS:

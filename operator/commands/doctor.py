@@ -40,16 +40,21 @@ def run_doctor(config: DoctorConfig) -> int:
 def _machine() -> list[Finding]:
     """This machine: a laptop, or the pod it runs in."""
     found = [Finding("ok", "version", f"penstock {penstock.__version__}, Python {sys.version.split()[0]}")]
-    for package in ("torch", "nixl-cu12", "triton"):
-        try:
-            found.append(Finding("ok", package, importlib.metadata.version(package)))
-        except importlib.metadata.PackageNotFoundError:
-            found.append(Finding("ok", package, "not installed here (only workers need it)"))
+    for name, packages in {"torch": ["torch"], "nixl": ["nixl-cu12", "nixl-cu13"], "triton": ["triton"]}.items():
+        versions = [f"{package} {version}" for package in packages if (version := _version(package))]
+        found.append(Finding("ok", name, ", ".join(versions) or "not installed here (only workers need it)"))
     has_gpu = shutil.which("nvidia-smi") is not None
     found.append(Finding("ok", "GPU", "nvidia-smi is here" if has_gpu else "none on this machine"))
     devices = sorted(path.name for path in Path("/sys/class/infiniband").glob("*"))
     said = ", ".join(devices) if devices else "no device here: KV blocks move over TCP or shared memory"
     return [*found, Finding("ok", "RDMA", said)]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 async def _cluster(config: DoctorConfig) -> list[Finding]:

@@ -72,6 +72,22 @@ class Kube:
             return self.run("apply", "--server-side", "--filename", str(manifest))
         return self.run("apply", "--server-side", "--filename", "-", text=manifest)
 
+    def replace(self, manifest: Path | str) -> None:
+        """kubectl reads the object's version and then writes: what another writes in between, such as a status, is a
+        conflict, after which a user repeats the command."""
+        text = manifest.read_text() if isinstance(manifest, Path) else manifest
+
+        def is_replaced() -> bool:
+            try:
+                self.run("replace", "--filename", "-", text=text)
+            except CommandFailed as error:
+                if "the object has been modified" not in str(error):
+                    raise
+                return False
+            return True
+
+        eventually(is_replaced, "the manifest is written", within_s=10)
+
     def condition(self, name: str, kind: str = "Ready") -> Object:
         """One condition of an LLMDeployment; {} if it has none yet."""
         conditions = self.get("llmd", name).get("status", {}).get("conditions", [])

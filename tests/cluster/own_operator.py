@@ -18,7 +18,7 @@ from urllib.parse import urlparse
 
 import yaml
 
-from tests.cluster.kube import eventually, run
+from tests.cluster.kube import Kube, eventually, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,11 +99,11 @@ class OwnOperator:
         self._process: subprocess.Popen[bytes] | None = None
         self._keeping = threading.Event()
 
-    def start(self, *, crash_after: int | None = None) -> None:
-        """With `crash_after` it kills itself after so many requests that change something."""
+    def start(self, *instead: str) -> None:
+        """`instead` of the plain operator: a module that runs one with a fault of its own, and its arguments."""
         flags = ["--namespace", self._namespace, "--lease-namespace", self._namespace, "--lease-name", self._lease]
         flags += ["--port", "0", "--host", "127.0.0.1", "--verify-transfers", "false"]
-        module = ["-m", "tests.cluster.crashing_operator", str(crash_after)] if crash_after else ["-m", "penstock.cli"]
+        module = ["-m", *(instead or ["penstock.cli"])]
         environment = os.environ | {"KUBECONFIG": str(self._kubeconfig), "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
         with self._log.open("a") as log:
             command = [sys.executable, *module, "operator", *flags]
@@ -181,3 +181,20 @@ def installed_operators_stand_aside() -> Iterator[None]:
         for item in operators:
             run("kubectl", "-n", item["namespace"], "scale", f"deployment/{item['name']}", "--replicas=2")
             run("kubectl", "-n", item["namespace"], "rollout", "status", f"deployment/{item['name']}", "--timeout=90s")
+
+
+@contextlib.contextmanager
+def new_proxy() -> Iterator[Proxy]:
+    proxy = Proxy(*api_address(Path(os.environ["KUBECONFIG"])))
+    yield proxy
+    proxy.stop()
+
+
+@contextlib.contextmanager
+def new_operator(kube: Kube, proxy: Proxy, folder: Path) -> Iterator[OwnOperator]:
+    """Not started yet."""
+    kubeconfig = through(proxy, Path(os.environ["KUBECONFIG"]), folder / "kubeconfig")
+    operator = OwnOperator(kubeconfig, kube.namespace, folder / "operator.log")
+    yield operator
+    operator.stop()
+    print(operator.log[-4000:])

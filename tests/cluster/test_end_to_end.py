@@ -81,7 +81,7 @@ def pulled_blocks(kube: Kube) -> float:
 def test_the_same_manifest_twice_changes_nothing(demo: Kube) -> None:
     specs = generations(demo)
     demo.apply(DEMO)
-    demo.run("replace", "--filename", str(DEMO))
+    demo.replace(DEMO)
     demo.run("annotate", "llmd", "demo", "kubectl.kubernetes.io/last-applied-configuration-", "note=x")
     assert ask_in_the_terminal(demo).strip()
     assert generations(demo) == specs

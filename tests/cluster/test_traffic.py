@@ -5,8 +5,9 @@ The deployment and its client are shared by all tests of this file; each leaves 
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +16,10 @@ import pytest
 from penstock.cli import main
 from tests.cluster.conftest import new_namespace
 from tests.cluster.kube import CommandFailed, Kube, Object, eventually, run
+from tests.cluster.network import API_SERVER, all_but_http_of, cut
 from tests.cluster.policies import Peer, admits
 from tests.cluster.rights import NOT_COUNTED, granted, used
+from tests.cluster.test_end_to_end import addresses, known_workers
 from tests.cluster.traffic import Traffic
 
 CONTROL_IMAGE = "penstock/control:test"
@@ -25,6 +28,8 @@ ROLES = ("prefill", "decode", "router")
 LEASE = "penstock-operator"
 SAYS_WHY_S = 15.0
 FAILOVER_S = 12.0
+OUTAGE_S = 60.0
+REPAIR_S = 5.0
 
 
 def manifest(**changes: Any) -> str:
@@ -104,6 +109,23 @@ def test_transfers_are_verified_and_the_commands_say_how_it_is(
         assert part in said
 
 
+def test_transfers_that_stop_working_are_said_and_so_is_their_return(busy: Busy) -> None:
+    """Every pod stays ready and every call is answered; only blocks no longer cross. Answers go on without them."""
+    (prefill,), others = workers(busy.kube, "prefill"), workers(busy.kube, "decode")
+    with busy.traffic.unbroken():
+        with cut(busy.kube, prefill["metadata"]["name"], all_but_http_of(others, 8100)):
+            took = eventually(lambda: busy.condition("KVTransferVerified")["status"] == "False", "it is said")
+            print(f"said {took:.1f} s after the cut: {busy.condition('KVTransferVerified')['message']}")
+            for kind in ("KVTransferVerified", "Degraded"):
+                assert busy.condition(kind)["reason"] == "TransfersFail"
+                assert busy.condition(kind)["message"].startswith("KV blocks do not move from http://")
+            assert busy.condition("Ready")["status"] == "True"
+            assert len(ready_names(busy.kube, "prefill")) == 1
+        took = eventually(lambda: busy.condition("KVTransferVerified")["status"] == "True", "they move again")
+        print(f"verified {took:.1f} s after the cut was mended")
+    assert busy.condition("Degraded")["status"] == "False"
+
+
 BROKEN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "image": (
         "ImagePullFailed",
@@ -113,6 +135,11 @@ BROKEN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "node": ("Unschedulable", "no node fits: ", {"decode": {"nodeSelector": {"penstock-test": "nowhere"}}}),
     "model": ("ModelNotFound", "/models/nowhere", {"model": {"uri": "file:///models/nowhere"}}),
     "flag": ("CrashLoop", "no-such-flag", {"engine": {"no-such-flag": "1"}}),
+    "template": (
+        "Refused",
+        'spec.prefill: template.spec.containers[name="worker"].imagee: field not declared in schema',
+        {"prefill": {"template": {"spec": {"containers": [{"name": "worker", "imagee": "mistyped:1"}]}}}},
+    ),
 }
 
 
@@ -303,6 +330,36 @@ def test_worker_ports_admit_the_deployments_own_pods_and_labelled_scrapers_only(
         for source in (stranger, others, replace(router, namespace="elsewhere"), replace(scraper, namespace_labels={})):
             assert not admits(policies, worker, source, 8100)
     assert admits(policies, router, stranger, 8000)
+
+
+@pytest.mark.slow
+def test_an_outage_of_the_api_server_costs_no_request(busy: Busy, penstock: Kube) -> None:
+    """Neither operators nor router reach it while a worker goes, an object is deleted and the user wants more."""
+    router = busy.kube.items("pods", f"serving.penstock.dev/deployment={NAME},serving.penstock.dev/role=router")[0]
+    first = workers(busy.kube, "decode")[0]["metadata"]["name"]
+    with busy.traffic.unbroken():
+        with ExitStack() as cuts:
+            for pod in operators(penstock):
+                cuts.enter_context(cut(penstock, pod, API_SERVER))
+            cuts.enter_context(cut(busy.kube, router["metadata"]["name"], API_SERVER))
+            began = time.monotonic()
+            busy.kube.run("delete", "pod", first, "--wait=false")
+            busy.kube.run("delete", "networkpolicy", f"{NAME}-workers")
+            busy.apply(decode={"replicas": 3})
+            time.sleep(began + OUTAGE_S - time.monotonic())
+            assert busy.kube.items("networkpolicies") == [], "the operator was not cut off"
+            back = time.monotonic()
+
+        def is_repaired() -> bool:
+            decode = busy.kube.get("llmpool", f"{NAME}-decode")["spec"]["replicas"]
+            return bool(decode == 3 and busy.kube.items("networkpolicies"))
+
+        eventually(is_repaired, "the operator acts", within_s=REPAIR_S)
+        took = time.monotonic() - back  # mending the network of three pods is part of it
+        print(f"repaired {took:.1f} s after the API server was back")
+        assert took < REPAIR_S
+        busy.wait_complete()
+        eventually(lambda: known_workers(busy.kube, NAME) == addresses(busy.kube, NAME), "the router knows the workers")
 
 
 def peer_of(kube: Kube, pod: Object) -> Peer:

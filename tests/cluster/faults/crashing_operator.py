@@ -1,6 +1,6 @@
 """The operator, killed as by `kill -9` right after its Nth request that changes something (beside the Lease).
 
-python -m tests.cluster.crashing_operator N operator FLAGS
+python -m tests.cluster.faults.crashing_operator N operator FLAGS
 """
 
 import os
