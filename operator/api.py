@@ -17,7 +17,15 @@ ROLES: tuple[Role, ...] = ("prefill", "decode", "router")
 WORKER_ROLES: tuple[Role, ...] = ("prefill", "decode")
 
 Quantity = Annotated[
-    str | int, Meta(description="A Kubernetes quantity.", extra_json_schema={"x-kubernetes-int-or-string": True})
+    str | int,
+    Meta(
+        description="A Kubernetes quantity.",
+        extra_json_schema={
+            "x-kubernetes-int-or-string": True,
+            "maxLength": 32,
+            "pattern": r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$",
+        },
+    ),
 ]
 FreeForm = Annotated[dict[str, Any], Meta(extra_json_schema={"x-kubernetes-preserve-unknown-fields": True})]
 Name = Annotated[str, Meta(max_length=253)]

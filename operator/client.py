@@ -28,9 +28,9 @@ REQUEST_S = 8.0
 _UNCHECKED = {"fieldValidation": "Ignore"}
 """Else the API server reads every manifest a second time to warn of unknown fields, and nobody here reads warnings.
 Server-side apply refuses unknown fields all the same."""
-_NOT_TYPED = "failed to create typed patch object"
-"""How the API server begins when an applied field does not exist or has another type. It calls that 500, as if it were
-its own fault (kubernetes/kubernetes#139253), so asking again would look sensible."""
+_MISTAKES = ("failed to create typed patch object", "failed to convert new object")
+"""How the API server begins when an applied field does not exist, or its value cannot be one. It calls that 500, as if it
+were its own fault (kubernetes/kubernetes#139253), so asking again would look sensible."""
 
 Object = dict[str, Any]
 
@@ -207,7 +207,7 @@ def _refusal(method: str, path: str, status: int, retry_after: str | None, data:
         message, reason = said.get("message", ""), said.get("reason", "")
     except (ValueError, AttributeError):
         message, reason = data[:200].decode(errors="replace"), ""
-    if message.startswith(_NOT_TYPED):
+    if message.startswith(_MISTAKES):
         status = 400
     retry_after_s = float(retry_after) if retry_after and retry_after.isdigit() else None
     return ApiError(

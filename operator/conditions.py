@@ -48,6 +48,8 @@ class Facts:
     verification: Verification | None = None
     fetching: str = ""
     """How far the fetching of the model is, while pods do so."""
+    has_service: bool = True
+    """The Service that clients use is there, and is the deployment's own."""
 
     def problem(self, role: Role | None = None) -> Problem | None:
         """The worst problem of a role's pods, or of all. Before anything serves, those of a spec that was replaced do
@@ -148,6 +150,8 @@ def _ready(facts: Facts, available: Mapping[Role, Verdict]) -> Verdict:
             return "False", reason, f"{role}: {message}"
     if facts.spec_error and not facts.serving:
         return "False", "SpecInvalid", facts.spec_error
+    if facts.refusals and not facts.has_service:
+        return "False", "Refused", facts.refusals[0]
     if any(reason == "FetchingModel" for _, reason, _ in available.values()):
         return "Unknown", "FetchingModel", facts.fetching
     if any(status == "Unknown" for status, _, _ in available.values()):

@@ -5,8 +5,9 @@ from decimal import Decimal
 from typing import Any
 
 _KEYS = ("uid", "mountPath", "name", "port", "key")
-_UNITS = {"": 0, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15}
-_BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50}
+_UNITS = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+_BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
+_QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)([KMGTPE]i|[numkMGTPE]?)")
 _ATOMIC = {"selector", "podSelector", "nodeSelector", "ingress", "rules", "roleRef", "subjects", "tolerations"}
 """Fields that have one owner as a whole (atomic, in Kubernetes' words): one entry more in a Service's selector, a
 policy's rules or a binding's subjects changes what the object means, so nothing in them is somebody else's."""
@@ -56,7 +57,7 @@ def _same_quantity(left: str, right: str) -> bool:
 
 
 def _amount(text: str) -> Decimal | None:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTP]i|[mkMGTP]?)", text)
+    match = _QUANTITY.fullmatch(text)
     if match is None:
         return None
     number = Decimal(match[1])

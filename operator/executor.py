@@ -69,7 +69,9 @@ class Executor:
     async def _do(self, parent: Parent, action: Action, now: str) -> None:
         match action:
             case Create(manifest):
-                await self._apply(manifest, force=False)
+                # With a version that no object has, the API server refuses to touch one that is there already.
+                metadata = manifest["metadata"] | {"resourceVersion": "1"}
+                await self._apply(manifest | {"metadata": metadata}, force=False)
             case Apply(manifest, uid):
                 # With a uid the API server refuses to make the object anew if it was deleted meanwhile.
                 metadata = manifest["metadata"] | {"uid": uid}
@@ -125,10 +127,7 @@ class Executor:
                 return ""
             case WriteStatus() if error.status in (404, 409):
                 raise ParentGone(parent.name) from error
-            case Seed(manifest) if error.status == 409:
-                await self._look("LLMPool", parent.namespace, manifest["metadata"]["name"])
-                return ""
-            case Create(manifest) if error.status == 409:
+            case Create(manifest) | Seed(manifest) if error.status == 409:
                 metadata = manifest["metadata"]
                 found = await self._look(manifest["kind"], metadata["namespace"], metadata["name"])
                 if found is None or found["metadata"].get("labels", {}).get(names.MANAGED_BY) == "penstock":
@@ -172,10 +171,10 @@ class Executor:
 
 def _refused_pods(deployment: Manifest, error: ApiError) -> str:
     """The refusal of a pod template, with the path as the user wrote it: much of it is unchecked until here."""
-    field = re.search(r"\bspec\.(template\..+)", str(error))
-    if field is None:
-        return f"the API server refuses a change: {error}"
-    return f"the API server refuses the pods of spec.{deployment['metadata']['labels'][names.ROLE]}: {field[1]}"
+    said = str(error)
+    field = re.search(r"\bspec\.(template\..+)", said)
+    reason = field[1] if field else said.rpartition("Kind=Deployment: ")[2]
+    return f"the API server refuses the pods of spec.{deployment['metadata']['labels'][names.ROLE]}: {reason}"
 
 
 def _status_of(kind: str, namespace: str, name: str, uid: str, status: msgspec.Struct) -> Manifest:

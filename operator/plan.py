@@ -257,6 +257,7 @@ def _status(subject: Subject, observed: Observed, state: _State, now: str) -> ap
         refusals=observed.refusals,
         verification=observed.verification,
         fetching=observed.fetching,
+        has_service=("Service", subject.parent.name) in observed.objects,
     )
 
     def count(role: Role) -> api.PoolCount:

@@ -171,9 +171,10 @@ def _waits(container: _Container) -> Problem | None:
 
 
 def _ended(container: _Container) -> Problem | None:
-    """A container that failed and is not well again."""
+    """A container that failed and is not well again, or that ends again and again without a failure."""
     ended = container.state.terminated or container.last_state.terminated
-    if ended is None or ended.exit_code == 0 or container.ready:
+    is_looping = container.state.waiting is not None and container.state.waiting.reason == "CrashLoopBackOff"
+    if ended is None or container.ready or (ended.exit_code == 0 and not is_looping):
         return None
     last = _last_line(ended.message)
     if ended.reason == "OOMKilled":

@@ -14,6 +14,7 @@ RELEASE, SYSTEM = "penstock", "penstock-test-system"
 VALUES = (
     *("--set", "images.control.tag=test", "--set", "images.worker.tag=test"),
     *("--set", "hubEndpoint=http://hub.penstock-test-hub.svc.cluster.local"),
+    *("--set-string", "operator.env.PENSTOCK_FLAG_VERIFY_S=5"),  # tests wait for it
 )
 _numbers = itertools.count(1)
 

@@ -36,6 +36,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("n" * 41, {}, "the name has 41 characters, and names derived from it leave room for 40"),
     ("demo.v2", {}, "the name also names Services, so it may contain only lower-case letters, digits and '-' (no dot)"),
     ("demo", {"model": {"uri": "s3://bucket/x"}}, "spec.model.uri"),
+    ("demo", {"router": {"resources": {"requests": {"memory": "abc"}}}}, "spec.router.resources.requests.memory"),
     ("demo", {"prefil": {}}, 'unknown field "spec.prefil"'),
 ]
 """Name, changes of a minimal spec, and a part of what kubectl says."""

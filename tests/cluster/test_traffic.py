@@ -135,6 +135,11 @@ BROKEN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "node": ("Unschedulable", "no node fits: ", {"decode": {"nodeSelector": {"penstock-test": "nowhere"}}}),
     "model": ("ModelNotFound", "/models/nowhere", {"model": {"uri": "file:///models/nowhere"}}),
     "flag": ("CrashLoop", "no-such-flag", {"engine": {"no-such-flag": "1"}}),
+    "memory": (
+        "OutOfMemory",
+        "was killed for using more memory than its limit",
+        {"prefill": {"resources": {"limits": {"memory": "96Mi"}}}},
+    ),
     "template": (
         "Refused",
         'spec.prefill: template.spec.containers[name="worker"].imagee: field not declared in schema',

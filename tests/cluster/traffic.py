@@ -27,7 +27,7 @@ def ask():
         except Exception as error:
             said["error"] = repr(error)
         print(json.dumps(said), flush=True)
-        time.sleep(0.1)
+        time.sleep(0.4)
 
 for _ in range(2):
     threading.Thread(target=ask).start()

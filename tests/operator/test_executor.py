@@ -27,30 +27,37 @@ LLMD = "/apis/serving.penstock.dev/v1alpha1/namespaces/default/llmdeployments/de
 class ApiServer:
     """Takes everything, except what `refusals` say: by the start of a path, a status and a message."""
 
-    def __init__(self, refusals: dict[str, tuple[int, str]], uid: str) -> None:
-        self.refusals, self.uid = refusals, uid
+    def __init__(self, refusals: dict[str, tuple[int, str]], uid: str, there: dict[str, Any] | None) -> None:
+        self.refusals, self.uid, self.there = refusals, uid, there
         self.applied: list[str] = []
 
     async def answer(self, request: web.Request) -> web.Response:
         for path, (status, message) in self.refusals.items():
             if request.path.startswith(path) and request.method != "GET":
                 return web.json_response({"kind": "Status", "message": message, "code": status}, status=status)
+        if request.method == "GET" and request.path != LLMD and self.there:
+            return web.json_response(self.there)
         if request.method == "GET" and request.path != LLMD:
             return web.json_response({"message": "not found"}, status=404)
         if request.method == "GET":
             return web.json_response({"metadata": {"name": "demo", "uid": self.uid}})
         body: dict[str, Any] = json.loads(await request.text())
+        assert body["kind"] == "LLMDeployment" or body["metadata"]["resourceVersion"] == "1", "it is to be created only"
         self.applied.append(body["kind"])
         return web.json_response(body | {"metadata": body["metadata"] | {"uid": "u", "resourceVersion": "1"}})
 
 
 def execute(
-    actions: Sequence[Action], refusals: dict[str, tuple[int, str]], *, uid: str = "1"
+    actions: Sequence[Action],
+    refusals: dict[str, tuple[int, str]],
+    *,
+    uid: str = "1",
+    there: dict[str, Any] | None = None,
 ) -> tuple[tuple[str, ...], list[str]]:
     """Sentences of what was refused, and the kinds of what was applied."""
 
     async def run() -> tuple[tuple[str, ...], list[str]]:
-        server = ApiServer(refusals, uid)
+        server = ApiServer(refusals, uid, there)
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", server.answer)
         async with TestServer(app) as local:
@@ -75,6 +82,10 @@ UNKNOWN_FIELD = (
     "failed to create typed patch object (default/demo-prefill; apps/v1, Kind=Deployment):"
     ' .spec.template.spec.containers[name="worker"].imagee: field not declared in schema'
 )
+NO_QUANTITY = (
+    "failed to convert new object (default/demo-prefill; apps/v1, Kind=Deployment) to proper version: unable to convert"
+    " unstructured object to apps/v1, Kind=Deployment: quantities must match the regular expression"
+)
 INVALID = 'Deployment.apps "demo-prefill" is invalid: spec.template.spec.restartPolicy: Unsupported value: "Sometimes"'
 
 
@@ -84,6 +95,7 @@ INVALID = 'Deployment.apps "demo-prefill" is invalid: spec.template.spec.restart
         (500, UNKNOWN_FIELD, 'template.spec.containers[name="worker"].imagee: field not declared in schema'),
         (400, UNKNOWN_FIELD, 'template.spec.containers[name="worker"].imagee: field not declared in schema'),
         (422, INVALID, 'template.spec.restartPolicy: Unsupported value: "Sometimes"'),
+        (500, NO_QUANTITY, "quantities must match the regular expression"),
     ],
 )
 def test_a_pod_template_that_is_refused_is_named_as_the_user_wrote_it(status: int, message: str, sentence: str) -> None:
@@ -111,6 +123,19 @@ def test_what_will_pass_is_no_refusal(status: int) -> None:
 def test_nothing_is_created_for_another_deployment_of_the_same_name() -> None:
     with pytest.raises(ParentGone):
         execute(prefill(), {}, uid="2")
+
+
+@pytest.mark.parametrize("labels", [{}, {"app.kubernetes.io/managed-by": "penstock"}])
+def test_what_is_there_already_is_never_taken_over(labels: dict[str, str]) -> None:
+    """A version that no object has lets an apply create only; what is ours the next plan applies over."""
+    service, _ = prefill()
+    metadata = {"name": "x", "namespace": "default", "uid": "u", "resourceVersion": "7", "labels": labels}
+    there = {"kind": "Service", "metadata": metadata}
+    refusals, applied = execute([service], {SERVICES: (409, "the object has been modified")}, there=there)
+    assert applied == []
+    name = service.manifest["metadata"]["name"]
+    assert bool(refusals) == (not labels)
+    assert not refusals or f"Service {name} exists and is not Penstock's" in refusals[0]
 
 
 @pytest.mark.parametrize("status", [404, 409])

@@ -70,6 +70,15 @@ def test_a_crash_loop_shows_the_last_line() -> None:
     assert problem.message.endswith("RuntimeError: cuda is gone")
 
 
+def test_a_container_that_ends_well_again_and_again_is_a_crash_loop_too() -> None:
+    ended = {"terminated": {"exitCode": 0, "reason": "Completed"}}
+    waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting failed container"}}
+    problem = found(containerStatuses=[container(lastState=ended, state=waiting)])
+    assert problem.reason == "CrashLoop"
+    assert "exit status 0" in problem.message
+    assert problem_of(pod(initContainerStatuses=[container("fetch-model", state=ended)])) is None
+
+
 def test_a_missing_secret_is_named() -> None:
     waiting = {"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "demo-hash" not found'}}
     problem = found(containerStatuses=[container(state=waiting)])

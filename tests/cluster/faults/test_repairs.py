@@ -5,7 +5,7 @@ import json
 import pytest
 
 from penstock.cli import main
-from tests.cluster.faults.objects import REPAIR_S, complete, manifest, ours, settled
+from tests.cluster.faults.objects import OURS, REPAIR_S, complete, manifest, ours, settled
 from tests.cluster.kube import Kube, eventually
 from tests.cluster.own_operator import OwnOperator
 
@@ -65,17 +65,24 @@ def test_replicas_hold_through_applies_and_restarts_in_every_order(kube: Kube, o
 
 def test_somebody_elses_object_is_not_taken(kube: Kube, operator: OwnOperator) -> None:
     kube.run("create", "configmap", "demo-router", "--from-literal=mine=1")
+    kube.run("create", "serviceaccount", "demo-router")
     kube.run("create", "service", "clusterip", "demo", "--tcp=1234")
     kube.apply(manifest())
     kube.apply(manifest("other"))
     operator.start()
     eventually(lambda: complete(kube, "other"), "another deployment is not held up", within_s=15)
     eventually(lambda: kube.condition("demo", "Degraded").get("reason") == "Refused", "it says so", within_s=15)
-    assert "Service demo exists and is not Penstock's" in kube.condition("demo", "Degraded")["message"]
+    assert "exists and is not Penstock's" in kube.condition("demo", "Degraded")["message"]
+    ready = kube.condition("demo")
+    assert (ready["status"], ready["reason"]) == ("False", "Refused"), "its URL leads to somebody else"
     assert kube.get("service", "demo")["spec"]["ports"][0]["port"] == 1234
-    kube.run("delete", "service", "demo")
-    eventually(lambda: complete(kube), "it is made once the name is free", within_s=15)
-    kube.run("delete", "configmap", "demo-router")
+    for kind, name in (("service", "demo"), ("configmap", "demo-router"), ("serviceaccount", "demo-router")):
+        metadata = kube.get(kind, name)["metadata"]
+        assert "ownerReferences" not in metadata
+        assert OURS.partition("=")[0] not in metadata.get("labels", {})
+        kube.run("delete", kind, name)
+    eventually(lambda: complete(kube), "they are made once the names are free", within_s=15)
+    eventually(lambda: kube.condition("demo", "Degraded").get("reason") != "Refused", "nothing is refused any more")
 
 
 def test_unicode_and_the_longest_name(kube: Kube, operator: OwnOperator) -> None:
