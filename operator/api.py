@@ -159,7 +159,7 @@ class KVCache(Node, frozen=True):
         Meta(
             description="Memory for the cache of each worker, for example 8Gi. Default: 256Mi, with GPUs 4Gi.",
             max_length=32,
-            pattern="^([0-9]+(Ki|Mi|Gi|Ti|k|M|G|T)?)?$",
+            pattern="^([0-9]+(Ki|Mi|Gi|k|M|G)?)?$",
         ),
     ] = ""
     memory_share: Annotated[

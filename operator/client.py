@@ -29,8 +29,8 @@ _UNCHECKED = {"fieldValidation": "Ignore"}
 """Else the API server reads every manifest a second time to warn of unknown fields, and nobody here reads warnings.
 Server-side apply refuses unknown fields all the same."""
 _MISTAKES = ("failed to create typed patch object", "failed to convert new object")
-"""How the API server begins when an applied field does not exist, or its value cannot be one. It calls that 500, as if it
-were its own fault (kubernetes/kubernetes#139253), so asking again would look sensible."""
+"""How the API server begins when an applied field does not exist, or its value cannot be one. It calls that 500, as if
+it were its own fault (kubernetes/kubernetes#139253), so asking again would look sensible."""
 
 Object = dict[str, Any]
 

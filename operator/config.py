@@ -4,6 +4,7 @@ import os
 import socket
 from dataclasses import dataclass
 
+import penstock
 from penstock.config import option
 
 
@@ -12,9 +13,9 @@ class OperatorConfig:
     """What `penstock operator` can be told."""
 
     namespace: str = option("", "The one namespace to look after; the whole cluster when empty.")
-    worker_image_cpu: str = option("penstock/worker:dev", "Image of workers without GPUs.")
-    worker_image_cuda: str = option("penstock/worker:dev-cuda", "Image of workers with GPUs.")
-    router_image: str = option("penstock/router:dev", "Image of routers.")
+    worker_image_cpu: str = option(f"penstock/worker:{penstock.__version__}", "Image of workers without GPUs.")
+    worker_image_cuda: str = option(f"penstock/worker:{penstock.__version__}-cuda", "Image of workers with GPUs.")
+    router_image: str = option(f"penstock/control:{penstock.__version__}", "Image of routers.")
     image_pull_policy: str = option(
         "IfNotPresent", "When images are pulled.", choices=("IfNotPresent", "Always", "Never")
     )

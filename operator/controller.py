@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import msgspec
@@ -21,6 +22,8 @@ from penstock.operator.work_queue import Queue
 log = logging.getLogger(__name__)
 
 _REFUSED_RETRY_S = 5.0
+_TOLD_AFTER = 4
+"""An API server that has failed so many looks in a row, for 4 s and more, is told of in the conditions."""
 
 
 class Controller:
@@ -67,23 +70,38 @@ class Controller:
         begin = time.perf_counter()
         subject = read_subject(deployment, self._config)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        decided = plan(subject, self._store.observe(key), now)
+        decided = self._plan(key, subject, now)
         if decided.actions:
             await self._execute(key, subject, decided, now)
         changed = "true" if decided.actions else "false"
         self._metrics.reconcile_seconds.labels(changed).observe(time.perf_counter() - begin)
 
+    def _plan(self, key: Key, subject: Subject, now: str) -> Plan:
+        observed = self._store.observe(key)
+        try:
+            return plan(subject, observed, now)
+        except Exception as error:  # a fault of ours, which the user must hear of; what serves is looked after still
+            self._metrics.reconcile_errors.labels(type(error).__name__).inc()
+            log.exception("%s/%s: unexpected error", *key)
+            said = f"the operator fails on this spec, please report it ({type(error).__name__}: {error})"
+            return plan(replace(subject, target=None, spec_error=said), observed, now)
+
     async def _execute(self, key: Key, subject: Subject, decided: Plan, now: str) -> None:
         try:
-            refusals = await self._executor.run(subject.parent, decided.actions, now)
+            outcome = await self._executor.run(subject.parent, decided.actions, now)
         except ParentGone:
             self._store.drop_deployment(key, subject.parent.uid)
             return
+        refusals = outcome.refusals
+        if outcome.failure is not None and self._queue.num_failures(key) >= _TOLD_AFTER:
+            refusals += (f"the API server fails again and again: {outcome.failure}",)
         if refusals != self._store.refusals.get(key, ()):
             self._store.refusals[key] = refusals
             self._queue.add(key)
         elif refusals:
             self._queue.add(key, _REFUSED_RETRY_S)
+        if outcome.failure is not None:
+            raise outcome.failure
 
 
 def read_subject(deployment: Deployment, config: OperatorConfig) -> Subject:
@@ -94,6 +112,8 @@ def read_subject(deployment: Deployment, config: OperatorConfig) -> Subject:
     try:
         spec = msgspec.json.decode(deployment.spec, type=api.Spec)
         target = render_revision(parent.name, spec, config)
-    except (PenstockError, msgspec.ValidationError, LookupError, TypeError) as caught:
+    except (PenstockError, msgspec.ValidationError) as caught:
         target, error = None, str(caught)
+    except Exception as caught:
+        target, error = None, f"the spec cannot be rendered ({type(caught).__name__}: {caught})"
     return Subject(parent, metadata.generation, spec, target, error)

@@ -7,6 +7,7 @@ goes to the store at once, so that the next plan does not have to wait for a wat
 import re
 import secrets
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import msgspec
 
@@ -34,6 +35,16 @@ class ParentGone(Exception):
     """The LLMDeployment was deleted, or is another one of the same name by now: nothing may be created for it."""
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a plan's actions."""
+
+    refusals: tuple[str, ...]
+    """What the API server refused for good, as sentences."""
+    failure: ApiError | None
+    """The first of those that will pass (429, 5xx): they are to be tried again."""
+
+
 class Executor:
     """Shared by all LLMDeployments."""
 
@@ -42,29 +53,25 @@ class Executor:
         self._store = store
         self._metrics = metrics
 
-    async def run(self, parent: Parent, actions: Iterable[Action], now: str) -> tuple[str, ...]:
-        """Does all of `actions`; returns what the API server refused for good, as sentences.
-
-        A refused action does not keep the others from being done. Raises ParentGone, and ApiError or ApiUnavailable
-        for what will pass (429, 5xx, no answer).
-        """
+    async def run(self, parent: Parent, actions: Iterable[Action], now: str) -> Outcome:
+        """Does all of `actions`: one that is refused, or fails, does not keep the others from being done. Raises
+        ParentGone, and ApiUnavailable when there is no answer at all."""
         is_parent_there = False
-        refusals = []
+        refusals: list[str] = []
+        failure: ApiError | None = None
         for action in actions:
-            if isinstance(action, Create | Seed | CreateSecret) and not is_parent_there:
-                await self._require(parent)
-                is_parent_there = True
             try:
+                if isinstance(action, Create | Seed | CreateSecret) and not is_parent_there:
+                    await self._require(parent)
+                    is_parent_there = True
                 await self._do(parent, action, now)
-            except ApiError as error:
-                if error.status == 429 or error.status >= 500 or error.status == 401:
-                    raise
-                refusal = await self._refused(parent, action, error)
-                if refusal:
-                    refusals.append(refusal)
-            else:
                 self._count(action)
-        return tuple(refusals)
+            except ApiError as error:
+                try:
+                    refusals += await self._refused(parent, action, error, now)
+                except ApiError as again:
+                    failure = failure or again
+        return Outcome(tuple(refusals), failure)
 
     async def _do(self, parent: Parent, action: Action, now: str) -> None:
         match action:
@@ -120,35 +127,49 @@ class Executor:
         if found["metadata"]["uid"] != parent.uid or "deletionTimestamp" in found["metadata"]:
             raise ParentGone(parent.name)
 
-    async def _refused(self, parent: Parent, action: Action, error: ApiError) -> str:
-        """What a refusal means: "" when the object merely is not what the store says, which is put right here."""
+    async def _refused(self, parent: Parent, action: Action, error: ApiError, now: str) -> list[str]:
+        """What a refusal means: nothing when the object merely is not what the store says, which is put right here.
+        Raises ApiError for what will pass."""
+        if error.status in (401, 429) or error.status >= 500:
+            raise error
         match action:
             case CreateSecret() if error.status == 409:
-                return ""
+                return []
             case WriteStatus() if error.status in (404, 409):
                 raise ParentGone(parent.name) from error
             case Create(manifest) | Seed(manifest) if error.status == 409:
-                metadata = manifest["metadata"]
-                found = await self._look(manifest["kind"], metadata["namespace"], metadata["name"])
-                if found is None or found["metadata"].get("labels", {}).get(names.MANAGED_BY) == "penstock":
-                    return ""
-                return (
-                    f"{manifest['kind']} {metadata['name']} exists and is not Penstock's: delete it, or give the"
-                    " LLMDeployment another name"
-                )
+                return await self._taken(parent, manifest, now)
             case Apply(manifest, _) if error.status in (404, 409):
                 metadata = manifest["metadata"]
                 await self._look(manifest["kind"], metadata["namespace"], metadata["name"])
-                return ""
+                return []
             case Delete(kind, name, _) if error.status in (404, 409):
                 await self._look(kind, parent.namespace, name)
-                return ""
+                return []
             case Rescale(name, _, _) | WritePoolStatus(name, _, _) if error.status in (404, 409):
                 await self._look("LLMPool", parent.namespace, name)
-                return ""
+                return []
             case Create(manifest) | Apply(manifest, _) if manifest["kind"] == "Deployment":
-                return _refused_pods(manifest, error)
-        return f"the API server refuses a change: {error}"
+                return [_refused_pods(manifest, error)]
+        return [f"the API server refuses a change: {error}"]
+
+    async def _taken(self, parent: Parent, manifest: Manifest, now: str) -> list[str]:
+        """What to do about an object that is there although nobody watches it: it is somebody else's, or its labels were
+        taken. Whose it is its owner says."""
+        kind, metadata = manifest["kind"], manifest["metadata"]
+        found = await self._look(kind, metadata["namespace"], metadata["name"])
+        if found is None:
+            return []
+        labels = found["metadata"].get("labels", {})
+        if any(owner["uid"] == parent.uid for owner in found["metadata"].get("ownerReferences", ())):
+            if any(labels.get(name) != value for name, value in metadata["labels"].items()):
+                await self._do(parent, Apply(_without_replicas(manifest), found["metadata"]["uid"]), now)
+            return []
+        if labels.get(names.MANAGED_BY) == "penstock":  # of an earlier LLMDeployment: the next plan sees it
+            return []
+        return [
+            f"{kind} {metadata['name']} exists and is not Penstock's: delete it, or give the LLMDeployment another name"
+        ]
 
     async def _look(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """Brings the store up to date about one object."""
@@ -167,6 +188,14 @@ class Executor:
         manifest = getattr(action, "manifest", None)
         kind = manifest["kind"] if manifest else getattr(action, "kind", "")
         self._metrics.actions.labels(type(action).__name__, kind).inc()
+
+
+def _without_replicas(manifest: Manifest) -> Manifest:
+    """An LLMPool's replicas belong to whoever scales; other manifests are as they were."""
+    if manifest["kind"] != "LLMPool":
+        return manifest
+    spec = {key: value for key, value in manifest["spec"].items() if key not in ("replicas", "declaredReplicas")}
+    return manifest | {"spec": spec}
 
 
 def _refused_pods(deployment: Manifest, error: ApiError) -> str:

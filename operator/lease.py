@@ -36,6 +36,8 @@ class Leadership:
         self._namespace, self._name, self._holder = namespace, name, holder
         self._seen: tuple[str, str] = ("", "")
         self._seen_at = 0.0
+        self._trouble = ""
+        """What the API server last refused the Lease with."""
 
     async def acquire(self) -> None:
         """Returns once this process leads."""
@@ -73,7 +75,13 @@ class Leadership:
         except ApiUnavailable:
             return False
         except ApiError as error:
-            return error.status == 404 and await self._create()
+            if error.status == 404:
+                return await self._create()
+            if str(error) != self._trouble:  # else twice a second
+                self._trouble = str(error)
+                log.error("nobody can lead: %s", error)
+            return False
+        self._trouble = ""
         spec = lease["spec"]
         held_by, renewed = spec.get("holderIdentity") or "", spec.get("renewTime") or ""
         if (held_by, renewed) != self._seen:

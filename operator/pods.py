@@ -61,7 +61,7 @@ def worker_pod(name: str, role: api.Role, spec: api.Spec, config: OperatorConfig
     model = _model_pod(spec.model, image, config, text_only=False)
     pod = _pod(name, role, pool, config, model, container, image, volumes=[shared], mounts=mounts)
     pod["spec"]["automountServiceAccountToken"] = False
-    return merged_pod(pod, pool.template)
+    return merged_pod(pod, pool.template, f"spec.{role}.template")
 
 
 def router_pod(name: str, spec: api.Spec, config: OperatorConfig, settings_hash: str) -> Template:
@@ -81,7 +81,7 @@ def router_pod(name: str, spec: api.Spec, config: OperatorConfig, settings_hash:
     pod = _pod(name, "router", spec.router, config, model, container, config.router_image, volumes=[], mounts=[])
     pod["metadata"]["annotations"] = {f"{api.GROUP}/settings": settings_hash}
     pod["spec"]["serviceAccountName"] = names.pool_name(name, "router")
-    return merged_pod(pod, spec.router.template)
+    return merged_pod(pod, spec.router.template, "spec.router.template")
 
 
 def router_settings(name: str, spec: api.Spec, model_hash: str) -> dict[str, str]:
@@ -116,11 +116,12 @@ def worker_flags(spec: api.Spec, pool: api.Pool) -> dict[str, str]:
     return flags | spec.engine
 
 
-def merged_pod(pod: Template, override: Template) -> Template:
-    """`override` wins, except where the operator must find its pods again: their labels."""
-    merged: Template = merge(pod, override)
-    merged["metadata"]["labels"] = merged["metadata"]["labels"] | pod["metadata"]["labels"]
-    return merged
+def merged_pod(pod: Template, override: Template, path: str) -> Template:
+    """`override`, which the user wrote at `path`, wins, except where the operator must find its pods again: their labels.
+    Raises ConfigError."""
+    merged: Template = merge(pod, override, path)
+    metadata = merged.get("metadata", {})
+    return merged | {"metadata": metadata | {"labels": metadata.get("labels", {}) | pod["metadata"]["labels"]}}
 
 
 def _flags(flags: dict[str, str]) -> list[str]:

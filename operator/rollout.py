@@ -41,6 +41,8 @@ def rollout(wanted: Counts, ready: Counts, *, has_serving: bool, same_model: boo
         return Rollout(dict(wanted), none if is_complete else dict(wanted), is_up, is_complete)
     target = {role: _part(wanted[role], min(done + 1, steps), steps) for role in wanted}
     serving = {role: wanted[role] - _part(wanted[role], done, steps) for role in wanted}
+    if any(serving.values()):  # one role of a revision is of no use without the other
+        serving = {role: max(count, min(wanted[role], 1)) for role, count in serving.items()}
     return Rollout(target, serving, routers_on_target=True, is_complete=is_up)
 
 

@@ -46,6 +46,11 @@ RULES: dict[type[Struct], tuple[Rule, ...]] = {
             "tokenSecret is for models of hf://",
             field_path=".tokenSecret",
         ),
+        Rule(
+            "!has(self.cache) || self.uri.startsWith('hf://')",
+            "cache is for models of hf://, which are fetched",
+            field_path=".cache",
+        ),
     ),
     api.Cache: (
         Rule(

@@ -36,6 +36,8 @@ class Store:
         self.deployments: dict[Key, Deployment] = {}
         self._objects: dict[Key, dict[tuple[str, str], Seen]] = defaultdict(dict)
         self._pods: dict[Key, dict[str, PodState]] = defaultdict(dict)
+        self._pod_keys: dict[tuple[str, str], Key] = {}
+        """Namespace and name of a pod -> its LLMDeployment."""
         self._keys: dict[tuple[str, str, str], Key] = {}
         """(kind, namespace, name) of an object -> its LLMDeployment."""
         self.verifications: dict[Key, Verification] = {}
@@ -105,23 +107,28 @@ class Store:
         """A pod was seen. Most of its changes mean nothing here."""
         key = (pod.metadata.namespace, pod.metadata.labels.get(names.DEPLOYMENT, ""))
         state = state_of(pod)
+        place = (pod.metadata.namespace, state.name)
+        if self._pod_keys.get(place, key) != key:  # somebody changed its label
+            self.drop_pod(*place)
+        self._pod_keys[place] = key
         if self._pods[key].get(state.name) != state:
             is_news = state.problem is not None or state.name in self._pods[key]
             self._pods[key][state.name] = state
             if is_news:
                 self._on_change(key)
 
-    def drop_pod(self, namespace: str, name: str, deployment: str) -> None:
-        key = (namespace, deployment)
-        pods = self._pods.get(key, {})
-        if pods.pop(name, None) is not None:
-            self._on_change(key)
-        if not pods:
-            self._pods.pop(key, None)
+    def drop_pod(self, namespace: str, name: str) -> None:
+        key = self._pod_keys.pop((namespace, name), None)
+        if key is None:
+            return
+        del self._pods[key][name]
+        if not self._pods[key]:
+            del self._pods[key]
+        self._on_change(key)
 
-    def pod_names(self) -> Iterable[tuple[str, str, str]]:
-        """(namespace, name, LLMDeployment) of every pod."""
-        return [(key[0], name, key[1]) for key, pods in self._pods.items() for name in pods]
+    def pod_names(self) -> Iterable[tuple[str, str]]:
+        """(namespace, name) of every pod."""
+        return list(self._pod_keys)
 
     def object_names(self, kind: str) -> Iterable[tuple[str, str]]:
         """(namespace, name) of every owned object of a kind."""

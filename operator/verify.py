@@ -5,6 +5,7 @@ A router knows which transfers of real requests were verified; where none was la
 """
 
 import asyncio
+import math
 import time
 
 import aiohttp
@@ -54,7 +55,7 @@ class Verifier:
                 now = time.monotonic()
                 for key in [key for key in self._store.deployments if self._due.get(key, 0.0) <= now]:
                     if self._is_up(key):
-                        self._due[key] = now + _ANSWER_S  # the answer sets the next time
+                        self._due[key] = math.inf  # until it has answered: it may wait for its turn
                         group.create_task(self._ask(session, key, limit))
                     else:
                         self._store.set_verification(key, None)

@@ -129,8 +129,7 @@ class Watch:
         if self.kind is POD and line.type != "BOOKMARK":
             pod = msgspec.json.decode(line.object, type=Pod)
             if line.type == "DELETED":
-                owner = pod.metadata.labels.get(names.DEPLOYMENT, "")
-                self._store.drop_pod(pod.metadata.namespace, pod.metadata.name, owner)
+                self._store.drop_pod(pod.metadata.namespace, pod.metadata.name)
             else:
                 self._store.put_pod(pod)
             return pod.metadata.resource_version
@@ -151,12 +150,11 @@ class Watch:
 
     def _known(self) -> list[tuple[str, str]]:
         if self.kind is POD:
-            return [(namespace, name) for namespace, name, _ in self._store.pod_names()]
+            return list(self._store.pod_names())
         return list(self._store.object_names(self.kind.kind))
 
     def _drop(self, namespace: str, name: str) -> None:
         if self.kind is POD:
-            owner = next(of for ns, pod, of in self._store.pod_names() if (ns, pod) == (namespace, name))
-            self._store.drop_pod(namespace, name, owner)
+            self._store.drop_pod(namespace, name)
         else:
             self._store.drop(self.kind.kind, namespace, name)

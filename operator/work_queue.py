@@ -66,6 +66,10 @@ class Queue:
             self._again.discard(key)
             self.add(key)
 
+    def num_failures(self, key: Key) -> int:
+        """Looks at `key` that failed in a row."""
+        return self._failures.get(key, 0)
+
     def forget(self, key: Key) -> None:
         """It is gone."""
         self._looked_at.pop(key, None)

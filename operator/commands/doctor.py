@@ -16,7 +16,7 @@ from penstock.operator.client import ApiError, ApiUnavailable, Client, connect
 from penstock.operator.commands.config import DoctorConfig
 from penstock.operator.kinds import LEASE, LLM_DEPLOYMENT, LLM_POOL
 
-OLDEST_MINOR = 29
+OLDEST_MINOR = 30
 """Kubernetes 1.29: the first with CEL rules in CRDs as a stable feature."""
 Verdict = Literal["ok", "warn", "FAIL"]
 

@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from penstock.operator.api import API_VERSION, Spec
+from penstock.operator.problems import Problem
 from tests.charts.conftest import CHART, ROOT
+from tests.operator.world import World, upgraded
 
 EXAMPLES = ROOT / "examples"
 FILES = sorted(EXAMPLES.rglob("*.yaml"))
@@ -73,8 +75,12 @@ def to_lua(lua: Any, value: Any) -> Any:
     return value
 
 
-def deployment(ready: str | None, *, generation: int = 2, observed: int = 2) -> dict[str, Any]:
-    conditions = [{"type": "Degraded", "status": "False", "reason": "AsExpected", "message": "no"}]
+def deployment(
+    ready: str | None, progress: tuple[str, str] = ("False", "Complete"), *, generation: int = 2, observed: int = 2
+) -> dict[str, Any]:
+    status, reason = progress
+    conditions = [{"type": "Progressing", "status": status, "reason": reason, "message": "the progress"}]
+    conditions += [{"type": "Degraded", "status": "False", "reason": "AsExpected", "message": "no"}]
     if ready is not None:
         conditions.append({"type": "Ready", "status": ready, "reason": "Why", "message": "the sentence"})
     status = {"observedGeneration": observed, "conditions": conditions}
@@ -86,7 +92,9 @@ def deployment(ready: str | None, *, generation: int = 2, observed: int = 2) -> 
     [
         (deployment("True"), "Healthy", "the sentence"),
         (deployment("False"), "Degraded", "the sentence"),
-        (deployment("Unknown"), "Progressing", "the sentence"),
+        (deployment("Unknown", ("True", "Starting")), "Progressing", "the sentence"),
+        (deployment("True", ("True", "RollingOut")), "Progressing", "the progress"),
+        (deployment("True", ("False", "ImagePullFailed")), "Degraded", "the progress"),
         (deployment(None), "Progressing", "Waiting for the operator"),
         (deployment("True", generation=3), "Progressing", "The operator has not seen this spec yet"),
         ({"metadata": {"generation": 1}}, "Progressing", "Waiting for the operator"),
@@ -95,6 +103,23 @@ def deployment(ready: str | None, *, generation: int = 2, observed: int = 2) -> 
 )
 def test_argo_cd_shows_what_the_ready_condition_says(item: dict[str, Any], status: str, message: str) -> None:
     assert argocd_health("LLMDeployment", item) == (status, message)
+
+
+def test_a_commit_that_cannot_work_is_not_healthy_although_the_former_one_serves() -> None:
+    world = World()
+    world.settle()
+    item = {"metadata": {"generation": 1}, "status": msgspec.to_builtins(world.status)}
+    assert argocd_health("LLMDeployment", item)[0] == "Healthy"
+    world.config = upgraded(world)
+    world.generation = 2
+    revision = world.plan().status.next_revision
+    world.broken[revision] = Problem(6, "ImagePullFailed", "image penstock/worker:next cannot be pulled")
+    world.settle()
+    item = {"metadata": {"generation": 2}, "status": msgspec.to_builtins(world.status)}
+    status, message = argocd_health("LLMDeployment", item)
+    assert status == "Degraded"
+    assert "cannot be pulled" in message
+    assert world.condition("Ready").status == "True"
 
 
 def test_argo_cd_takes_pools_as_healthy() -> None:

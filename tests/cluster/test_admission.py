@@ -17,6 +17,7 @@ LIMITS = {"gpus": 0, "resources": {"limits": {"memory": "1Gi"}}}
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("demo", {"model": MODEL | {"revision": "main"}}, "revision is for a model of hf:// whose uri names none"),
     ("demo", {"model": MODEL | {"tokenSecret": {"name": "hub"}}}, "tokenSecret is for models of hf://"),
+    ("demo", {"model": MODEL | {"cache": {"claim": "x"}}}, "cache is for models of hf://, which are fetched"),
     ("demo", {"model": HUB | {"cache": {}}}, "cache needs exactly one of claim and hostPath"),
     ("demo", {"decode": {"scaling": {"minReplicas": 3, "maxReplicas": 2}}}, "minReplicas 3 is more than maxReplicas 2"),
     ("demo", {"decode": {"replicas": 5, "scaling": {"maxReplicas": 4}}}, "replicas 5 is outside scaling, 1 to 4"),

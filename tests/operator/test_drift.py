@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from penstock.errors import ConfigError
 from penstock.operator.drift import covers
 from penstock.operator.merge import merge
 
@@ -12,12 +13,12 @@ from penstock.operator.merge import merge
     ("observed", "wanted"),
     [
         ({"a": 1, "b": 2}, {"a": 1}),
-        ({"cpu": "1"}, {"cpu": "1000m"}),
-        ({"memory": "1Gi"}, {"memory": "1024Mi"}),
-        ({"memory": "1Gi"}, {"memory": 2**30}),
-        ({"cpu": "50m"}, {"cpu": ".05"}),
-        ({"memory": "1k"}, {"memory": "1e3"}),
-        ({"memory": "5E"}, {"memory": "5000P"}),
+        ({"limits": {"cpu": "1"}}, {"limits": {"cpu": "1000m"}}),
+        ({"limits": {"memory": "1Gi"}}, {"limits": {"memory": "1024Mi"}}),
+        ({"limits": {"memory": "1Gi"}}, {"limits": {"memory": 2**30}}),
+        ({"requests": {"cpu": "50m"}}, {"requests": {"cpu": ".05"}}),
+        ({"requests": {"memory": "1k"}}, {"requests": {"memory": "1e3"}}),
+        ({"emptyDir": {"sizeLimit": "5E"}}, {"emptyDir": {"sizeLimit": "5000P"}}),
         ({}, {"env": [], "value": "", "annotations": {}, "flag": False}),
         ([{"name": "x", "value": "1", "extra": 1}, {"name": "y"}], [{"name": "y"}, {"name": "x", "value": "1"}]),
         ([{"port": 80, "nodePort": 31000}], [{"port": 80}]),
@@ -35,8 +36,10 @@ def test_no_drift(observed: Any, wanted: Any) -> None:
     [
         ({"a": 1}, {"a": 2}),
         ({}, {"a": 1}),
-        ({"cpu": "2"}, {"cpu": "1000m"}),
-        ({"memory": "1G"}, {"memory": "1Gi"}),
+        ({"limits": {"cpu": "2"}}, {"limits": {"cpu": "1000m"}}),
+        ({"limits": {"memory": "1G"}}, {"limits": {"memory": "1Gi"}}),
+        ({"limits": {"memory": "12e3456789"}}, {"limits": {"memory": "34e1234567"}}),
+        ({"revision": "1e3"}, {"revision": "1k"}),
         (["a"], ["a", "b"]),
         (["a", "b"], ["a"]),
         ([{"name": "x", "value": "2"}], [{"name": "x", "value": "1"}]),
@@ -73,6 +76,25 @@ def test_overrides_merge_by_name() -> None:
         "volumes": [{"name": "tmp"}],
         "priorityClassName": "high",
     }
+
+
+@pytest.mark.parametrize(
+    ("override", "path"),
+    [
+        ({"metadata": "x"}, "spec.prefill.template.metadata"),
+        ({"metadata": {"labels": ["x"]}}, "spec.prefill.template.metadata.labels"),
+        ({"spec": {"containers": {"name": "worker"}}}, "spec.prefill.template.spec.containers"),
+        (
+            {"spec": {"containers": [{"name": "worker", "env": "x"}]}},
+            "spec.prefill.template.spec.containers[worker].env",
+        ),
+    ],
+)
+def test_an_override_of_another_kind_is_named(override: Any, path: str) -> None:
+    base = {"metadata": {"labels": {}}, "spec": {"containers": [{"name": "worker", "env": []}]}}
+    with pytest.raises(ConfigError) as raised:
+        merge(base, override, "spec.prefill.template")
+    assert str(raised.value).startswith(f"{path} is ")
 
 
 def test_null_in_an_override_removes() -> None:

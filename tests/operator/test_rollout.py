@@ -156,6 +156,16 @@ def test_nothing_observed_is_nothing_serving() -> None:
     assert Observed().status.revision == ""
 
 
+def test_a_revision_keeps_a_worker_of_each_role_for_as_long_as_it_has_any() -> None:
+    wanted: dict[api.Role, int] = {"prefill": 1, "decode": 8}
+    ready: dict[api.Role, int] = {"prefill": 1, "decode": 1}
+    step = rollout(wanted, ready, has_serving=True, same_model=True, routers_moved=False)
+    assert step.serving == {"prefill": 1, "decode": 7}
+    ready["decode"] = 8
+    step = rollout(wanted, ready, has_serving=True, same_model=True, routers_moved=False)
+    assert step.serving == {"prefill": 0, "decode": 0}
+
+
 counts = st.integers(0, 12)
 
 
@@ -173,4 +183,5 @@ def test_each_step_keeps_capacity_and_respects_the_surge(
     if same_model and max(wanted.values()) and not step.is_complete:
         grows = any(step.target[role] > ready[role] for role in wanted)
         shrinks = any(step.serving[role] < wanted[role] for role in wanted)
+        assert len({step.serving[role] > 0 for role in wanted if wanted[role]}) == 1, "half of a pair serves nobody"
         assert grows or shrinks, "the rollout would stand still"

@@ -83,6 +83,19 @@ def test_a_pod_without_news_makes_no_look(store: Store, news: list[Key]) -> None
     assert store.observe(DEMO).pods[0].is_ready
 
 
+def test_a_pod_whose_label_was_changed_moves_and_goes(store: Store) -> None:
+    """For a look at it, out of the way."""
+    store.put_pod(pod(ready=False))
+    moved = pod(ready=False)
+    moved.metadata.labels["serving.penstock.dev/deployment"] = "aside"
+    store.put_pod(moved)
+    assert store.observe(DEMO).pods == ()
+    assert len(store.observe(("default", "aside")).pods) == 1
+    store.drop_pod("default", "p")
+    assert store.observe(("default", "aside")).pods == ()
+    assert store.pod_names() == []
+
+
 def test_another_deployment_of_the_same_name_is_new(store: Store) -> None:
     store.put_deployment(deployment(5, "p1"))
     store.refusals[DEMO] = ("something",)
