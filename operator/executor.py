@@ -154,8 +154,8 @@ class Executor:
         return [f"the API server refuses a change: {error}"]
 
     async def _taken(self, parent: Parent, manifest: Manifest, now: str) -> list[str]:
-        """What to do about an object that is there although nobody watches it: it is somebody else's, or its labels were
-        taken. Whose it is its owner says."""
+        """What to do about an object that is there although nobody watches it: it is somebody else's, or has lost its
+        labels. Whose it is its owner says."""
         kind, metadata = manifest["kind"], manifest["metadata"]
         found = await self._look(kind, metadata["namespace"], metadata["name"])
         if found is None:

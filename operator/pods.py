@@ -117,8 +117,8 @@ def worker_flags(spec: api.Spec, pool: api.Pool) -> dict[str, str]:
 
 
 def merged_pod(pod: Template, override: Template, path: str) -> Template:
-    """`override`, which the user wrote at `path`, wins, except where the operator must find its pods again: their labels.
-    Raises ConfigError."""
+    """`override`, which the user wrote at `path`, wins, except where the operator must find its pods again: their
+    labels. Raises ConfigError."""
     merged: Template = merge(pod, override, path)
     metadata = merged.get("metadata", {})
     return merged | {"metadata": metadata | {"labels": metadata.get("labels", {}) | pod["metadata"]["labels"]}}

@@ -23,8 +23,8 @@ _PARALLEL = 8
 _FRESH_S = 2.0
 """So long after its end a probe still answers for the same workers: asking often must not cost the workers more."""
 _MOST_PAIRS = 16
-"""Of large deployments a random part is tried each time: if all of them fail, that still takes less time than the operator
-waits for an answer (12 s)."""
+"""Of large deployments a random part is tried each time: if all of them fail, that still takes less time than the
+operator waits for an answer (12 s)."""
 
 Pair = tuple[WorkerLoad, WorkerLoad]
 

@@ -58,7 +58,7 @@ def test_the_walk_through_the_code_names_functions_of_every_component() -> None:
 
 
 NO_REASONS = re.compile(
-    r"True|False|Unknown|Failed|PodScheduled|\w*Available|(Err)?Image\w*|\w*Container\w*Error|Invalid\w*"
+    r"True|False|Unknown|Failed|PodScheduled|\w*Available|(Err)?Image\w*|\w*Container\w*Error|Invalid\w*|\w*BackOff"
 )
 """Words of the operator's sources that look like reasons: statuses, and what kubelets say."""
 
