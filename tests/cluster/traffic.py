@@ -8,7 +8,7 @@ from typing import NamedTuple
 from tests.cluster.kube import CLIENT_IMAGE, Kube, eventually
 
 _ASK = """
-import json, threading, time
+import json, threading, time, uuid
 from openai import OpenAI
 
 client = OpenAI(base_url="http://%s.%s.svc/v1", api_key="none", timeout=60, max_retries=0)
@@ -19,7 +19,8 @@ def ask():
         said = {"ok": False, "text": "", "error": ""}
         try:
             stream = client.chat.completions.create(
-                model="%s", messages=[question], stream=True, temperature=0, max_tokens=64
+                model="%s", messages=[question], stream=True, temperature=0, max_tokens=64,
+                extra_body={"cache_salt": uuid.uuid4().hex},  # else no prompt would be computed but the first
             )
             choices = [chunk.choices[0] for chunk in stream if chunk.choices]
             said["text"] = "".join(choice.delta.content or "" for choice in choices)
