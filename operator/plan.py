@@ -67,7 +67,7 @@ def plan(subject: Subject, observed: Observed, now: str) -> Plan:
     """The next actions. `now` (RFC 3339) dates the conditions that change."""
     observed = _noting_foreign(subject.parent, observed)
     pool_actions, wanted = _pools(subject, observed)
-    state = _state(subject, observed, wanted)
+    state = _state(subject, observed, wanted, now)
     objects = _objects(subject, observed, state)
     actions: list[Action] = [*pool_actions]
     if objects:
@@ -126,7 +126,7 @@ def _replicas_now(observed: Observed, role: Role, declared: int) -> int:
     return max((workload.wanted for workload in observed.workloads if workload.role == role), default=declared)
 
 
-def _state(subject: Subject, observed: Observed, wanted: dict[Role, int]) -> _State:
+def _state(subject: Subject, observed: Observed, wanted: dict[Role, int], now: str) -> _State:
     # One whose labels somebody has changed is put right by _change and does not count until then.
     workloads = {(role, found.revision): found for role in ROLES for found in observed.workloads if found.role == role}
     target = subject.target
@@ -141,7 +141,7 @@ def _state(subject: Subject, observed: Observed, wanted: dict[Role, int]) -> _St
         {role: workloads.get((role, target.hash), Workload()).ready for role in WORKER_ROLES},
         has_serving=serving is not None,
         same_model=serving is None or serving.model == target.model,
-        routers_moved=was_complete or _routers_moved(subject.parent, observed, target),
+        routers_moved=was_complete or _routers_moved(subject.parent, observed, target, now),
     )
     return _State(wanted, serving, workloads, step, is_complete=step.is_complete or was_complete)
 
@@ -163,8 +163,11 @@ def _serving(observed: Observed, workloads: Mapping[tuple[Role, str], Workload],
     return max((revision for revision in others if ready(revision)), key=ready, default=None)
 
 
-def _routers_moved(parent: Parent, observed: Observed, target: Revision) -> bool:
-    """Whether every router runs with the target's settings."""
+def _routers_moved(parent: Parent, observed: Observed, target: Revision, now: str) -> bool:
+    """Whether every router runs with the target's settings. One that is ending still takes requests for some seconds,
+    and knows only the workers it began with; one whose grace is over is on a node that does not answer."""
+    if any(pod.role == "router" and now < pod.ends_at for pod in observed.pods):
+        return False
     found = observed.objects.get(("Deployment", names.workload_name(parent.name, "router", target.hash)))
     if found is None or found.workload is None or not found.workload.is_rolled_out:
         return False

@@ -105,6 +105,8 @@ class PodState(Struct, frozen=True):
     problem: Problem | None
     is_fetching: bool = False
     """Its init container is fetching the model."""
+    ends_at: str = ""
+    """When its grace is over (RFC 3339), if it is being deleted."""
 
 
 POD_FAILED = "PodFailed"
@@ -124,7 +126,8 @@ def state_of(pod: Pod) -> PodState:
         for container in pod.status.init_container_statuses
     )
     role, revision = labels.get(names.ROLE, ""), labels.get(names.REVISION, "")
-    return PodState(pod.metadata.name, role, revision, pod.is_ready, problem, is_fetching)
+    ends_at = pod.metadata.deletion_timestamp or ""
+    return PodState(pod.metadata.name, role, revision, pod.is_ready, problem, is_fetching, ends_at)
 
 
 def problem_of(pod: Pod) -> Problem | None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from penstock.operator import api
 from penstock.operator.observed import Observed
-from penstock.operator.problems import Problem
+from penstock.operator.problems import PodState, Problem
 from penstock.operator.rollout import rollout
 from tests.operator.world import World, spec, upgraded
 
@@ -56,6 +56,17 @@ def test_another_model_comes_up_whole_before_routers_and_the_old_one_move(world:
     world.settle()
     assert list(world.replicas()) == [new]
     assert world.status.revision == new
+
+
+def test_workers_of_another_model_stay_until_the_last_router_that_knows_them_has_ended(world: World) -> None:
+    old = world.status.revision
+    world.change(spec(model=OTHER_MODEL, prefill=world.spec.prefill, decode=world.spec.decode))
+    world.ending = [PodState("router", "router", "", False, None, ends_at="2026-11-21T03:00:40Z")]
+    world.settle()
+    assert old in world.replicas(), "an ending router takes requests still"
+    world.ending = [PodState("router", "router", "", False, None, ends_at="2026-11-21T02:59:59Z")]  # its node is gone
+    world.settle()
+    assert old not in world.replicas()
 
 
 def test_a_revision_that_cannot_work_leaves_the_running_one_and_says_why(world: World) -> None:

@@ -48,6 +48,8 @@ class World:
     status: api.Status = field(default_factory=api.Status)
     broken: dict[str, Problem] = field(default_factory=dict)
     """Revisions whose pods have a problem and never become ready."""
+    ending: list[PodState] = field(default_factory=list)
+    """Pods that are being deleted."""
     verification: Verification | None = None
     secrets: int = 0
     _uids: Any = field(default_factory=itertools.count)
@@ -122,7 +124,7 @@ class World:
             self._touch(manifest, spec_changed=False)
 
     def pods(self) -> list[PodState]:
-        return [
+        return self.ending + [
             PodState(f"{revision}-{role}", role, revision, False, problem)
             for revision, problem in self.broken.items()
             for role in ("prefill", "decode")
