@@ -10,16 +10,13 @@ import logging
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
 
 import aiohttp
 import msgspec
 
 from penstock.hop import Readiness
 from penstock.protocol import SILENT_S
-from penstock.router.policy import EXPECTED_OUTPUT_TOKENS, ClusterSnapshot, Placement, WorkerLoad
-
-Role: TypeAlias = Literal["prefill", "decode"]
+from penstock.router.policy import EXPECTED_OUTPUT_TOKENS, ClusterSnapshot, Placement, Role, WorkerState
 
 log = logging.getLogger(__name__)
 
@@ -138,9 +135,16 @@ class Cluster:
         prefill = self._workers.get(placement.prefill or placement.decode)
         return Reservation(decode, prefill, uncached_tokens, min(output_tokens, EXPECTED_OUTPUT_TOKENS))
 
-    def _loads(self, role: Role) -> tuple[WorkerLoad, ...]:
+    def _loads(self, role: Role) -> tuple[WorkerState, ...]:
         return tuple(
-            WorkerLoad(worker.url, worker.prefill_tokens, worker.output_tokens, worker.revision)
+            WorkerState(
+                worker.url,
+                worker.prefill_tokens,
+                worker.output_tokens,
+                worker.revision,
+                role,
+                streams=worker.streams,
+            )
             for worker in self._workers.values()
             if worker.ready and worker.role == role
         )

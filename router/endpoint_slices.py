@@ -12,7 +12,8 @@ import msgspec
 from msgspec import Struct
 
 from penstock.address import bracketed
-from penstock.router.cluster import Member, Role
+from penstock.router.cluster import Member
+from penstock.router.policy import Role
 
 ROLE_LABEL = "serving.penstock.dev/role"
 REVISION_LABEL = "serving.penstock.dev/revision"
