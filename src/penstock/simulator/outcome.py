@@ -1,6 +1,5 @@
 """What became of each request, and what that says of a run."""
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,11 +27,16 @@ class Outcome:
         return None if self.first_token_s is None else self.first_token_s - self.request.arrival_s
 
     @property
+    def decode_s(self) -> float:
+        """From the first token to the last."""
+        return 0.0 if self.finish_s is None or self.first_token_s is None else self.finish_s - self.first_token_s
+
+    @property
     def tpot_s(self) -> float | None:
         """Time per output token after the first; None for answers of one token."""
-        if self.finish_s is None or self.first_token_s is None or self.request.output_tokens < 2:
+        if self.finish_s is None or self.request.output_tokens < 2:
             return None
-        return (self.finish_s - self.first_token_s) / (self.request.output_tokens - 1)
+        return self.decode_s / (self.request.output_tokens - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +61,8 @@ class Summary:
     """Requests that keep the objectives, per second of arrivals."""
     ttft_p50_s: float
     ttft_p90_s: float
-    tpot_mean_s: float
-    tpot_p90_s: float
+    tpot_s: float
+    """Seconds from first to last tokens over all later tokens: every token counts the same."""
     cached_share: float
     """Of all prompt tokens."""
     alone_share: float
@@ -70,7 +74,6 @@ def summarize(outcomes: Sequence[Outcome], objectives: Objectives) -> Summary:
     """Of a run in which every request has ended, in whatever way. A failed one counts as an endless wait."""
     duration = max(each.request.arrival_s for each in outcomes) or 1.0
     ttft = sorted(each.ttft_s if each.ttft_s is not None else float("inf") for each in outcomes)
-    tpot = sorted(each.tpot_s for each in outcomes if each.tpot_s is not None)
     ended = [each for each in outcomes if each.finish_s is not None]
     return Summary(
         offered_per_s=len(outcomes) / duration,
@@ -78,15 +81,14 @@ def summarize(outcomes: Sequence[Outcome], objectives: Objectives) -> Summary:
         goodput_per_s=sum(map(objectives.met, outcomes)) / duration,
         ttft_p50_s=_rank(ttft, 0.5),
         ttft_p90_s=_rank(ttft, 0.9),
-        tpot_mean_s=statistics.fmean(tpot) if tpot else 0.0,
-        tpot_p90_s=_rank(tpot, 0.9) if tpot else 0.0,
+        tpot_s=_share(ended, lambda each: each.decode_s, lambda each: each.request.output_tokens - 1),
         cached_share=_share(outcomes, lambda each: each.cached_tokens, lambda each: each.request.prompt_tokens),
         alone_share=_share(outcomes, lambda each: each.prefill is None, lambda _: 1),
         failed=len(outcomes) - len(ended),
     )
 
 
-def _share(outcomes: Sequence[Outcome], part: Callable[[Outcome], int], whole: Callable[[Outcome], int]) -> float:
+def _share(outcomes: Sequence[Outcome], part: Callable[[Outcome], float], whole: Callable[[Outcome], int]) -> float:
     return sum(map(part, outcomes)) / max(1, sum(map(whole, outcomes)))
 
 

@@ -55,7 +55,7 @@ class Router:
         """A worker is ready: with an empty cache and no work."""
         kind = self.workers[url].kind
         self.books.open(url, "prefill" if self._roles[url] == "prefill" else "decode", node=url)
-        self.books.describe(url, About(kind.name, BLOCK_TOKENS, kind.step_tokens, kind.num_blocks * BLOCK_TOKENS))
+        self.books.describe(url, About(kind.name, BLOCK_TOKENS, kind.step_tokens))
         self._ready[url] = None
         waiting, self._waiting = self._waiting, []
         for stream in waiting:

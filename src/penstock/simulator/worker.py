@@ -116,8 +116,8 @@ class Worker:
         self._prefill_tokens = 0
         self._span: Span | None = None
         self._begin_event: Event | None = None
-        self._plan: Plan | None = None
-        """Of the last span, while nothing has changed that could make another one."""
+        self._changed = True
+        """Whether something happened since the last plan was made, so that the next one may be another."""
 
     def stop(self) -> set[Call]:
         """The process dies. Returns the calls that die with it."""
@@ -211,14 +211,15 @@ class Worker:
         if call.source is None or len(theirs) <= own or len(theirs) - own > self.pool.num_free:
             self._queue(sequence)
             return
-        source, remote, local = call.source, theirs[own:], self.pool.allocate(len(theirs) - own)
-        source.pool.acquire(remote)
+        source, pool, source_pool = call.source, self.pool, call.source.pool
+        remote, local = theirs[own:], pool.allocate(len(theirs) - own)
+        source_pool.acquire(remote)
 
         def arrived() -> None:
-            source.pool.free(remote)
+            source_pool.free(remote)
             for index, block in enumerate(local, own):
-                self.pool.commit(block, sequence.stored_block(index))
-            self.pool.free(local)
+                pool.commit(block, sequence.stored_block(index))
+            pool.free(local)
             if not call.over:
                 self._queue(sequence)
 
@@ -232,7 +233,7 @@ class Worker:
 
     def _wake(self) -> None:
         """Something has changed: the next step may be another one, and begins when the present one ends."""
-        self._plan = None
+        self._changed = True
         span = self._span
         if not self.up:
             return
@@ -246,11 +247,11 @@ class Worker:
                 span.end.cancel()
                 span.end = self._clock.at(span.began_s + span.steps * span.step_s, self._end)
 
-    def _begin(self) -> None:
-        """As Engine.step: plans, preempts, admits, makes room, computes."""
+    def _begin(self, plan: Plan | None = None) -> None:
+        """As Engine.step: plans, preempts, admits, makes room, computes. `plan` was the last one."""
         self._begin_event = None
-        plan = self._plan
-        if plan is None or self._needs(plan) > self.pool.num_free:
+        if plan is None or self._changed or self._needs(plan) > self.pool.num_free:
+            self._changed = False
             plan = schedule(self._running, self._waiting, self.pool, self._budget, num_pulling=self._num_pulling)
             for victim in plan.preempt:
                 self._preempt(victim)  # type: ignore[arg-type]
@@ -291,20 +292,20 @@ class Worker:
                 steps = min(steps, left, len(sequence.blocks) * BLOCK_TOKENS - computed)
         context += decode * (steps - 1) // 2
         step_s = self.kind.step.seconds(prefill, pairs, decode, context)
-        return Span(plan, steps, step_s, self._clock.now_s, StepTiming(prefill, decode, context, step_s))
+        return Span(plan, steps, step_s, self._clock.now_s, StepTiming(prefill, decode, context, step_s, pairs))
 
     def _end(self) -> None:
         """As Engine._advance: what was computed enters the cache, is published, or is a token."""
         span = self._span
         assert span is not None
         self._span = None
-        self._plan = span.plan if span.timing.prefill_tokens == 0 else None
+        self._changed |= span.timing.prefill_tokens > 0
         self.busy_s += span.steps * span.step_s
         for sequence, rows in span.plan.work:
             self._advance(sequence, rows if rows > 1 else span.steps)  # type: ignore[arg-type]
         self._tell(span)
         if self._span is None and self._begin_event is None:
-            self._begin()
+            self._begin(span.plan)
 
     def _advance(self, sequence: SimulatedSequence, rows: int) -> None:
         call = self._call_of[sequence]
@@ -395,7 +396,7 @@ class Worker:
         call.over = True
         self.calls.discard(call)
         self._drop(sequence)
-        self._plan = None
+        self._changed = True
         call.caller.finished()
 
     def _release_prefill(self, call: Call) -> None:
@@ -427,9 +428,10 @@ class Worker:
 
     def _commit(self, sequence: SimulatedSequence) -> None:
         full = sequence.num_computed // BLOCK_TOKENS
-        for index in range(sequence.num_committed, full):
-            self.pool.commit(sequence.blocks[index], sequence.stored_block(index))
-        sequence.num_committed = max(full, sequence.num_committed)
+        if full > sequence.num_committed:
+            for index in range(sequence.num_committed, full):
+                self.pool.commit(sequence.blocks[index], sequence.stored_block(index))
+            sequence.num_committed = full
 
     def _tell(self, span: Span) -> None:
         stored, removed = self.pool.drain_events()
@@ -442,4 +444,7 @@ class Worker:
             waiting=len(self._waiting),
             free_blocks=self.pool.num_free,
             num_blocks=self.pool.num_blocks,
+            evictable_blocks=self.pool.num_evictable,
+            prefill_tokens=self._prefill_tokens,
+            context_tokens=sum(each.num_computed for each in self._running if each.num_pending == 1),
         )
