@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.processes import ROOT
-from penstock.simulator.cluster import ClusterSpec
+from penstock.engine.sequence import Role
+from penstock.router.policy import Policy
+from penstock.simulator.cluster import ClusterSpec, simulate
 from penstock.simulator.kinds import WorkerKind
-from penstock.simulator.trace import BLOCK_TOKENS
+from penstock.simulator.sequence import SimulatedSequence
+from penstock.simulator.trace import BLOCK_TOKENS, Trace
+from penstock.simulator.worker import Call, Worker
 
 VARIABLE = "PENSTOCK_BENCH_DYNAMO"
 HOW_TO_INSTALL = f"""\
@@ -30,6 +34,7 @@ class MockerStep:
     """The mocker's built-in timing (ai-dynamo/dynamo, lib/mocker/src/common/perf_model.rs, `Polynomial`)."""
 
     total_tokens: int
+    decodes: bool
 
     def seconds(
         self, prefill_tokens: float = 0, prefill_pairs: float = 0, decode_tokens: float = 0, context_tokens: float = 0
@@ -38,23 +43,42 @@ class MockerStep:
         prefill_ms = 4.209989e-07 * prefill_tokens**2 + 1.518344e-02 * prefill_tokens + 1.650142e01
         used = min(1.0, context_tokens / self.total_tokens)
         decode_ms = max(1.0, -25.74 * used**2 + 54.01 * used + 5.74)
-        return ((prefill_ms if prefill_tokens else 0.0) + (decode_ms if decode_tokens else 0.0)) / 1000
+        step_ms = (prefill_ms if prefill_tokens else 0.0) + (decode_ms if decode_tokens and self.decodes else 0.0)
+        return max(1e-9, step_ms / 1000)
 
 
-MOCKER = WorkerKind(
-    name="mocker",
-    step=MockerStep(NUM_BLOCKS * BLOCK_TOKENS),
-    kv_tokens=NUM_BLOCKS * BLOCK_TOKENS,
-    kv_token_bytes=1,
-    link_bytes_s=1e15,  # without `kv_bytes_per_token` its transfers take no time
-    link_latency_s=0.0,
-    source="Dynamo's mocker",
-)
+class MockerWorker(Worker):
+    """A prefill worker of the replay hands a prompt over when it has generated the whole answer.
+
+    In 1.4.2 that takes one step per token beside other prompts, and no time when there are none. (Seen by replaying
+    few requests: with answers of one token each is handed over when its prompt is computed, with longer ones later.)
+    """
+
+    def sampled(self, call: Call, sequence: SimulatedSequence, count: int) -> None:
+        if sequence.request.role is Role.PREFILL:
+            sequence.grow(count)
+            if sequence.num_left > 0:
+                return
+        super().sampled(call, sequence, count)
 
 
-def same_cluster(prefill: int, decode: int) -> ClusterSpec:
-    """As the replay has it: messages and events take no time."""
-    return ClusterSpec((MOCKER,) * prefill, (MOCKER,) * decode, hop_s=0.0, event_delay_s=0.0)
+def _kind(*, decodes: bool) -> WorkerKind:
+    return WorkerKind(
+        name="mocker",
+        step=MockerStep(NUM_BLOCKS * BLOCK_TOKENS, decodes),
+        kv_tokens=NUM_BLOCKS * BLOCK_TOKENS,
+        kv_token_bytes=1,
+        link_bytes_s=1e15,  # without `kv_bytes_per_token` its transfers take no time
+        link_latency_s=0.0,
+        source="Dynamo's mocker",
+    )
+
+
+def ours(trace: Trace, prefill: int, decode: int, policy: Policy) -> list[float]:
+    """Times to first token in seconds, in our simulator made to be the replay: messages and events take no time."""
+    spec = ClusterSpec((_kind(decodes=False),) * prefill, (_kind(decodes=True),) * decode, hop_s=0.0, event_delay_s=0.0)
+    run = simulate(trace, spec, lambda: policy, MockerWorker)
+    return [each.ttft_s for each in run.outcomes if each.ttft_s is not None]
 
 
 def peer_python() -> Path | None:

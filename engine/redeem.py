@@ -6,6 +6,7 @@ Blocks that a lost transfer may still write stay in quarantine until the puller 
 """
 
 import itertools
+import time
 from dataclasses import dataclass, field
 
 from penstock.engine.engine import Engine
@@ -31,6 +32,8 @@ class Pull:
     """Local block that the puller owns -> its position in the sequence."""
     num_ticketed: int = 0
     last_seen: bool = False
+    began: float = 0.0
+    """When the reads began that are under way."""
     quarantined: set[int] = field(default_factory=set)
     dropped: bool = False
     """The request has ended; what is left is to give the blocks back."""
@@ -183,6 +186,9 @@ class Redeemer:
                 reads.append((block, pull.blocks[position]))
                 pull.position_of[pull.blocks[position]] = position
         if reads:
+            if len(reads) == len(pull.position_of):
+                pull.began = time.monotonic()
+                pull.request.pulls += 1
             pull.request.pulled_blocks += len(reads)
             self._puller.submit(BlockPull(pull.key, pull.peer.generation, reads))
 
@@ -193,6 +199,8 @@ class Redeemer:
             position = pull.position_of.pop(block)
             if (position + 1) * size <= pull.num_tokens and self._engine.budget.prefix_cache:
                 self._engine.pool.commit(block, sequence.stored_block(position))
+        if not pull.position_of:
+            pull.request.pull_s += time.monotonic() - pull.began
 
     def _lost(self, pull: Pull, event: PullFailed) -> None:
         for block in event.local_blocks:

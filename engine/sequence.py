@@ -104,6 +104,10 @@ class Request:
     tickets: list[Ticket] = field(default_factory=list)
     """PULL: all tickets so far."""
     pulled_blocks: int = 0
+    pulls: int = 0
+    """Times that reading began with none being read."""
+    pull_s: float = 0.0
+    """Seconds in which blocks were being read."""
 
     @classmethod
     def create(cls, wire: GenerateRequest, role: Role, hasher: BlockHasher, block_size: int) -> "Request":

@@ -188,13 +188,15 @@ class Books:
 def _state(account: Account, cost: StepCost) -> WorkerState:
     """What is booked, and what the worker reports beyond that: work of other routers and of direct callers."""
     load, about = account.load or Load(), account.about
-    foreign = max(0, load.running + load.waiting - max(account.streams, len(account.queue)))
+    reported = load.running + load.waiting
+    foreign = max(0, reported - max(account.streams, len(account.queue)))
+    share = foreign / reported if foreign else 0.0
     is_decode = account.role == "decode"
     head = next(iter(account.queue), None)
     free_tokens = max(0, load.free_blocks * about.block_tokens - account.arriving_tokens)
     return WorkerState(
         url=account.url,
-        prefill_tokens=max(account.prefill_tokens, load.prefill_tokens),
+        prefill_tokens=account.prefill_tokens + round(share * load.prefill_tokens),
         output_tokens=account.output_tokens,
         revision=account.revision,
         role=account.role,
@@ -206,7 +208,7 @@ def _state(account: Account, cost: StepCost) -> WorkerState:
         head_pairs=head.pairs if head else 0,
         head_since_s=account.head_since_s,
         streams=account.streams + (foreign if is_decode else 0),
-        context_tokens=max(account.context_tokens, load.context_tokens),
+        context_tokens=account.context_tokens + round(share * load.context_tokens),
         num_tokens=load.num_blocks * about.block_tokens,
         free_tokens=free_tokens,
         evictable_tokens=min(free_tokens, load.evictable_blocks * about.block_tokens),

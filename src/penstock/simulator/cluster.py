@@ -55,20 +55,25 @@ class Run:
     preemptions: int
 
 
-def simulate(trace: Trace, spec: ClusterSpec, new_policy: Callable[[], Policy]) -> Run:
-    """Replays `trace`: every request arrives when it did, whatever became of those before. Each router has a policy."""
-    return _Cluster(spec, new_policy).run(trace)
+def simulate(
+    trace: Trace, spec: ClusterSpec, new_policy: Callable[[], Policy], new_worker: type[Worker] = Worker
+) -> Run:
+    """Replays `trace`: every request arrives when it did, whatever became of those before. Each router has a policy.
+
+    `new_worker` makes the workers, for those who simulate another engine.
+    """
+    return _Cluster(spec, new_policy, new_worker).run(trace)
 
 
 class _Cluster:
-    def __init__(self, spec: ClusterSpec, new_policy: Callable[[], Policy]) -> None:
+    def __init__(self, spec: ClusterSpec, new_policy: Callable[[], Policy], new_worker: type[Worker]) -> None:
         self._spec = spec
         self._clock = Clock()
         kinds = {f"p{number}": kind for number, kind in enumerate(spec.prefill)}
         kinds |= {f"d{number}": kind for number, kind in enumerate(spec.decode)}
         roles = {url: "prefill" if url.startswith("p") else "decode" for url in kinds}
         self._workers = {
-            url: Worker(url, kind, self._clock, spec.hop_s, self._reported) for url, kind in kinds.items()
+            url: new_worker(url, kind, self._clock, spec.hop_s, self._reported) for url, kind in kinds.items()
         }
         self._routers = [
             Router(self._clock, new_policy(), self._workers, roles, hop_s=spec.hop_s, share=self._shared)

@@ -250,6 +250,8 @@ class Worker:
     def _begin(self, plan: Plan | None = None) -> None:
         """As Engine.step: plans, preempts, admits, makes room, computes. `plan` was the last one."""
         self._begin_event = None
+        if self._span is not None:  # something arrived while the last step was being planned
+            return
         if plan is None or self._changed or self._needs(plan) > self.pool.num_free:
             self._changed = False
             plan = schedule(self._running, self._waiting, self.pool, self._budget, num_pulling=self._num_pulling)
@@ -318,16 +320,21 @@ class Worker:
                 if sequence.request.role is Role.PREFILL:
                     self._publish(call, sequence.num_computed // BLOCK_TOKENS * BLOCK_TOKENS)
                 return
-        if sequence.request.role is Role.PREFILL:
+        self.sampled(call, sequence, 1 if is_prompt else rows)
+
+    def sampled(self, call: Call, sequence: SimulatedSequence, count: int) -> None:
+        """Everything of `sequence` is computed, and `count` tokens more are known."""
+        if sequence.request.role is Role.PREFILL:  # its first token goes out with the last ticket
             self._running.remove(sequence)
+            self._changed = True
             self._publish(call, call.start_tokens, last=True)
             return
-        sequence.grow(rows if not is_prompt else 1)
+        sequence.grow(count)
         if not call.first_sent:
             call.first_sent = True
             call.caller.first_token(call.cached_tokens)
         else:
-            call.caller.produced(rows if not is_prompt else 1)
+            call.caller.produced(count)
         if sequence.num_left == 0:
             self._finish(sequence)
 
