@@ -91,7 +91,9 @@ def peer_python() -> Path | None:
     return Path(named)
 
 
-def replay(python: Path, trace: Path, requests: int, speed: float, prefill: int, decode: int, router: str) -> list[float]:
+def replay(
+    python: Path, trace: Path, requests: int, speed: float, prefill: int, decode: int, router: str
+) -> list[float]:
     """Times to first token in seconds, of the first `requests` of a Mooncake trace."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         part, report = Path(folder) / "trace.jsonl", Path(folder) / "report.jsonl"

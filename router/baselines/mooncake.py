@@ -20,9 +20,7 @@ class MooncakeAlgorithm1(TwoPools):
         prompt = pool.request.prompt_tokens
 
         def step_s(worker: WorkerState) -> float:
-            return worker.cost.seconds(
-                decode_tokens=worker.streams + 1, context_tokens=worker.context_tokens + prompt
-            )
+            return worker.cost.seconds(decode_tokens=worker.streams + 1, context_tokens=worker.context_tokens + prompt)
 
         return min(pool.workers, key=step_s)
 
@@ -51,14 +49,10 @@ class MooncakeAlgorithm1(TwoPools):
 
 def _queue_s(worker: WorkerState) -> float:
     steps = -(-worker.prefill_tokens // worker.step_tokens)
-    return worker.cost.seconds(
-        prefill_tokens=worker.prefill_tokens, prefill_pairs=worker.prefill_pairs, steps=steps
-    )
+    return worker.cost.seconds(prefill_tokens=worker.prefill_tokens, prefill_pairs=worker.prefill_pairs, steps=steps)
 
 
 def _prefill_s(worker: WorkerState, tokens: int, cached: int) -> float:
     new = max(1, tokens - cached)
     steps = -(-new // worker.step_tokens)
-    return worker.cost.seconds(
-        prefill_tokens=new, prefill_pairs=attention_pairs(tokens, tokens - new), steps=steps
-    )
+    return worker.cost.seconds(prefill_tokens=new, prefill_pairs=attention_pairs(tokens, tokens - new), steps=steps)

@@ -75,9 +75,7 @@ def load_trace(path: Path) -> Trace:
     begin = requests[0].arrival_s
     return Trace(
         path.stem,
-        tuple(
-            replace(each, index=index, arrival_s=each.arrival_s - begin) for index, each in enumerate(requests)
-        ),
+        tuple(replace(each, index=index, arrival_s=each.arrival_s - begin) for index, each in enumerate(requests)),
     )
 
 

@@ -274,9 +274,7 @@ class Worker:
 
     def _needs(self, plan: Plan) -> int:
         """Blocks that the next step of an unchanged plan takes."""
-        return sum(
-            sequence.num_computed + rows > len(sequence.blocks) * BLOCK_TOKENS for sequence, rows in plan.work
-        )
+        return sum(sequence.num_computed + rows > len(sequence.blocks) * BLOCK_TOKENS for sequence, rows in plan.work)
 
     def _new_span(self, plan: Plan) -> Span:
         prefill = pairs = decode = context = 0
