@@ -15,8 +15,7 @@ from typing import Protocol
 from torch import Tensor
 
 from penstock.engine.config import EngineConfig
-from penstock.engine.kv.layout import num_blocks_for
-from penstock.engine.kv.pool import BlockPool
+from penstock.engine.kv.pool import BlockPool, num_blocks_for
 from penstock.engine.messages import Output, Stats
 from penstock.engine.runner import Runner
 from penstock.engine.sampler import Sampled, SampleRow, sample

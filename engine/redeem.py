@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from penstock.engine.engine import Engine
-from penstock.engine.kv.layout import num_blocks_for
+from penstock.engine.kv.pool import num_blocks_for
 from penstock.engine.messages import Wanted
 from penstock.engine.sequence import Request, Role, Sequence
 from penstock.engine.transfer import Event, Puller, PullFailed, PullVerified, QuarantineReleased

@@ -15,6 +15,11 @@ import numpy.typing as npt
 from penstock.protocol import StoredBlock
 
 
+def num_blocks_for(num_tokens: int, block_size: int) -> int:
+    """Blocks that hold `num_tokens`."""
+    return -(-num_tokens // block_size)
+
+
 class BlockPool:
     """Reference counts, prefix cache, LRU eviction and epochs of `num_blocks` blocks.
 
