@@ -14,7 +14,7 @@ there are in the queue on average; and as many streams share the steps of an ans
 
 from typing import NamedTuple, TypeAlias
 
-from penstock.router.placement.costs import attention_pairs
+from penstock.router.placement.costs import LinkCost, attention_pairs
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Prediction, WorkerState
 
 _NEVER_S = 1e9
@@ -165,7 +165,7 @@ class Scene:
         """The prompt on `worker`, which pulls cached KV first if that is cheaper. `alone`: it also decodes."""
         cached = min(self._request.cached_tokens.get(worker.url, 0), self._request.prompt_tokens - 1)
         found = self._computing(worker, cached, None, alone)
-        links = set()
+        links: set[LinkCost] = set()
         for tokens, holder in self._holders:
             if tokens <= cached or len(links) == 2:
                 break
