@@ -13,9 +13,9 @@ NON_CACHED_TOKENS = 16
 class WeightedScorers(TwoPools):
     """The highest sum of weighted scores in [0, 1] (llm-d/llm-d-router, pkg/epp/framework/plugins/scheduling/scorer).
 
-    `prefix-cache-scorer` (share of the prompt that is cached), `kv-cache-utilization-scorer` (share of the KV cache that
-    is free) and `queue-scorer` (queue length, from 1 at the shortest to 0 at the longest), weighted 3 : 2 : 2 as in
-    llm-d's guide to precise prefix cache routing; `max-score-picker`, for both profiles.
+    `prefix-cache-scorer` (share of the prompt that is cached), `kv-cache-utilization-scorer` (share of the KV cache
+    that is free) and `queue-scorer` (queue length, from 1 at the shortest to 0 at the longest), weighted 3 : 2 : 2 as
+    in llm-d's guide to precise prefix cache routing; `max-score-picker`, for both profiles.
     """
 
     alone_below_tokens = NON_CACHED_TOKENS

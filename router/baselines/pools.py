@@ -51,7 +51,9 @@ class TwoPools(ABC):
         """Who computes the prompt."""
 
     def source(self, pool: Pool, prefill: WorkerState) -> str | None:
-        """Whose cached KV `prefill` reads; nobody's, unless a policy says otherwise."""
+        """Whose cached KV `prefill` reads."""
+        del pool, prefill
+        return None  # nobody's, in most policies
 
 
 def in_flight(worker: WorkerState) -> int:

@@ -53,6 +53,8 @@ class Run:
     busy: dict[str, float]
     """Per worker, which share of the time it computed."""
     preemptions: int
+    held_blocks: int
+    """Blocks that somebody still holds when all is over; 0, or the engine's bookkeeping leaks."""
 
 
 def simulate(
@@ -100,7 +102,8 @@ class _Cluster:
         self._clock.run()
         busy = {url: worker.busy_s / self._clock.now_s for url, worker in self._workers.items()}
         preemptions = sum(worker.num_preemptions for worker in self._workers.values())
-        return Run(tuple(outcomes), busy, preemptions)
+        held_blocks = sum(worker.pool.num_held for worker in self._workers.values())
+        return Run(tuple(outcomes), busy, preemptions, held_blocks)
 
     def _reported(self, worker: Worker, report: Report) -> None:
         def heard() -> None:
@@ -124,6 +127,8 @@ class _Cluster:
 
     def _break(self, fault: Fault) -> None:
         worker = self._workers[fault.url]
+        if not worker.up:
+            return  # dead already
         calls = sorted(worker.stop(), key=lambda call: call.trace.index)
         self._clock.after(self._spec.detect_s, lambda: self._detect(worker, calls))
         self._clock.after(fault.down_s, lambda: self._restart(worker))

@@ -1,7 +1,7 @@
 """Kinds of workers: how long a step takes, what fits, how fast KV moves, what an hour costs.
 
-A kind comes from a file that `python -m bench.step_times` writes after measuring a worker, or from PRIORS: arithmetic on
-data sheets (`Roofline`), for devices that nobody here has measured. Every report says which.
+A kind comes from a file that `python -m bench.step_times` writes after measuring a worker, or from PRIORS: arithmetic
+on data sheets (`Roofline`), for devices that nobody here has measured. Every report says which.
 """
 
 from dataclasses import dataclass
@@ -106,8 +106,8 @@ H100 = WorkerKind(
 
 H100_NODE = WorkerKind(
     name="h100x8-70b",
-    # Llama 3.3 70B in bf16 on a node of eight: what Mooncake's trace was served with, on A800. Tensor parallelism leaves
-    # 45 % of the arithmetic and 65 % of the bandwidth. 640 GB less weights and activations leave 430 GB for KV.
+    # Llama 3.3 70B in bf16 on a node of eight, as Mooncake's trace was served on A800. Tensor parallelism leaves 45 %
+    # of the arithmetic and 65 % of the bandwidth. 640 GB less weights and activations leave 430 GB for KV.
     step=Roofline(
         parameters=70.6e9,
         layers=80,

@@ -1,7 +1,7 @@
 """One simulated router: its own books and its own view of the caches, a policy, and placing again after a loss.
 
-What workers report reaches it after a delay. What it places itself it knows at once; what other routers place, only when
-they share reservations, and then later.
+What workers report reaches it after a delay. What it places itself it knows at once; what other routers place, only
+when they share reservations, and then later.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,7 +1,7 @@
 """Recorded requests: when they came, how long they were, and which blocks of their prompts were the same.
 
-Two public forms: Mooncake's (Qin et al., FAST '25: one JSON object per line, one id per block of 512 tokens, where equal
-ids are equal prefixes) and Azure's (Patel et al., ISCA '24: CSV with lengths only, so no two prompts share anything).
+Two public forms: Mooncake's (Qin et al., FAST '25: one JSON object per line, one id per block of 512 tokens; equal ids
+are equal prefixes) and Azure's (Patel et al., ISCA '24: CSV with lengths only, so no two prompts share anything).
 """
 
 import csv

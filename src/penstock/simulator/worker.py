@@ -5,6 +5,7 @@ first token goes out with the last ticket (docs/explanation/one-request.md). Ste
 are the same until one ends, needs a block, or something arrives: they are taken as one `Span`.
 """
 
+import math
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from penstock.engine.sequence import Role
 from penstock.protocol import Load, StepTiming, StoredBlock, Ticket
 from penstock.router.placement.costs import attention_pairs
 from penstock.simulator.clock import Clock, Event
-from penstock.simulator.kinds import WorkerKind
+from penstock.simulator.kinds import StepTime, WorkerKind
 from penstock.simulator.links import Port, transfer
 from penstock.simulator.sequence import SimulatedSequence
 from penstock.simulator.trace import BLOCK_TOKENS, TraceRequest
@@ -77,14 +78,41 @@ class Call:
 
 @dataclass(slots=True)
 class Span:
-    """Equal steps, one after the other."""
+    """Steps of one plan, one after the other; each reads `decode_tokens` more tokens of context than the one before."""
 
     plan: Plan
-    steps: int
-    step_s: float
     began_s: float
-    timing: StepTiming
+    step: StepTime
+    prefill_tokens: int
+    prefill_pairs: int
+    decode_tokens: int
+    context_tokens: int
+    """Of the first step."""
+    steps: int = 0
+    step_s: float = 0.0
+    """On average, which is all that the others' steps differ by."""
     end: Event = field(init=False)
+
+    def take(self, steps: int) -> None:
+        """From now on it has so many steps."""
+        self.steps = steps
+        self.step_s = self.step.seconds(
+            self.prefill_tokens, self.prefill_pairs, self.decode_tokens, self.mean_context_tokens
+        )
+
+    @property
+    def mean_context_tokens(self) -> float:
+        return self.context_tokens + self.decode_tokens * (self.steps - 1) / 2
+
+    @property
+    def end_s(self) -> float:
+        return self.began_s + self.steps * self.step_s
+
+    @property
+    def timing(self) -> StepTiming:
+        """One of the steps, as a worker reports it."""
+        context = int(self.mean_context_tokens)
+        return StepTiming(self.prefill_tokens, self.decode_tokens, context, self.step_s, self.prefill_pairs)
 
 
 class Worker:
@@ -112,7 +140,7 @@ class Worker:
         self._waiting: list[SimulatedSequence] = []
         self._running: list[SimulatedSequence] = []
         self._call_of: dict[SimulatedSequence, Call] = {}
-        self._num_pulling = 0
+        self._pulling: set[SimulatedSequence] = set()
         self._prefill_tokens = 0
         self._span: Span | None = None
         self._begin_event: Event | None = None
@@ -120,10 +148,15 @@ class Worker:
         """Whether something happened since the last plan was made, so that the next one may be another."""
 
     def stop(self) -> set[Call]:
-        """The process dies. Returns the calls that die with it."""
+        """The process dies, with the step it is in. Returns the calls that die with it."""
         self.up = False
-        if self._span is not None:
-            self._span.end.cancel()
+        span = self._span
+        if span is not None:
+            span.end.cancel()
+            whole_steps = int((self._clock.now_s - span.began_s) / span.step_s)
+            if span.steps > 1 and whole_steps:
+                for sequence, _ in span.plan.work:
+                    self._call_of[sequence].caller.produced(whole_steps)  # type: ignore[index]
         if self._begin_event is not None:
             self._begin_event.cancel()
         self._span = self._begin_event = None
@@ -141,7 +174,7 @@ class Worker:
         role = Role.GENERATE if call.prefill is None else Role.PULL
         call.on_decode = self._sequence(call, role)
         if call.prefill is None:
-            self._compute(call, call.on_decode)
+            self._queue(call.on_decode)
         else:
             prefill = call.prefill
             self._clock.after(self._hop_s, lambda: prefill.prefill(call))
@@ -150,7 +183,7 @@ class Worker:
         """`/prefill`: computes the prompt and holds its blocks until `release`."""
         if not call.over and self._meet(call):
             call.on_prefill = self._sequence(call, Role.PREFILL)
-            self._compute(call, call.on_prefill)
+            self._queue(call.on_prefill)
 
     def release(self, call: Call) -> None:
         """The decode worker has read everything, or is gone."""
@@ -181,8 +214,6 @@ class Worker:
     def abandon(self, call: Call) -> None:
         """The prefill worker was lost: the router places this request again."""
         if call.on_decode is not None and call in self.calls:
-            if call.on_decode.request.role is Role.PULL and call.on_decode.blocks:
-                self._num_pulling -= 1
             call.over = True
             self._drop(call.on_decode)
             self.calls.discard(call)
@@ -200,31 +231,9 @@ class Worker:
 
     def _sequence(self, call: Call, role: Role) -> SimulatedSequence:
         sequence = SimulatedSequence(call.trace, role, BLOCK_TOKENS, call.start_tokens)
+        sequence.request.source = call.source.url if call.source is not None and role is not Role.PULL else None
         self._call_of[sequence] = call
         return sequence
-
-    def _compute(self, call: Call, sequence: SimulatedSequence) -> None:
-        """Queues a prompt, after reading what another worker has cached of it. It keeps its place in the queue."""
-        hashes = sequence.full_hashes()[: (call.start_tokens - 1) // BLOCK_TOKENS]
-        own = len(self.pool.match(hashes))
-        theirs = call.source.pool.match(hashes) if call.source is not None and call.source.up else []
-        if call.source is None or len(theirs) <= own or len(theirs) - own > self.pool.num_free:
-            self._queue(sequence)
-            return
-        source, pool, source_pool = call.source, self.pool, call.source.pool
-        remote, local = theirs[own:], pool.allocate(len(theirs) - own)
-        source_pool.acquire(remote)
-
-        def arrived() -> None:
-            source_pool.free(remote)
-            for index, block in enumerate(local, own):
-                pool.commit(block, sequence.stored_block(index))
-            pool.free(local)
-            if not call.over:
-                self._queue(sequence)
-
-        num_bytes = len(local) * BLOCK_TOKENS * self.kind.kv_token_bytes
-        transfer(self._clock, source.port, self.port, num_bytes, arrived)
 
     def _queue(self, sequence: SimulatedSequence) -> None:
         self._prefill_tokens += sequence.num_pending
@@ -241,11 +250,11 @@ class Worker:
             if self._begin_event is None:
                 self._begin_event = self._clock.after(0.0, self._begin)
         elif span.steps > 1:
-            begun = -int(-((self._clock.now_s - span.began_s) / span.step_s - 1e-9) // 1)
-            if max(1, begun) < span.steps:
-                span.steps = max(1, begun)
+            begun = max(1, math.ceil((self._clock.now_s - span.began_s) / span.step_s - 1e-9))
+            if begun < span.steps:
                 span.end.cancel()
-                span.end = self._clock.at(span.began_s + span.steps * span.step_s, self._end)
+                span.take(begun)
+                span.end = self._clock.at(span.end_s, self._end)
 
     def _begin(self, plan: Plan | None = None) -> None:
         """As Engine.step: plans, preempts, admits, makes room, computes. `plan` was the last one."""
@@ -254,11 +263,13 @@ class Worker:
             return
         if plan is None or self._changed or self._needs(plan) > self.pool.num_free:
             self._changed = False
-            plan = schedule(self._running, self._waiting, self.pool, self._budget, num_pulling=self._num_pulling)
+            plan = schedule(self._running, self._waiting, self.pool, self._budget, num_pulling=len(self._pulling))
             for victim in plan.preempt:
                 self._preempt(victim)  # type: ignore[arg-type]
-            for _, matched in plan.admit:
+            for _, matched in (*plan.admit, *plan.pull):
                 self.pool.acquire(matched)
+            for sequence, matched in plan.pull:
+                self._begin_pull(sequence, matched)  # type: ignore[arg-type]
             for sequence, matched in plan.admit:
                 self._admit(sequence, matched)  # type: ignore[arg-type]
         if not plan.work:
@@ -270,7 +281,7 @@ class Worker:
             if missing > 0:
                 sequence.blocks += self.pool.allocate(missing)
         self._span = self._new_span(plan)
-        self._span.end = self._clock.at(self._clock.now_s + self._span.steps * self._span.step_s, self._end)
+        self._span.end = self._clock.at(self._span.end_s, self._end)
 
     def _needs(self, plan: Plan) -> int:
         """Blocks that the next step of an unchanged plan takes."""
@@ -290,18 +301,20 @@ class Worker:
                 context += computed + 1
                 left = sequence.num_left  # type: ignore[attr-defined]
                 steps = min(steps, left, len(sequence.blocks) * BLOCK_TOKENS - computed)
-        context += decode * (steps - 1) // 2
-        step_s = self.kind.step.seconds(prefill, pairs, decode, context)
-        return Span(plan, steps, step_s, self._clock.now_s, StepTiming(prefill, decode, context, step_s, pairs))
+        span = Span(plan, self._clock.now_s, self.kind.step, prefill, pairs, decode, context)
+        span.take(steps)
+        return span
 
     def _end(self) -> None:
         """As Engine._advance: what was computed enters the cache, is published, or is a token."""
         span = self._span
         assert span is not None
         self._span = None
-        self._changed |= span.timing.prefill_tokens > 0
+        self._changed |= span.prefill_tokens > 0
         self.busy_s += span.steps * span.step_s
         for sequence, rows in span.plan.work:
+            if sequence not in self._call_of:
+                continue  # given up while it was computed
             self._advance(sequence, rows if rows > 1 else span.steps)  # type: ignore[arg-type]
         self._tell(span)
         if self._span is None and self._begin_event is None:
@@ -337,25 +350,57 @@ class Worker:
             self._finish(sequence)
 
     def _admit(self, sequence: SimulatedSequence, matched: list[int]) -> None:
-        call = self._call_of[sequence]
         self._waiting.remove(sequence)
-        pull = sequence.request.role is Role.PULL
-        total = num_blocks_for(call.start_tokens + 1 if pull else sequence.num_tokens, BLOCK_TOKENS)
+        total = num_blocks_for(sequence.num_tokens, BLOCK_TOKENS)
         sequence.blocks = matched + self.pool.allocate(total - len(matched))
-        cached = len(matched) * BLOCK_TOKENS
-        if pull:
-            self._num_pulling += 1
-            sequence.num_committed = len(matched)
-            call.submitted = cached
-            self._read(call)
-            return
+        self._run(sequence, len(matched))
+
+    def _run(self, sequence: SimulatedSequence, num_cached: int) -> None:
+        """The rest of the prompt is computed from the next step on: the first `num_cached` blocks have their KV."""
+        call = self._call_of[sequence]
+        cached = num_cached * BLOCK_TOKENS
         self._prefill_tokens -= cached
-        sequence.num_computed, sequence.num_committed = cached, len(matched)
+        sequence.num_computed, sequence.num_committed = cached, num_cached
         if not sequence.output:
             call.cached_tokens = min(cached, call.trace.prompt_tokens)
         self._running.append(sequence)
-        if sequence.request.role is Role.PREFILL and matched:
+        if sequence.request.role is Role.PREFILL and num_cached:
             self._publish(call, cached)
+
+    def _begin_pull(self, sequence: SimulatedSequence, matched: list[int]) -> None:
+        """Reserves all blocks, then reads: from the prefill worker all that is missing, from a source what it has."""
+        call = self._call_of[sequence]
+        self._waiting.remove(sequence)
+        self._pulling.add(sequence)
+        pull = sequence.request.role is Role.PULL
+        total = num_blocks_for(call.start_tokens + 1 if pull else sequence.num_tokens, BLOCK_TOKENS)
+        sequence.blocks = matched + self.pool.allocate(total - len(matched))
+        sequence.num_committed = len(matched)
+        if pull:
+            call.submitted = len(matched) * BLOCK_TOKENS
+            self._read(call)
+        else:
+            sequence.request.source = None
+            self._clock.after(self._hop_s, lambda: self._read_source(call, sequence, len(matched)))
+
+    def _read_source(self, call: Call, sequence: SimulatedSequence, own: int) -> None:
+        assert call.source is not None
+        hashes = sequence.full_hashes()[: (sequence.num_tokens - 1) // BLOCK_TOKENS]
+        pool = call.source.pool
+        theirs = pool.match(hashes)[own:] if call.source.up else []
+        pool.acquire(theirs)
+
+        def arrived() -> None:
+            pool.free(theirs)
+            if sequence in self._pulling and self.up:
+                self._pulling.remove(sequence)
+                for index in range(own, own + len(theirs)):
+                    self.pool.commit(sequence.blocks[index], sequence.stored_block(index))
+                self._run(sequence, own + len(theirs))
+                self._wake()
+
+        num_bytes = len(theirs) * BLOCK_TOKENS * self.kind.kv_token_bytes
+        transfer(self._clock, call.source.port, self.port, num_bytes, arrived)
 
     def _publish(self, call: Call, tokens: int, *, last: bool = False) -> None:
         self._clock.after(self._hop_s, lambda: call.decode.ticket(call, tokens, last))
@@ -388,7 +433,7 @@ class Worker:
         sequence.request.role = Role.GENERATE
         sequence.num_computed = call.start_tokens
         self._commit(sequence)
-        self._num_pulling -= 1
+        self._pulling.remove(sequence)
         self._running.append(sequence)
         self._release_prefill(call)
         self._wake()
@@ -396,7 +441,6 @@ class Worker:
     def _finish(self, sequence: SimulatedSequence) -> None:
         call = self._call_of[sequence]
         if sequence.request.role is Role.PULL:
-            self._num_pulling -= bool(sequence.blocks)
             self._release_prefill(call)
         call.over = True
         self.calls.discard(call)
@@ -417,12 +461,13 @@ class Worker:
 
     def _drop(self, sequence: SimulatedSequence) -> None:
         """Takes a sequence out of all queues and frees its blocks."""
+        if sequence.request.role is not Role.PULL and (sequence.num_pending > 1 or not sequence.output):
+            self._prefill_tokens -= sequence.num_pending
         if sequence in self._waiting:
             self._waiting.remove(sequence)
-            if sequence.request.role is not Role.PULL:
-                self._prefill_tokens -= sequence.num_pending
         elif sequence in self._running:
             self._running.remove(sequence)
+        self._pulling.discard(sequence)
         self._free(sequence)
         del self._call_of[sequence]
 
