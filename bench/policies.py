@@ -88,7 +88,7 @@ def main() -> None:
     if not arguments.trace.exists():
         raise SystemExit(f"no trace at {arguments.trace}: name it with --trace; it is at {WHERE_TO_GET_IT}")
     names = [OURS, *BASELINES]
-    cells = [Cell(*shape, load) for shape in arguments.shapes for load in arguments.loads]
+    cells = [Cell(prefill, decode, load) for prefill, decode in arguments.shapes for load in arguments.loads]
     jobs = [(arguments.trace, arguments.requests, arguments.kind, cell, name) for cell in cells for name in names]
     with ProcessPoolExecutor(arguments.processes) as pool:
         summaries = list(pool.map(run, jobs))

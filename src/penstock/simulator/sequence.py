@@ -19,15 +19,20 @@ class SimulatedSequence(Sequence):
     What is generated has hashes of its own: a trace does not say which later prompt repeats it.
     """
 
-    __slots__ = ("num_tokens", "stop_tokens", "trace")
+    __slots__ = ("_num_tokens", "stop_tokens", "trace")
 
     def __init__(self, trace: TraceRequest, role: Role, block_tokens: int, start_tokens: int) -> None:
         request = Request(_WIRE, role, _HASHER, block_tokens, prompt=_tokens(start_tokens))
         super().__init__(request, _WIRE.samples[0], _tokens(0), hashes=list(trace.hashes))
         request.sequences.append(self)
         self.trace = trace
-        self.num_tokens = start_tokens  # kept, not counted: it is asked for in every step
+        self._num_tokens = start_tokens
         self.stop_tokens = trace.prompt_tokens + trace.output_tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """Kept, not counted as in the engine: it is asked for in every step."""
+        return self._num_tokens
 
     @property
     def num_left(self) -> int:
@@ -37,7 +42,7 @@ class SimulatedSequence(Sequence):
     def grow(self, count: int) -> None:
         """`count` tokens were sampled."""
         self.output = _tokens(len(self.output) + count)
-        self.num_tokens += count
+        self._num_tokens += count
 
     def stored_block(self, index: int) -> StoredBlock:
         return StoredBlock(self.hash_of(index), b"", ())

@@ -315,7 +315,7 @@ class Worker:
         for sequence, rows in span.plan.work:
             if sequence not in self._call_of:
                 continue  # given up while it was computed
-            self._advance(sequence, rows if rows > 1 else span.steps)  # type: ignore[arg-type]
+            self._advance(sequence, rows if rows > 1 else span.steps)
         self._tell(span)
         if self._span is None and self._begin_event is None:
             self._begin(span.plan)
