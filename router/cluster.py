@@ -7,7 +7,7 @@ then at every poll, so it is chosen again within two polls of its return.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -42,7 +42,6 @@ class Worker:
     revision: str = ""
     ready: bool = False
     arrivals: int = 0
-    generation: str = ""
     said: Readiness | None = None
     """What it last said on /ready."""
     prefill_tokens: int = 0
@@ -52,15 +51,22 @@ class Worker:
     told: bool | None = None
     """What the log last said: whether it is ready."""
     look: asyncio.Event = field(default_factory=asyncio.Event)
-    watcher: asyncio.Task[None] | None = None
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
 
 class Cluster:
     """The set of workers and their state."""
 
-    def __init__(self, session: aiohttp.ClientSession, poll_s: float) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        poll_s: float,
+        follow: Callable[[Worker, "Cluster"], Awaitable[None]] | None = None,
+    ) -> None:
+        """`follow` runs for each worker as long as it is a member, and is cancelled then."""
         self._session = session
         self._poll_s = poll_s
+        self._follow = follow
         self._workers: dict[str, Worker] = {}
         self._changed = asyncio.Event()
 
@@ -72,13 +78,15 @@ class Cluster:
         """A member that is not ready until it says so. Known members keep their state."""
         if url not in self._workers:
             worker = self._workers[url] = Worker(url, role, revision)
-            worker.watcher = asyncio.create_task(self._watch(worker), name=f"watch {url}")
+            worker.tasks.append(asyncio.create_task(self._watch(worker), name=f"watch {url}"))
+            if self._follow is not None:
+                worker.tasks.append(asyncio.ensure_future(self._follow(worker, self)))
 
     def remove(self, url: str) -> None:
         """No longer chosen; streams on it go on."""
         worker = self._workers.pop(url, None)
-        if worker is not None and worker.watcher is not None:
-            worker.watcher.cancel()
+        for task in worker.tasks if worker is not None else ():
+            task.cancel()
 
     def set_members(self, members: Collection[Member]) -> None:
         """From now on exactly these. An address that was another revision's or role's is a new worker."""
@@ -89,10 +97,10 @@ class Cluster:
             self.add(member.url, member.role, member.revision)
 
     async def close(self) -> None:
-        watchers = [worker.watcher for worker in self.workers if worker.watcher is not None]
+        tasks = [task for worker in self.workers for task in worker.tasks]
         for url in list(self._workers):
             self.remove(url)
-        await asyncio.gather(*watchers, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def mark_lost(self, url: str) -> None:
         """Not chosen until it answers ready again. It is asked at once: a busy worker is back in milliseconds."""
@@ -105,15 +113,6 @@ class Cluster:
     def arrivals(self, url: str) -> int:
         worker = self._workers.get(url)
         return worker.arrivals if worker is not None else 0
-
-    def met(self, url: str, generation: str) -> bool:
-        """Notes the process that answers at `url`; True when it is another one than before."""
-        worker = self._workers.get(url)
-        if worker is None or worker.generation == generation:
-            return False
-        is_new = worker.generation != ""
-        worker.generation = generation
-        return is_new
 
     def has_ready(self, role: Role) -> bool:
         return any(worker.ready and worker.role == role for worker in self.workers)

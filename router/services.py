@@ -12,11 +12,12 @@ from penstock.router.cluster import Cluster
 from penstock.router.config import RouterConfig
 from penstock.router.discovery import api_of_this_pod, discover
 from penstock.router.http import Lifelines
+from penstock.router.index.follower import Follower
+from penstock.router.index.prefix_index import PrefixIndex
 from penstock.router.metrics import Metrics
 from penstock.router.model import load_model
 from penstock.router.placer import Placer
 from penstock.router.policy import LeastWork
-from penstock.router.prefix_index import PrefixIndex
 
 _MOST_CHARS_PER_TOKEN = 128
 """Vocabularies have no longer tokens than this, and those only for runs of spaces and dashes."""
@@ -46,12 +47,14 @@ class Services:
     async def running(self) -> AsyncIterator[None]:
         """Connects to the workers for as long as the block lasts."""
         async with new_session() as session:
-            self.cluster = Cluster(session, self.config.poll_s)
+            index = PrefixIndex(self.config.index_blocks)
+            follower = Follower(session, index, self.metrics)
+            self.cluster = Cluster(session, self.config.poll_s, follower.follow)
             self.placer = Placer(
                 session,
                 self.cluster,
                 LeastWork(self.config.min_prefill_tokens),
-                PrefixIndex(self.config.index_blocks),
+                index,
                 self.metrics,
                 max_attempts=self.config.max_attempts,
                 wait_s=self.config.worker_wait_s,
@@ -67,6 +70,7 @@ class Services:
                 discovery.cancel()
                 await asyncio.gather(discovery, return_exceptions=True)
                 await self.cluster.close()
+                await follower.close()
                 self._encoders.shutdown(wait=False, cancel_futures=True)
 
     async def _discover(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from penstock.errors import RequestError
 from penstock.router.answer_text import AnswerText
 from penstock.router.generation import Generation
+from penstock.router.index.keys import opaque_salt
 from penstock.router.model import ServedModel
 from penstock.router.openai import chat, completions
 from penstock.router.openai.call import Call, Choice, Form
@@ -128,7 +129,7 @@ def _call(
             end_ids=end_ids,
             seeds=sample_seeds(request.seed, num_samples),
             first_choice=number * num_samples,
-            salt=request.cache_salt or "",
+            salt=opaque_salt(services.config.secret, request.cache_salt or ""),
             priority=request.priority or 0,
             deadline=deadline,
         )

@@ -156,12 +156,3 @@ def test_bookings_follow_the_work() -> None:
         assert cluster.workers[0].streams == 0
 
     with_cluster(test)
-
-
-def test_another_process_at_the_same_address_is_noticed() -> None:
-    async def test(cluster: Cluster, worker: FakeWorker) -> None:
-        assert not cluster.met(worker.url, "g1"), "the first meeting"
-        assert not cluster.met(worker.url, "g1")
-        assert cluster.met(worker.url, "g2")
-
-    with_cluster(test)
