@@ -83,6 +83,8 @@ class Engine:
             self._finish(first, reason)  # a resume that had nothing left to generate
         else:
             self._queue(first)
+            if self.budget.prefix_cache:
+                self.pool.touch(self.pool.match(first.full_hashes()))
         return request
 
     def cancel(self, request_id: str) -> None:
@@ -186,6 +188,10 @@ class Engine:
         self.waiting.remove(sequence)
         total = num_blocks_for(request.num_start_tokens + 1 if pull else sequence.num_tokens, self.budget.block_size)
         blocks = matched + self.pool.allocate(total - len(matched))
+        if self.budget.prefix_cache:
+            hashes = sequence.full_hashes()
+            self.pool.expect(hashes[len(matched) :])
+            sequence.num_expected = len(hashes)
         num_cached = len(matched) * self.budget.block_size
         self.num_cached_tokens += num_cached
         if pull:
@@ -338,8 +344,9 @@ class Engine:
 
     def _free(self, sequence: Sequence) -> None:
         self.pool.free(sequence.blocks)
+        self.pool.give_up(sequence.hashes[sequence.num_committed : sequence.num_expected])
         sequence.blocks = []
-        sequence.num_computed = sequence.num_committed = 0
+        sequence.num_computed = sequence.num_committed = sequence.num_expected = 0
 
     def _emit(self, request: Request, frame: object) -> None:
         self.outputs.append(Output(request.wire.request_id, frame))  # type: ignore[arg-type]

@@ -57,6 +57,11 @@ class RouterConfig:
         unit="blocks",
     )
     secret: str = option("", "Key of what workers are told of tenants' salts, equal on all routers of a deployment.")
+    turn_cache_bytes: int = option(
+        128 * 2**20,
+        "Memory for the tokens of messages: of a conversation's next turn only what is new is tokenized.",
+        unit="bytes",
+    )
     encode_inline_chars: int = option(
         8_192, "Longer texts are tokenized in a thread, so that no stream waits more than a few ms.", unit="characters"
     )

@@ -31,6 +31,7 @@ class BlockPool:
         self._by_hash: dict[bytes, int] = {}
         self._free: deque[int] = deque(range(num_blocks))
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self._expected: dict[bytes, int] = {}
         self._poison = poison
         self._new_stored: dict[bytes, StoredBlock] = {}
         self._new_removed: dict[bytes, None] = {}
@@ -58,6 +59,29 @@ class BlockPool:
                 break
             matched.append(block)
         return matched
+
+    def touch(self, blocks: Sequence[int]) -> None:
+        """Somebody waits for these matched blocks: of all cached ones they are to be evicted last."""
+        for block in reversed(blocks):
+            if block in self._cached:
+                self._cached.move_to_end(block)
+
+    def expect(self, hashes: Iterable[bytes]) -> None:
+        """Blocks of these hashes are being computed or pulled. Each is expected until `commit` or `give_up`."""
+        for name in hashes:
+            self._expected[name] = self._expected.get(name, 0) + 1
+
+    def give_up(self, hashes: Iterable[bytes]) -> None:
+        """Whoever expected these will not commit them, or has."""
+        for name in hashes:
+            if self._expected.get(name, 0) > 1:
+                self._expected[name] -= 1
+            else:
+                self._expected.pop(name, None)
+
+    def is_expected(self, name: bytes) -> bool:
+        """Whether a block of this hash will soon be in the prefix cache."""
+        return name in self._expected
 
     def num_unheld(self, blocks: Iterable[int]) -> int:
         """How many of `blocks` acquire() would take out of the allocatable ones."""
@@ -92,6 +116,7 @@ class BlockPool:
 
     def commit(self, block: int, stored: StoredBlock) -> None:
         """Names a full, written block by its hash. A hash that another block answers to stays with that one."""
+        self._expected.pop(stored.hash, None)
         if stored.hash not in self._by_hash and self._stored[block] is None:
             self._by_hash[stored.hash] = block
             self._stored[block] = stored

@@ -102,9 +102,12 @@ class Follower:
             subscription.close()
 
     async def _apply(self, url: str, subscription: Subscription, frame: Events) -> None:
+        dropped = subscription.num_dropped
         for number, _ in enumerate(subscription.apply(frame)):
             if number:
                 await asyncio.sleep(0)
+        if subscription.num_dropped and not dropped:
+            log.warning("not all cached blocks of %s are remembered; raise --index-blocks", url)
         self._heard(url, frame)
 
     def _forget(self, url: str) -> None:
@@ -114,7 +117,7 @@ class Follower:
 
     async def _sweep(self) -> None:
         while self._index.sweep(SWEEP_BLOCKS):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # noqa: ASYNC110 - it waits for nothing: others get their turn between two slices
 
     def _count(self, url: str, reason: str) -> None:
         self._metrics.event_errors.labels(url, reason).inc()

@@ -1,8 +1,8 @@
 """What one worker has in its prefix cache, by its own account: its event frames, applied to the table of holders.
 
-One mirror is one subscription: it begins with a snapshot and ends at the first frame that does not follow from the last.
-A worker is believed only about itself, and only as long as what it says makes sense; nothing it says can touch what
-other workers hold. Pure; knows no connections.
+One mirror is one subscription: it begins with a snapshot and ends at the first frame that does not follow from the one
+before. A worker is believed only about itself, and only as long as what it says makes sense; nothing it says can touch
+what other workers hold. Pure; knows no connections.
 """
 
 import math

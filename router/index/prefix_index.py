@@ -1,8 +1,8 @@
 """What placement asks: how much of a prompt does each worker have, counting what it was just given to compute.
 
 Each worker's own account (mirror.py) is the truth; a prediction fills the time until the worker tells of what it was
-given, and ends with that, or with its failure. Memory is bounded by `max_blocks`: 200 bytes for a block on one worker, 130
-for each further worker that holds it, of which every worker may use its share.
+given, and ends with that, or with its failure. Memory is bounded by `max_blocks`, of which every worker may use its share:
+at most 200 bytes for a block on one worker, and 130 for each further worker that holds it (bench.prefix_index).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -68,18 +68,15 @@ class PrefixIndex:
         masks = self._holders.masks
         for size, held in self._bits.items():
             keys, most = prompt.of(size), (prompt.num_tokens - 1) // size
-            num_blocks, last = 0, held
-            for mask in map(masks.get, keys[:most], repeat(0)):
+            last = held
+            for at, mask in enumerate(map(masks.get, keys[:most], repeat(0))):
                 if mask is not last:  # runs of blocks have equal sets, and equal sets are one object
-                    last = mask
-                    if (still := held & mask) != held:
-                        self._note(found, held & ~still, num_blocks * size)
-                        if not still:
-                            break
-                        held = still
-                num_blocks += 1
-            else:
-                self._note(found, held, num_blocks * size)
+                    last, still = mask, held & mask
+                    self._note(found, held & ~still, at * size)
+                    held = still
+                    if not held:
+                        break
+            self._note(found, held, most * size)
         return found
 
     def predict(self, url: str, prompt: PromptKeys) -> Prediction:
@@ -167,6 +164,11 @@ class Subscription:
         self._index = index
         self._url = url
         self._mirror = mirror
+
+    @property
+    def num_dropped(self) -> int:
+        """Blocks that the worker holds and that were not remembered for want of room; their children not counted."""
+        return self._mirror.num_dropped
 
     def apply(self, frame: Events) -> Iterator[None]:
         """Applies the next frame slice by slice, so that a long one need not hold up the event loop.

@@ -27,7 +27,7 @@ async def prepare_chat(services: Services, body: bytes, request_id: str, deadlin
     check_model(request.model, services.model)
     form = chat.ChatForm(request_id, int(time.time()), services.model.vocabulary, request)
     text = chat.render_prompt(request, services.model)
-    prompt = await services.encode(text, add_special_tokens=False, field="messages")
+    prompt = await services.encode_conversation(text, request.cache_salt or "", field="messages")
     return _call(
         services,
         request,

@@ -206,7 +206,7 @@ Frame: TypeAlias = Accepted | Heartbeat | Tokens | Finished | Done | Error | Tic
 # The `/events` stream.
 
 
-class StoredBlock(Struct, frozen=True, array_like=True, omit_defaults=True):
+class StoredBlock(Struct, frozen=True, array_like=True):
     """A full block entered the prefix cache. Hashes are the worker's own and opaque to others."""
 
     hash: bytes
@@ -235,7 +235,6 @@ class StepTiming(Struct, frozen=True, array_like=True):
     decode_tokens: int
     context_tokens: int
     seconds: float
-
 
 
 def event_blocks(block_size: int) -> int:

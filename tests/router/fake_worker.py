@@ -128,9 +128,7 @@ class FakeWorker(LocalServer):
 
     def snapshot(self) -> Events:
         """The first frame of a subscription."""
-        return Events(
-            generation=self.generation, sequence=0, snapshot=True, block_size=2, stored=tuple(self.stored)
-        )
+        return Events(generation=self.generation, sequence=0, snapshot=True, block_size=2, stored=tuple(self.stored))
 
     async def token_gate(self, stream: Stream) -> None:
         while self.gate is not None and not self.gate.is_set():

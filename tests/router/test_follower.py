@@ -80,7 +80,7 @@ def in_world(test: Callable[[World], Awaitable[None]], *scripts: EventScript) ->
 
 async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
