@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from penstock.errors import ConfigError, RequestError
 from penstock.hop import new_session
-from penstock.router.cluster import Cluster
+from penstock.router.cluster import Cluster, Member
 from penstock.router.config import RouterConfig
 from penstock.router.discovery import api_of_this_pod, discover
 from penstock.router.http import Lifelines
@@ -53,7 +53,7 @@ class Services:
         """Connects to the workers for as long as the block lasts."""
         async with new_session() as session:
             index = PrefixIndex(self.config.index_blocks)
-            follower = Follower(session, index, self.metrics)
+            follower = Follower(session, index, self.metrics, lambda url, events: self.cluster.observed(url, events))
             self.cluster = Cluster(session, self.config.poll_s, follower.follow)
             self.placer = Placer(
                 session,
@@ -65,9 +65,9 @@ class Services:
                 wait_s=self.config.worker_wait_s,
             )
             for url in self.config.decode_urls:
-                self.cluster.add(url, "decode")
+                self.cluster.add(Member(url, "decode"))
             for url in self.config.prefill_urls:
-                self.cluster.add(url, "prefill")
+                self.cluster.add(Member(url, "prefill"))
             discovery = asyncio.create_task(self._discover(), name="discovery")
             try:
                 yield

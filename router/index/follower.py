@@ -116,8 +116,8 @@ class Follower:
             self._sweeper = asyncio.create_task(self._sweep(), name="sweep the prefix index")
 
     async def _sweep(self) -> None:
-        while self._index.sweep(SWEEP_BLOCKS):
-            await asyncio.sleep(0)  # noqa: ASYNC110 - it waits for nothing: others get their turn between two slices
+        while self._index.sweep(SWEEP_BLOCKS):  # noqa: ASYNC110 - others get their turn between two slices
+            await asyncio.sleep(0)
 
     def _count(self, url: str, reason: str) -> None:
         self._metrics.event_errors.labels(url, reason).inc()

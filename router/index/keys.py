@@ -23,7 +23,7 @@ _TOKEN_BYTES = 4
 def opaque_salt(secret: str, salt: str, adapter: str = "") -> str:
     """What a worker is told instead of a tenant's salt and the adapter; "" for neither.
 
-    The worker mixes it into its hashes and shows it to all who follow its events, to whom it says nothing of the tenant.
+    The worker mixes it into its hashes and shows it to all who follow its events, to whom it names no tenant.
     `secret` is the deployment's, so that all its routers tell the same.
     """
     if not salt and not adapter:

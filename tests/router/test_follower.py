@@ -12,7 +12,7 @@ from aiohttp import web
 
 from penstock.hop import new_session
 from penstock.protocol import SILENT_S, Events, Load, StepTiming, StoredBlock
-from penstock.router.cluster import Cluster
+from penstock.router.cluster import Cluster, Member
 from penstock.router.index.follower import MAX_FRAME_BYTES, Backoff, Follower
 from penstock.router.index.keys import PromptKeys
 from penstock.router.index.prefix_index import PrefixIndex
@@ -60,7 +60,7 @@ def in_world(test: Callable[[World], Awaitable[None]], *scripts: EventScript) ->
             cluster = Cluster(session, 0.05, follower.follow)
             world = World(cluster, index, metrics, worker, other, heard)
             for each in (worker, other):
-                cluster.add(each.url, "decode")
+                cluster.add(Member(each.url, "decode"))
             try:
                 await until(lambda: world.known(other) == 2)
                 await test(world)
@@ -217,7 +217,7 @@ def test_a_worker_without_events_is_used_all_the_same() -> None:
             metrics = Metrics()
             follower = Follower(session, PrefixIndex(9), metrics)
             cluster = Cluster(session, 0.05, follower.follow)
-            cluster.add(worker.url, "decode")
+            cluster.add(Member(worker.url, "decode"))
             labels = {"worker": worker.url, "reason": "nonsense"}
             counted = "penstock_router_event_errors_total"
             await until(lambda: metrics.registry.get_sample_value(counted, labels) == 1.0)
