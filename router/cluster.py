@@ -66,8 +66,14 @@ class Cluster:
         session: aiohttp.ClientSession,
         poll_s: float,
         follow: Callable[[Worker, "Cluster"], Awaitable[None]] | None = None,
+        *,
+        model: str = "",
     ) -> None:
-        """`follow` runs for each worker as long as it is a member, and is cancelled then."""
+        """`follow` runs for each worker as long as it is a member, and is cancelled then.
+
+        `model` is the served model's fingerprint: a worker that has another one is not used.
+        """
+        self._model = model
         self._session = session
         self._poll_s = poll_s
         self._follow = follow
@@ -169,7 +175,7 @@ class Cluster:
     def _describe(self, url: str, said: Readiness) -> None:
         usual = About()
         block_tokens, step_tokens = said.block_size or usual.block_tokens, said.step_tokens or usual.step_tokens
-        self.books.describe(url, About(said.kind, block_tokens, step_tokens))
+        self.books.describe(url, About(said.kind, block_tokens, step_tokens, said.layout))
 
     async def _ask(self, url: str) -> Readiness | str:
         """What a ready worker says of itself; of another, why it is not ready."""
@@ -177,9 +183,12 @@ class Cluster:
             async with asyncio.timeout(SILENT_S), self._session.get(f"{url}/ready") as response:
                 if response.status != 200:
                     return f"it answers HTTP {response.status}"
-                return msgspec.json.decode(await response.read(), type=Readiness)
+                said = msgspec.json.decode(await response.read(), type=Readiness)
         except (aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
             return str(error) or f"no answer within {SILENT_S:g} s"
+        if self._model and said.model and said.model != self._model:
+            return "it serves another model than this router: tokenizer or architecture differ"
+        return said
 
     def _tell(self, worker: Worker, answer: Readiness | str) -> None:
         """One line for each change that a look finds. (A worker back at once after a loss is the placer's to tell.)"""

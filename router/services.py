@@ -54,7 +54,7 @@ class Services:
         async with new_session() as session:
             index = PrefixIndex(self.config.index_blocks)
             follower = Follower(session, index, self.metrics, lambda url, events: self.cluster.observed(url, events))
-            self.cluster = Cluster(session, self.config.poll_s, follower.follow)
+            self.cluster = Cluster(session, self.config.poll_s, follower.follow, model=self.model.fingerprint)
             self.placer = Placer(
                 session,
                 self.cluster,

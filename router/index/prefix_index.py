@@ -1,8 +1,8 @@
 """What placement asks: how much of a prompt does each worker have, counting what it was just given to compute.
 
 Each worker's own account (mirror.py) is the truth; a prediction fills the time until the worker tells of what it was
-given, and ends with that, or with its failure. Memory is bounded by `max_blocks`, of which every worker has its share. A
-block takes at most 200 bytes, and 130 for each further worker that holds it (bench.prefix_index).
+given, and ends with that, or with its failure. Memory is bounded by `max_blocks`, of which every worker has its share:
+a block takes at most 200 bytes, and 130 for each further worker that holds it (bench.prefix_index).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
