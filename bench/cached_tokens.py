@@ -27,7 +27,8 @@ from bench.report import Report, Row, compare
 
 TINY = Shape("tiny", hidden=64, layers=2, heads=4, kv_heads=2, intermediate=128, vocab=2048)
 LAYOUTS = {"3 decode workers": (0, 3), "2 prefill and 2 decode workers": (2, 2)}
-ENGINE = {"block_size": 16, "num_blocks": 256, "max_step_tokens": 256, "threads": 1, "secret": "bench"}
+BLOCK_TOKENS, NUM_BLOCKS = 16, 256
+ENGINE = {"block_size": BLOCK_TOKENS, "num_blocks": NUM_BLOCKS, "max_step_tokens": 256, "threads": 1, "secret": "bench"}
 SYSTEMS, TURNS, IN_FLIGHT = 24, 6, 8
 LETTERS = 258
 """Token ids below stand for bytes and special tokens."""
@@ -101,9 +102,7 @@ def main() -> None:
         model = write_model(TINY, Path(folder) / TINY.name)
         for what, (num_prefill, num_decode) in LAYOUTS.items():
             report.rows += measure(what, model, num_prefill, num_decode, arguments.requests)
-    report.notes.append(
-        f"{IN_FLIGHT} conversations at a time; each worker caches {ENGINE['num_blocks'] * ENGINE['block_size']} tokens"
-    )
+    report.notes.append(f"{IN_FLIGHT} conversations at a time; each worker caches {NUM_BLOCKS * BLOCK_TOKENS} tokens")
     report.finish()
 
 

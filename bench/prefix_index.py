@@ -97,7 +97,8 @@ def events() -> Row:
     index, worker = PrefixIndex(10_000_000), Worker(0)
     subscription = index.subscribe(worker.url)
     apply(subscription, worker.line([]))
-    lines, count, old = [], 0, []
+    lines, count = [], 0
+    old: list[tuple[bytes, ...]] = []
     for _ in range(2_000):
         stored = worker.sequence()
         removed = old.pop(0) if len(old) > 500 else ()

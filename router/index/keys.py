@@ -12,7 +12,6 @@ from array import array
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any
 
 import msgspec
 
@@ -57,10 +56,9 @@ class PromptKeys:
     """The keys of a prompt's full blocks, made when first asked for: workers differ in block size."""
 
     def __init__(self, salt: str, tokens: Sequence[int]) -> None:
-        self._init(root_key(salt), array("I", tokens).tobytes(), {})
-
-    def _init(self, root: int, packed: bytes, keys: dict[int, list[int]]) -> None:
-        self._root, self._packed, self._keys = root, packed, keys
+        self._root = root_key(salt)
+        self._packed = array("I", tokens).tobytes()
+        self._keys: dict[int, list[int]] = {}
 
     @property
     def num_tokens(self) -> int:
@@ -79,7 +77,8 @@ class PromptKeys:
 
     def followed_by(self, tokens: Sequence[int]) -> "PromptKeys":
         """The keys of this prompt and `tokens` after it; only what is new is hashed."""
-        longer: Any = object.__new__(PromptKeys)
-        keys = {size: list(keys) for size, keys in self._keys.items()}
-        longer._init(self._root, self._packed + array("I", tokens).tobytes(), keys)
+        longer = PromptKeys.__new__(PromptKeys)
+        longer._root = self._root
+        longer._packed = self._packed + array("I", tokens).tobytes()
+        longer._keys = {size: list(keys) for size, keys in self._keys.items()}
         return longer
