@@ -237,6 +237,7 @@ class Worker:
 
     def _queue(self, sequence: SimulatedSequence) -> None:
         self._prefill_tokens += sequence.num_pending
+        self.pool.touch(self.pool.match(sequence.full_hashes()))
         insort(self._waiting, sequence, key=lambda each: each.request.rank)
         self._wake()
 
@@ -350,10 +351,16 @@ class Worker:
             self._finish(sequence)
 
     def _admit(self, sequence: SimulatedSequence, matched: list[int]) -> None:
-        self._waiting.remove(sequence)
-        total = num_blocks_for(sequence.num_tokens, BLOCK_TOKENS)
-        sequence.blocks = matched + self.pool.allocate(total - len(matched))
+        self._reserve(sequence, matched, sequence.num_tokens)
         self._run(sequence, len(matched))
+
+    def _reserve(self, sequence: SimulatedSequence, matched: list[int], num_tokens: int) -> None:
+        """Takes a sequence from the waiting list and gives it blocks for `num_tokens`; the matched ones are its own."""
+        self._waiting.remove(sequence)
+        hashes = sequence.full_hashes()
+        self.pool.expect(hashes[len(matched) :])
+        sequence.num_expected = len(hashes)
+        sequence.blocks = matched + self.pool.allocate(num_blocks_for(num_tokens, BLOCK_TOKENS) - len(matched))
 
     def _run(self, sequence: SimulatedSequence, num_cached: int) -> None:
         """The rest of the prompt is computed from the next step on: the first `num_cached` blocks have their KV."""
@@ -370,11 +377,9 @@ class Worker:
     def _begin_pull(self, sequence: SimulatedSequence, matched: list[int]) -> None:
         """Reserves all blocks, then reads: from the prefill worker all that is missing, from a source what it has."""
         call = self._call_of[sequence]
-        self._waiting.remove(sequence)
-        self._pulling.add(sequence)
         pull = sequence.request.role is Role.PULL
-        total = num_blocks_for(call.start_tokens + 1 if pull else sequence.num_tokens, BLOCK_TOKENS)
-        sequence.blocks = matched + self.pool.allocate(total - len(matched))
+        self._reserve(sequence, matched, call.start_tokens + 1 if pull else sequence.num_tokens)
+        self._pulling.add(sequence)
         sequence.num_committed = len(matched)
         if pull:
             call.submitted = len(matched) * BLOCK_TOKENS
@@ -473,6 +478,8 @@ class Worker:
 
     def _free(self, sequence: SimulatedSequence) -> None:
         self.pool.free(sequence.blocks)
+        self.pool.give_up(sequence.hashes[sequence.num_committed : sequence.num_expected])
+        sequence.num_expected = 0
         sequence.blocks = []
         sequence.num_computed = sequence.num_committed = 0
 
