@@ -106,6 +106,10 @@ class Cluster:
         worker = self._workers.get(url)
         return worker.arrivals if worker is not None else 0
 
+    def revision(self, url: str) -> str:
+        worker = self._workers.get(url)
+        return worker.revision if worker is not None else ""
+
     def met(self, url: str, generation: str) -> bool:
         """Notes the process that answers at `url`; True when it is another one than before."""
         worker = self._workers.get(url)

@@ -112,7 +112,8 @@ class Generation:
 
     async def _run(self, answers: list[Answer], trial: Trial) -> AsyncGenerator[Event, None]:
         while True:
-            placed = await self._placer.place(self._request, len(answers), trial, self._deadline)
+            output = answers[0].output if len(answers) == 1 else ()
+            placed = await self._placer.place(self._request, len(answers), trial, self._deadline, output)
             try:
                 async with aclosing(self._attempt(answers, placed)) as events:
                     async for event in events:
@@ -191,6 +192,7 @@ class Generation:
             samples=tuple(answer.sample() for answer in answers),
             timeout_s=remaining_s,
             prefill=placed.prefill,
+            source=placed.source,
         )
 
 

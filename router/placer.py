@@ -5,6 +5,7 @@ The policy is pure and forgets; this is its memory and its hands.
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import aiohttp
@@ -15,6 +16,7 @@ from penstock.errors import (
     PrefillLost,
     PrefillRefused,
     RetryableError,
+    Stopping,
     TransferError,
     WorkerLost,
 )
@@ -38,11 +40,13 @@ class Trial:
     excluded: dict[str, int] = field(default_factory=dict)
     """Workers that failed it, with the number of their arrival: after a restart they are worth a try again."""
     last_error: RetryableError | None = None
-    hashes: list[bytes] | None = None
-    """Of the prompt's blocks, made when first needed."""
+    hashes: list[bytes] = field(default_factory=list)
+    """Of the blocks of the prompt and of the output so far."""
     streaming: bool = False
     lost_at: int | None = None
     """How many output tokens there were when a worker that had taken the request was last lost."""
+    leaving: "Placed | None" = None
+    """The placement whose worker has just handed the request over: for a moment all of its KV can be read there."""
 
     def copy(self) -> "Trial":
         return replace(self, excluded=dict(self.excluded))
@@ -54,6 +58,8 @@ class Placed:
 
     decode: str
     prefill: str | None
+    source: str | None
+    revision: str
     salt: str
     reservation: Reservation
     hashes: list[bytes]
@@ -86,22 +92,26 @@ class Placer:
         self._max_attempts = max_attempts
         self._wait_s = wait_s
 
-    async def place(self, request: GenerateRequest, num_answers: int, trial: Trial, deadline: float) -> Placed:
+    async def place(
+        self, request: GenerateRequest, num_answers: int, trial: Trial, deadline: float, output: Sequence[int] = ()
+    ) -> Placed:
         """Chooses workers and books the work of `num_answers` samples; waits a little for a worker when there is none.
 
-        Raises RetryableError when none comes.
+        `output` is what one answer that resumes has so far. Raises RetryableError when no worker comes.
         """
-        if trial.hashes is None and len(request.prompt) > _LONG_PROMPT_TOKENS:
-            trial.hashes = await asyncio.to_thread(self._index.hash, request.prompt, request.salt)
-        elif trial.hashes is None:
-            trial.hashes = self._index.hash(request.prompt, request.salt)
+        tokens = [*request.prompt, *output] if output else request.prompt
+        if len(tokens) - len(trial.hashes) * self._index.block_tokens > _LONG_PROMPT_TOKENS:
+            trial.hashes = await asyncio.to_thread(self._index.hash, tokens, request.salt, trial.hashes)
+        else:
+            trial.hashes = self._index.hash(tokens, request.salt, trial.hashes)
         matched = self._index.match(trial.hashes)
         give_up = min(asyncio.get_running_loop().time() + self._wait_s, deadline)
         while True:
-            placement = self._choose(len(request.prompt), matched, trial)
+            wanted = PlacementRequest(len(tokens), matched)
+            placement = self._choose(wanted, trial)
             if placement is not None:
                 trial.attempts += 1
-                return self._book(placement, request, num_answers, trial, matched)
+                return self._book(self._take_over(placement, trial), request, wanted, num_answers, trial)
             if isinstance(trial.last_error, Overloaded):
                 await self._back_off(trial)
                 continue
@@ -147,6 +157,8 @@ class Placer:
                 self._cluster.mark_lost(placed.prefill)
         else:
             trial.excluded[placed.decode] = self._cluster.arrivals(placed.decode)
+            if isinstance(error, Stopping):
+                trial.leaving = placed
             if isinstance(error, WorkerLost):
                 self._cluster.mark_lost(placed.decode)
                 self._index.forget(placed.decode)
@@ -157,15 +169,21 @@ class Placer:
         if isinstance(error, DeadlineExceeded) or trial.attempts >= self._max_attempts:
             raise error
 
-    def _choose(self, prompt_tokens: int, matched: dict[str, int], trial: Trial) -> Placement | None:
+    def _choose(self, wanted: PlacementRequest, trial: Trial) -> Placement | None:
         """Without the workers that failed this request; else also with those that came back since."""
         snapshot = self._cluster.snapshot()
-        excluded = frozenset(trial.excluded)
-        placement = self._policy.choose(PlacementRequest(prompt_tokens, matched, excluded), snapshot)
+        placement = self._policy.choose(replace(wanted, excluded=frozenset(trial.excluded)), snapshot)
         if placement is None and trial.excluded:
             still = frozenset(url for url, arrival in trial.excluded.items() if self._cluster.arrivals(url) == arrival)
-            placement = self._policy.choose(PlacementRequest(prompt_tokens, matched, still), snapshot)
+            placement = self._policy.choose(replace(wanted, excluded=still), snapshot)
         return placement
+
+    def _take_over(self, placement: Placement, trial: Trial) -> Placement:
+        """From a worker that hands its streams over all KV can be read: nothing is left for a prefill worker."""
+        leaving, trial.leaving = trial.leaving, None
+        if leaving is None or leaving.revision != self._cluster.revision(placement.decode):
+            return placement
+        return replace(placement, prefill=None, source=leaving.decode)
 
     async def _back_off(self, trial: Trial) -> None:
         """Every worker left is full: a new request is the client's to repeat, a running stream is ours to save."""
@@ -177,15 +195,24 @@ class Placer:
         trial.excluded.clear()
 
     def _book(
-        self, placement: Placement, request: GenerateRequest, num_answers: int, trial: Trial, matched: dict[str, int]
+        self, placement: Placement, request: GenerateRequest, wanted: PlacementRequest, num_answers: int, trial: Trial
     ) -> Placed:
-        hashes = trial.hashes or []
+        hashes = trial.hashes
         computing = placement.prefill or placement.decode
-        known = matched.get(computing, 0)
+        known = wanted.cached_tokens.get(computing, 0)
         self._index.record(computing, hashes)
         reservation = self._cluster.reserve(
-            placement, len(request.prompt) - known, request.sampling.max_tokens * num_answers
+            placement, wanted.prompt_tokens - known, request.sampling.max_tokens * num_answers
         )
         self._metrics.placements.labels(kind="disaggregated" if placement.prefill else "decode_alone").inc()
         new_hashes = hashes[known // self._index.block_tokens :]
-        return Placed(placement.decode, placement.prefill, request.salt, reservation, hashes, new_hashes)
+        return Placed(
+            decode=placement.decode,
+            prefill=placement.prefill,
+            source=placement.source,
+            revision=self._cluster.revision(placement.decode),
+            salt=request.salt,
+            reservation=reservation,
+            hashes=hashes,
+            new_hashes=new_hashes,
+        )

@@ -54,6 +54,8 @@ class Placement:
 
     decode: str
     prefill: str | None = None
+    source: str | None = None
+    """Whose cached KV the computing worker pulls before it computes the rest of the prompt."""
 
 
 class Policy(Protocol):
