@@ -12,6 +12,7 @@ Blocks that a lost transfer may still write stay in quarantine until the puller 
 
 import itertools
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -43,6 +44,8 @@ class Pull:
     num_ticketed: int = 0
     """Ticketed blocks of the sequence, counted from its first; a source is asked only for those after the matched."""
     last_seen: bool = False
+    began: float = 0.0
+    """When the reads began that are under way."""
     quarantined: set[int] = field(default_factory=set)
     dropped: bool = False
     """The request has ended; what is left is to give the blocks back."""
@@ -233,6 +236,9 @@ class Redeemer:
                 reads.append((block, pull.blocks[position]))
                 pull.position_of[pull.blocks[position]] = position
         if reads:
+            if len(reads) == len(pull.position_of):
+                pull.began = time.monotonic()
+                pull.request.pulls += 1
             self._puller.submit(BlockPull(pull.key, pull.peer.generation, reads))
 
     def _verified(self, pull: Pull, event: PullVerified) -> None:
@@ -247,6 +253,8 @@ class Redeemer:
             position = pull.position_of.pop(block)
             if (position + 1) * size <= pull.num_tokens and self._engine.budget.prefix_cache:
                 self._engine.pool.commit(block, sequence.stored_block(position))
+        if not pull.position_of:
+            pull.request.pull_s += time.monotonic() - pull.began
 
     def _lost(self, pull: Pull, event: PullFailed) -> None:
         for block in event.local_blocks:

@@ -107,11 +107,11 @@ class Placer:
         matched = self._index.match(trial.hashes)
         give_up = min(asyncio.get_running_loop().time() + self._wait_s, deadline)
         while True:
-            wanted = PlacementRequest(len(tokens), matched)
+            wanted = self._wanted(request, num_answers, matched, len(tokens))
             placement = self._choose(wanted, trial)
             if placement is not None:
                 trial.attempts += 1
-                return self._book(self._take_over(placement, trial), request, wanted, num_answers, trial)
+                return self._book(self._take_over(placement, trial), request, wanted, trial)
             if isinstance(trial.last_error, Overloaded):
                 await self._back_off(trial)
                 continue
@@ -169,6 +169,18 @@ class Placer:
         if isinstance(error, DeadlineExceeded) or trial.attempts >= self._max_attempts:
             raise error
 
+    def _wanted(
+        self, request: GenerateRequest, num_answers: int, matched: dict[str, int], num_tokens: int
+    ) -> PlacementRequest:
+        """`num_tokens`: of prompt and output so far; to a worker all of it is prompt."""
+        left = request.sampling.max_tokens - (num_tokens - len(request.prompt))
+        return PlacementRequest(
+            prompt_tokens=num_tokens,
+            cached_tokens=matched,
+            output_tokens=min(left, self._cluster.books.model.output_tokens),
+            num_answers=num_answers,
+        )
+
     def _choose(self, wanted: PlacementRequest, trial: Trial) -> Placement | None:
         """Without the workers that failed this request; else also with those that came back since."""
         snapshot = self._cluster.snapshot()
@@ -194,16 +206,12 @@ class Placer:
         trial.last_error = None
         trial.excluded.clear()
 
-    def _book(
-        self, placement: Placement, request: GenerateRequest, wanted: PlacementRequest, num_answers: int, trial: Trial
-    ) -> Placed:
+    def _book(self, placement: Placement, request: GenerateRequest, wanted: PlacementRequest, trial: Trial) -> Placed:
         hashes = trial.hashes
         computing = placement.prefill or placement.decode
         known = wanted.cached_tokens.get(computing, 0)
         self._index.record(computing, hashes)
-        reservation = self._cluster.reserve(
-            placement, wanted.prompt_tokens - known, request.sampling.max_tokens * num_answers
-        )
+        reservation = self._cluster.reserve(placement, wanted)
         self._metrics.placements.labels(kind="disaggregated" if placement.prefill else "decode_alone").inc()
         new_hashes = hashes[known // self._index.block_tokens :]
         return Placed(

@@ -46,6 +46,11 @@ class BlockPool:
         return len(self._free) + len(self._cached)
 
     @property
+    def num_evictable(self) -> int:
+        """Of these, the ones that still answer to a hash."""
+        return len(self._cached)
+
+    @property
     def num_held(self) -> int:
         """Blocks that somebody references."""
         return self.num_blocks - self.num_free

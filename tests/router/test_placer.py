@@ -6,7 +6,7 @@ import aiohttp
 
 from penstock.errors import Stopping, WorkerLost
 from penstock.protocol import GenerateRequest, Sample, SamplingParams
-from penstock.router.cluster import Cluster, Worker
+from penstock.router.cluster import Cluster, Member
 from penstock.router.metrics import Metrics
 from penstock.router.placer import Placer, Trial
 from penstock.router.policy import LeastWork
@@ -18,7 +18,7 @@ def test_what_resumes_is_placed_by_all_tokens_that_it_has_and_reads_only_from_it
         async with aiohttp.ClientSession() as session:
             cluster, index = Cluster(session, 1.0), PrefixIndex(9)
             for name, revision in (("d0", "1"), ("d1", "1"), ("d2", "2")):
-                cluster.add(f"http://{name}", "decode", revision)
+                cluster.add(Member(f"http://{name}", "decode", revision))
             placer = Placer(session, cluster, LeastWork(), index, Metrics(), max_attempts=9, wait_s=1.0)
             request = GenerateRequest(
                 request_id="r", prompt=(1,) * 20, sampling=SamplingParams(max_tokens=20), samples=(Sample(0, 1),)
@@ -46,7 +46,8 @@ def test_only_the_answers_that_are_placed_are_booked() -> None:
     async def test() -> None:
         async with aiohttp.ClientSession() as session:
             cluster = Cluster(session, 1.0)
-            worker = cluster._workers["http://d"] = Worker("http://d", "decode", ready=True)
+            cluster.add(Member("http://d", "decode"))
+            cluster.workers[0].ready = True
             placer = Placer(session, cluster, LeastWork(), PrefixIndex(9), Metrics(), max_attempts=4, wait_s=1.0)
             request = GenerateRequest(
                 request_id="r",
@@ -56,7 +57,8 @@ def test_only_the_answers_that_are_placed_are_booked() -> None:
             )
             for num_answers in (3, 1):
                 placed = await placer.place(request, num_answers, Trial(), asyncio.get_running_loop().time() + 1)
-                assert worker.output_tokens == 20 * num_answers
+                assert cluster.snapshot().decode[0].output_tokens == 20 * num_answers
                 placed.reservation.release()
+            await cluster.close()
 
     asyncio.run(test())
