@@ -182,17 +182,17 @@ class Deployment:
         """The first one's process."""
         return self.routers[0].process
 
-    def wait_ready(self, pause_s: float = 0.02) -> None:
-        """Until every router has found every worker ready."""
+    def all_ready(self) -> bool:
+        """Whether every router has found every worker ready."""
+        try:
+            ready = [metrics_of(router.url)["penstock_router_worker_ready"] for router in self.routers]
+        except OSError:
+            return False
+        return set(ready) == {len(self.workers)}
 
-        def all_ready() -> bool:
-            try:
-                ready = [metrics_of(router.url)["penstock_router_worker_ready"] for router in self.routers]
-            except OSError:
-                return False
-            return set(ready) == {len(self.workers)}
-
-        eventually(all_ready, "readiness of all workers", START_S, pause_s)
+    def wait_ready(self) -> None:
+        """Until `all_ready`."""
+        eventually(self.all_ready, "readiness of all workers", START_S, pause_s=0.02)
 
     def assert_quiet(self, timeout_s: float = QUIET_S) -> None:
         """No live worker has a running, waiting or leased request, an open stream, or a block that is not free."""
