@@ -6,6 +6,7 @@ engine, and closes the call, which frees the blocks over there, once the engine 
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
@@ -15,6 +16,7 @@ from penstock.engine.messages import Generate, PrefillArrived, PrefillFailed
 from penstock.errors import Overloaded, PrefillLost, PrefillRefused, RequestError, RetryableError
 from penstock.hop import open_hop
 from penstock.protocol import Error, GenerateRequest, Ticket
+from penstock.telemetry.trace import incoming
 from penstock.worker.checks import check_request
 from penstock.worker.front import Front
 from penstock.worker.http import FrameResponse, Write
@@ -34,15 +36,15 @@ def decode_routes(front: Front) -> APIRouter:
         """Streams the output tokens of every sample."""
         request = await front.receive(http, GenerateRequest)
         check_request(request, limits, max_samples=engine.max_sequences)
-        return FrameResponse(partial(_generate, front, request))
+        return FrameResponse(partial(_generate, front, request, incoming(http.headers.raw)))
 
     return routes
 
 
-async def _generate(front: Front, request: GenerateRequest, write: Write) -> None:
+async def _generate(front: Front, request: GenerateRequest, caller: Mapping[str, str], write: Write) -> None:
     """Forwards the engine's frames to the caller until the last one."""
-    meter = RequestMeter(front.metrics)
-    with front.bridge.open(Generate(request), request.timeout_s) as stream:
+    with front.working_on(Generate(request), request.timeout_s, caller) as stream:
+        meter = RequestMeter(front.metrics, stream.trace)
         fetching = asyncio.ensure_future(_fetch_prefill(front, stream, request))
         stream.on_release = fetching.cancel
         try:
@@ -53,6 +55,7 @@ async def _generate(front: Front, request: GenerateRequest, write: Write) -> Non
         finally:
             fetching.cancel()
             await asyncio.wait([fetching])
+            front.log_end(prompt_tokens=len(request.prompt), prefill=request.prefill or "", **meter.end())
 
 
 async def _fetch_prefill(front: Front, stream: Stream, request: GenerateRequest) -> None:

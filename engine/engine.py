@@ -22,6 +22,7 @@ from penstock.engine.runner import Runner
 from penstock.engine.sampler import Sampled, SampleRow, sample
 from penstock.engine.scheduler import Budget, schedule
 from penstock.engine.sequence import Request, Role, Sequence
+from penstock.engine.spans import Spans
 from penstock.engine.tickets import Tickets
 from penstock.engine.trace import open_trace
 from penstock.errors import RetryableError
@@ -67,6 +68,7 @@ class Engine:
         self.outputs: list[Output] = []
         self.timings: list[StepTiming] = []
         self.trace = open_trace(config.trace)
+        self.spans = Spans()
         self.num_preemptions = 0
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
@@ -74,9 +76,10 @@ class Engine:
 
     # What callers do between steps.
 
-    def add(self, wire: GenerateRequest, role: Role = Role.GENERATE) -> Request:
+    def add(self, wire: GenerateRequest, role: Role = Role.GENERATE, *, traced: bool = False) -> Request:
         """Queues a request. Its frames appear in `outputs` under its request id."""
         request = Request.create(wire, role, self.new_hasher(wire.salt), self.budget.block_size)
+        request.traced = traced
         self.requests[wire.request_id] = request
         first = request.sequences[0]
         if first.output and (reason := self._finish_reason(request, first.output)):
@@ -168,6 +171,9 @@ class Engine:
         began = time.monotonic()
         logits = self.runner.run(plan.work)
         self.timings.append(_timing(plan.work, time.monotonic() - began))
+        for sequence, rows in plan.work:
+            if sequence.request.traced and sequence.num_computed < len(sequence.request.prompt):
+                self.spans.add(sequence.request, "prefill_chunk", began, rows)
         self._advance(plan.work, logits)
         return True
 
@@ -184,6 +190,7 @@ class Engine:
         request = sequence.request
         pull = request.role is Role.PULL
         self.waiting.remove(sequence)
+        self.spans.add(request, "queue", request.queued_at)
         total = num_blocks_for(request.num_start_tokens + 1 if pull else sequence.num_tokens, self.budget.block_size)
         blocks = matched + self.pool.allocate(total - len(matched))
         num_cached = len(matched) * self.budget.block_size
@@ -334,6 +341,7 @@ class Engine:
             self._emit(request, done)
 
     def _queue(self, sequence: Sequence) -> None:
+        sequence.request.queued_at = time.monotonic()
         insort(self.waiting, sequence, key=lambda each: each.request.rank)
 
     def _free(self, sequence: Sequence) -> None:

@@ -5,10 +5,10 @@
 Threads: this loop, one that reads the pipe, one that beats, and the puller's. They meet only in the inbox.
 """
 
+import logging
 import os
 import threading
 import time
-import traceback
 import uuid
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -26,6 +26,8 @@ from penstock.engine.transfer import Event as PullEvent
 from penstock.engine.transfer import Puller, PullVerified, Regions, make_transport
 from penstock.errors import WorkerLost
 from penstock.protocol import HEARTBEAT_S, Events, Load, Peer, StepTiming
+
+log = logging.getLogger(__name__)
 
 
 def run_engine(config: EngineConfig, connection: Connection) -> None:
@@ -142,10 +144,10 @@ class EngineProcess:
     def _dispatch(self, message: Struct) -> None:
         engine = self._engine
         match message:
-            case messages.Generate(request):
-                engine.add(request, Role.PULL if request.prefill else Role.GENERATE)
-            case messages.Prefill(request):
-                engine.add(request, Role.PREFILL)
+            case messages.Generate(request, traced):
+                engine.add(request, Role.PULL if request.prefill else Role.GENERATE, traced=traced)
+            case messages.Prefill(request, traced):
+                engine.add(request, Role.PREFILL, traced=traced)
             case messages.Lookup(request_id, hashes):
                 engine.outputs.append(Output(request_id, engine.tickets.lookup(request_id, hashes)))
             case messages.PrefillArrived(request_id, frame):
@@ -166,7 +168,16 @@ class EngineProcess:
         released, redeemer.released = tuple(redeemer.released), []
         events = self._events(snapshot=False)
         engine.timings.clear()
-        self._send(StepOutputs(outputs, released, events if self._subscribed else None, self._load(), self._stats()))
+        self._send(
+            StepOutputs(
+                outputs,
+                released,
+                events if self._subscribed else None,
+                self._load(),
+                self._stats(),
+                engine.spans.drain(),
+            )
+        )
 
     def _check_quarantine(self) -> None:
         """With too many blocks in quarantine this process ends: its streams go on elsewhere, and it starts afresh."""
@@ -220,7 +231,7 @@ class EngineProcess:
         except (EOFError, OSError):
             pass  # the front is gone
         except Exception:
-            traceback.print_exc()
+            log.exception("a message from the front cannot be read")
         os._exit(1)
 
     def _beat(self) -> None:

@@ -6,6 +6,7 @@ Blocks that a lost transfer may still write stay in quarantine until the puller 
 """
 
 import itertools
+import time
 from dataclasses import dataclass, field
 
 from penstock.engine.engine import Engine
@@ -34,6 +35,8 @@ class Pull:
     quarantined: set[int] = field(default_factory=set)
     dropped: bool = False
     """The request has ended; what is left is to give the blocks back."""
+    began: float | None = None
+    """When the first read started, by time.monotonic."""
 
     @property
     def num_tokens(self) -> int:
@@ -183,6 +186,7 @@ class Redeemer:
                 reads.append((block, pull.blocks[position]))
                 pull.position_of[pull.blocks[position]] = position
         if reads:
+            pull.began = pull.began or time.monotonic()
             pull.request.pulled_blocks += len(reads)
             self._puller.submit(BlockPull(pull.key, pull.peer.generation, reads))
 
@@ -203,6 +207,8 @@ class Redeemer:
         if pull.last_seen and not pull.position_of and not pull.dropped:
             del self._pulls[pull.request]
             del self._by_key[pull.key]
+            if pull.began is not None:
+                self._engine.spans.add(pull.request, "transfer", pull.began, pull.request.pulled_blocks)
             self._engine.join(pull.request, pull.blocks, pull.num_tokens)
             self.released.append(pull.request.wire.request_id)
 

@@ -104,6 +104,9 @@ class Request:
     tickets: list[Ticket] = field(default_factory=list)
     """PULL: all tickets so far."""
     pulled_blocks: int = 0
+    traced: bool = False
+    queued_at: float = 0.0
+    """When it last began to wait for room, by time.monotonic."""
 
     @classmethod
     def create(cls, wire: GenerateRequest, role: Role, hasher: BlockHasher, block_size: int) -> "Request":

@@ -17,6 +17,7 @@ from penstock.router.model import load_model
 from penstock.router.placer import Placer
 from penstock.router.policy import LeastWork
 from penstock.router.prefix_index import PrefixIndex
+from penstock.telemetry.trace import current, open_tracer
 
 _MOST_CHARS_PER_TOKEN = 128
 """Vocabularies have no longer tokens than this, and those only for runs of spaces and dashes."""
@@ -38,6 +39,7 @@ class Services:
         )
         self._api = api_of_this_pod() if config.discover else None
         self.metrics = Metrics()
+        self.tracer = open_tracer(config, "penstock-router")
         self.lifelines = Lifelines()
         self.draining = False
         self._encoders = ThreadPoolExecutor(max_workers=2, thread_name_prefix="encode")
@@ -68,6 +70,7 @@ class Services:
                 await asyncio.gather(discovery, return_exceptions=True)
                 await self.cluster.close()
                 self._encoders.shutdown(wait=False, cancel_futures=True)
+                await asyncio.to_thread(self.tracer.close)
 
     async def _discover(self) -> None:
         if self._api is not None:
@@ -104,8 +107,12 @@ class Services:
                 field=field,
                 code="context_length_exceeded",
             )
-        if len(text) <= self.config.encode_inline_chars:
-            return self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.get_running_loop().run_in_executor(
-            self._encoders, lambda: self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        )
+        with current().span("tokenize") as span:
+            if len(text) <= self.config.encode_inline_chars:
+                tokens = self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            else:
+                tokens = await asyncio.get_running_loop().run_in_executor(
+                    self._encoders, lambda: self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+                )
+            span.note(tokens=len(tokens))
+        return tokens
