@@ -15,6 +15,7 @@ from penstock.errors import PrefillLost
 from penstock.protocol import BlocksRequest, GenerateRequest, Ticket
 from penstock.telemetry.trace import incoming
 from penstock.worker.checks import check_blocks_request, check_request
+from penstock.worker.fetch import beside, fetch_source
 from penstock.worker.front import Front
 from penstock.worker.http import FrameResponse, Write
 
@@ -34,7 +35,7 @@ def prefill_routes(front: Front) -> APIRouter:
     @routes.post("/blocks")
     async def blocks(http: Request) -> Response:
         """Tickets for the longest cached run of the given block hashes."""
-        request = await front.receive(http, BlocksRequest)
+        request = await front.receive(http, BlocksRequest, while_draining=True)  # who takes over wants them
         check_blocks_request(request, limits)
         message = Lookup(request.request_id, request.hashes)
         return FrameResponse(partial(_hold, front, message, engine.lease_s, incoming(http.headers.raw)))
@@ -48,19 +49,21 @@ async def _hold(
     """Forwards frames until the caller leaves (which cancels this), an error ends the stream, or the lease is over."""
     lease_s = front.config.engine.lease_s
     over = PrefillLost(f"the lease of {lease_s:g} s is over")
-    began, leased_at, num_blocks = time.perf_counter(), None, 0
+    source = message.request.source if isinstance(message, Prefill) else None
+    began, leased_at, num_blocks = time.perf_counter(), 0.0, 0
     with front.working_on(message, timeout_s, caller) as stream:
         try:
-            await write([front.accepted(with_peer=True)])
-            async for frames in stream.batches():
-                tickets = [frame for frame in frames if isinstance(frame, Ticket)]
-                num_blocks += sum(len(ticket.blocks) for ticket in tickets)
-                if any(ticket.last for ticket in tickets):
-                    stream.expire(lease_s, over)
-                    leased_at = time.perf_counter()
-                await write(frames)
+            async with beside(stream, fetch_source(front, stream, source)):
+                await write([front.accepted(with_peer=True)])
+                async for frames in stream.batches():
+                    tickets = [frame for frame in frames if isinstance(frame, Ticket)]
+                    num_blocks += sum(len(ticket.blocks) for ticket in tickets)
+                    if any(ticket.last for ticket in tickets):
+                        stream.expire(lease_s, over)
+                        leased_at = time.perf_counter()
+                    await write(frames)
         finally:
             now = time.perf_counter()
-            if leased_at is not None:
+            if leased_at:
                 stream.trace.record("lease", now - leased_at, blocks=num_blocks)
             front.log_end(blocks=num_blocks, seconds=round(now - began, 6))

@@ -69,6 +69,9 @@ class GenerateRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Seconds that remain of the caller's deadline."""
     prefill: str | None = None
     """Base URL of the prefill worker, or None to compute the prompt where the request lands."""
+    source: str | None = None
+    """Base URL of any worker that may have the beginning of the tokens cached: whoever computes them reads from there
+    what it lacks. Only a hint: a source that is lost, late or has nothing costs time, never the request."""
 
 
 class BlocksRequest(Struct, frozen=True, kw_only=True):
@@ -172,6 +175,8 @@ class Done(Struct, frozen=True, tag="done", kw_only=True, omit_defaults=True):
     """Prompt tokens that the prefill worker computed."""
     pulled_blocks: int = 0
     pulled_bytes: int = 0
+    sourced_blocks: int = 0
+    """Of the pulled blocks, those that were in the cache of the request's `source`."""
 
 
 class Error(Struct, frozen=True, tag="error", kw_only=True, omit_defaults=True):
