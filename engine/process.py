@@ -168,16 +168,8 @@ class EngineProcess:
         released, redeemer.released = tuple(redeemer.released), []
         events = self._events(snapshot=False)
         engine.timings.clear()
-        self._send(
-            StepOutputs(
-                outputs,
-                released,
-                events if self._subscribed else None,
-                self._load(),
-                self._stats(),
-                engine.spans.drain(),
-            )
-        )
+        load, stats, spans = self._load(), self._stats(), engine.spans.drain()
+        self._send(StepOutputs(outputs, released, events if self._subscribed else None, load, stats, spans=spans))
 
     def _ask_source(self, wanted: Wanted) -> None:
         """At once: the source answers while the step of the others runs here."""
