@@ -8,15 +8,14 @@ other workers is the Redeemer's part.
 
 import time
 from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from typing import Protocol
 
 from torch import Tensor
 
 from penstock.engine.config import EngineConfig
-from penstock.engine.kv.layout import num_blocks_for
-from penstock.engine.kv.pool import BlockPool
+from penstock.engine.kv.pool import BlockPool, num_blocks_for
 from penstock.engine.messages import Output, Stats
 from penstock.engine.runner import Runner
 from penstock.engine.sampler import Sampled, SampleRow, sample
@@ -157,7 +156,15 @@ class Engine:
             leased=leased,
             free_blocks=self.pool.num_free,
             num_blocks=self.pool.num_blocks,
+            evictable_blocks=self.pool.num_evictable,
+            prefill_tokens=sum(each.num_pending for each in self._prompts()),
+            context_tokens=sum(each.num_computed for each in self.running if each.num_pending == 1),
         )
+
+    def _prompts(self) -> Iterator[Sequence]:
+        """Those that compute a prompt here or wait to."""
+        yield from (each for each in self.running if each.num_pending > 1)
+        yield from (each for each in self.waiting if each.request.role is not Role.PULL)
 
     def stats(self) -> Stats:
         """Counters since start."""
@@ -343,6 +350,8 @@ class Engine:
                 prefilled_tokens=request.prefilled_tokens,
                 pulled_blocks=request.pulled_blocks,
                 pulled_bytes=request.pulled_blocks * block_bytes,
+                pulls=request.pulls,
+                pull_s=request.pull_s,
                 sourced_blocks=request.sourced_blocks,
             )
             self._emit(request, done)
@@ -358,7 +367,12 @@ class Engine:
 
 def _timing(work: Seq[tuple[Sequence, int]], seconds: float) -> StepTiming:
     """What one step computed, and how long it took."""
-    prefill = sum(rows for sequence, rows in work if sequence.num_pending > 1)
-    total = sum(rows for _, rows in work)
-    context = sum(sequence.num_computed + rows for sequence, rows in work)
-    return StepTiming(prefill, total - prefill, context, seconds)
+    prefill = decode = context = pairs = 0
+    for sequence, rows in work:
+        if sequence.num_pending > 1:
+            prefill += rows
+            pairs += rows * sequence.num_computed + rows * (rows + 1) // 2
+        else:
+            decode += rows
+            context += sequence.num_computed + rows
+    return StepTiming(prefill, decode, context, seconds, pairs)

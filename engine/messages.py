@@ -76,6 +76,8 @@ class Limits(Struct, frozen=True):
     max_context_tokens: int
     block_size: int
     num_blocks: int
+    kind: str = ""
+    """Device and number format; see hop.Readiness."""
 
 
 class Started(Struct, frozen=True, tag=True):

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from penstock.engine.engine import Engine
-from penstock.engine.kv.layout import num_blocks_for
+from penstock.engine.kv.pool import num_blocks_for
 from penstock.engine.messages import Wanted
 from penstock.engine.sequence import Request, Role, Sequence
 from penstock.engine.transfer import Event, Puller, PullFailed, PullVerified, QuarantineReleased
@@ -44,11 +44,13 @@ class Pull:
     num_ticketed: int = 0
     """Ticketed blocks of the sequence, counted from its first; a source is asked only for those after the matched."""
     last_seen: bool = False
+    began: float = 0.0
+    """When the reads began that are under way."""
     quarantined: set[int] = field(default_factory=set)
     dropped: bool = False
     """The request has ended; what is left is to give the blocks back."""
-    began: float | None = None
-    """When the first read started, by time.monotonic."""
+    first_read_at: float | None = None
+    """By time.monotonic."""
 
     @property
     def num_tokens(self) -> int:
@@ -236,7 +238,10 @@ class Redeemer:
                 reads.append((block, pull.blocks[position]))
                 pull.position_of[pull.blocks[position]] = position
         if reads:
-            pull.began = pull.began or time.monotonic()
+            pull.first_read_at = pull.first_read_at or time.monotonic()
+            if len(reads) == len(pull.position_of):
+                pull.began = time.monotonic()
+                pull.request.pulls += 1
             self._puller.submit(BlockPull(pull.key, pull.peer.generation, reads))
 
     def _verified(self, pull: Pull, event: PullVerified) -> None:
@@ -251,6 +256,8 @@ class Redeemer:
             position = pull.position_of.pop(block)
             if (position + 1) * size <= pull.num_tokens and self._engine.budget.prefix_cache:
                 self._engine.pool.commit(block, sequence.stored_block(position))
+        if not pull.position_of:
+            pull.request.pull_s += time.monotonic() - pull.began
 
     def _lost(self, pull: Pull, event: PullFailed) -> None:
         for block in event.local_blocks:
@@ -263,8 +270,8 @@ class Redeemer:
         request = pull.request
         del self._pulls[request]
         del self._by_key[pull.key]
-        if pull.began is not None:
-            self._engine.spans.add(request, "transfer", pull.began, request.pulled_blocks)
+        if pull.first_read_at is not None:
+            self._engine.spans.add(request, "transfer", pull.first_read_at, request.pulled_blocks)
         if request.role is Role.PULL:
             self._engine.join(request, pull.blocks, pull.num_tokens)
         else:

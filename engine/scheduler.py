@@ -10,7 +10,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from penstock.engine.kv.layout import num_blocks_for
+from penstock.engine.kv.pool import num_blocks_for
 from penstock.engine.sequence import Role, Sequence
 
 

@@ -108,6 +108,10 @@ class Request:
     source: str | None = None
     """GENERATE, PREFILL: the worker to ask for cached blocks when this request is admitted; None once it was asked."""
     pulled_blocks: int = 0
+    pulls: int = 0
+    """Times that reading began with none being read."""
+    pull_s: float = 0.0
+    """Seconds in which blocks were being read."""
     sourced_blocks: int = 0
     traced: bool = False
     queued_at: float = 0.0

@@ -98,10 +98,11 @@ class Placer:
         matched = self._index.match(trial.hashes)
         give_up = min(asyncio.get_running_loop().time() + self._wait_s, deadline)
         while True:
-            placement = self._choose(len(request.prompt), matched, trial)
+            wanted = self._wanted(request, num_answers, matched)
+            placement = self._choose(wanted, trial)
             if placement is not None:
                 trial.attempts += 1
-                return self._book(placement, request, num_answers, trial, matched)
+                return self._book(placement, request, wanted, trial)
             if isinstance(trial.last_error, Overloaded):
                 await self._back_off(trial)
                 continue
@@ -157,14 +158,22 @@ class Placer:
         if isinstance(error, DeadlineExceeded) or trial.attempts >= self._max_attempts:
             raise error
 
-    def _choose(self, prompt_tokens: int, matched: dict[str, int], trial: Trial) -> Placement | None:
+    def _wanted(self, request: GenerateRequest, num_answers: int, matched: dict[str, int]) -> PlacementRequest:
+        usual = self._cluster.books.model.output_tokens
+        return PlacementRequest(
+            prompt_tokens=len(request.prompt),
+            cached_tokens=matched,
+            output_tokens=min(request.sampling.max_tokens, usual),
+            num_answers=num_answers,
+        )
+
+    def _choose(self, wanted: PlacementRequest, trial: Trial) -> Placement | None:
         """Without the workers that failed this request; else also with those that came back since."""
         snapshot = self._cluster.snapshot()
-        excluded = frozenset(trial.excluded)
-        placement = self._policy.choose(PlacementRequest(prompt_tokens, matched, excluded), snapshot)
+        placement = self._policy.choose(replace(wanted, excluded=frozenset(trial.excluded)), snapshot)
         if placement is None and trial.excluded:
             still = frozenset(url for url, arrival in trial.excluded.items() if self._cluster.arrivals(url) == arrival)
-            placement = self._policy.choose(PlacementRequest(prompt_tokens, matched, still), snapshot)
+            placement = self._policy.choose(replace(wanted, excluded=still), snapshot)
         return placement
 
     async def _back_off(self, trial: Trial) -> None:
@@ -176,16 +185,12 @@ class Placer:
         trial.last_error = None
         trial.excluded.clear()
 
-    def _book(
-        self, placement: Placement, request: GenerateRequest, num_answers: int, trial: Trial, matched: dict[str, int]
-    ) -> Placed:
+    def _book(self, placement: Placement, request: GenerateRequest, wanted: PlacementRequest, trial: Trial) -> Placed:
         hashes = trial.hashes or []
         computing = placement.prefill or placement.decode
-        known = matched.get(computing, 0)
+        known = wanted.cached_tokens.get(computing, 0)
         self._index.record(computing, hashes)
-        reservation = self._cluster.reserve(
-            placement, len(request.prompt) - known, request.sampling.max_tokens * num_answers
-        )
+        reservation = self._cluster.reserve(placement, wanted)
         self._metrics.placements.labels(kind="disaggregated" if placement.prefill else "decode_alone").inc()
         new_hashes = hashes[known // self._index.block_tokens :]
         return Placed(placement.decode, placement.prefill, request.salt, reservation, hashes, new_hashes)

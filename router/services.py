@@ -8,7 +8,7 @@ from pathlib import Path
 
 from penstock.errors import ConfigError, RequestError
 from penstock.hop import new_session
-from penstock.router.cluster import Cluster
+from penstock.router.cluster import Cluster, Member
 from penstock.router.config import RouterConfig
 from penstock.router.discovery import api_of_this_pod, discover
 from penstock.router.http import Lifelines
@@ -59,9 +59,9 @@ class Services:
                 wait_s=self.config.worker_wait_s,
             )
             for url in self.config.decode_urls:
-                self.cluster.add(url, "decode")
+                self.cluster.add(Member(url, "decode"))
             for url in self.config.prefill_urls:
-                self.cluster.add(url, "prefill")
+                self.cluster.add(Member(url, "prefill"))
             discovery = asyncio.create_task(self._discover(), name="discovery")
             try:
                 yield

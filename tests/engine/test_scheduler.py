@@ -3,8 +3,7 @@
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from penstock.engine.kv.layout import num_blocks_for
-from penstock.engine.kv.pool import BlockPool
+from penstock.engine.kv.pool import BlockPool, num_blocks_for
 from penstock.engine.scheduler import Budget, Plan, schedule
 from penstock.engine.sequence import Request, Role, Sequence
 from penstock.hashing import BlockHasher

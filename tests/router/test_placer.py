@@ -5,7 +5,7 @@ import asyncio
 import aiohttp
 
 from penstock.protocol import GenerateRequest, Sample, SamplingParams
-from penstock.router.cluster import Cluster, Worker
+from penstock.router.cluster import Cluster, Member
 from penstock.router.metrics import Metrics
 from penstock.router.placer import Placer, Trial
 from penstock.router.policy import LeastWork
@@ -18,7 +18,8 @@ def test_only_the_answers_that_are_placed_are_booked() -> None:
     async def test() -> None:
         async with aiohttp.ClientSession() as session:
             cluster = Cluster(session, 1.0)
-            worker = cluster._workers["http://d"] = Worker("http://d", "decode", ready=True)
+            cluster.add(Member("http://d", "decode"))
+            cluster.workers[0].ready = True
             placer = Placer(session, cluster, LeastWork(), PrefixIndex(9), Metrics(), max_attempts=4, wait_s=1.0)
             request = GenerateRequest(
                 request_id="r",
@@ -28,7 +29,8 @@ def test_only_the_answers_that_are_placed_are_booked() -> None:
             )
             for num_answers in (3, 1):
                 placed = await placer.place(request, num_answers, Trial(), asyncio.get_running_loop().time() + 1)
-                assert worker.output_tokens == 20 * num_answers
+                assert cluster.snapshot().decode[0].output_tokens == 20 * num_answers
                 placed.reservation.release()
+            await cluster.close()
 
     asyncio.run(test())
