@@ -163,7 +163,7 @@ class Striker(threading.Thread):
 
     def _all_back(self) -> bool:
         """Starts again whatever has ended, as a supervisor would."""
-        for each in (*self._deployment.workers, *self._deployment.routers):
+        for each in self._deployment.members:
             if not each.process.alive:
                 self.num_started += 1
                 each.restart()

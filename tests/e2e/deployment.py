@@ -83,15 +83,16 @@ class Router:
 
     def __init__(self, name: str, config: RouterConfig, surroundings: Surroundings) -> None:
         self.name = name
+        self.config = config
+        self.surroundings = surroundings
         self.url = f"http://127.0.0.1:{config.port}"
-        self._start = lambda: start_router(config, surroundings)
-        self.process = self._start()
+        self.process = start_router(config, surroundings)
 
     def restart(self) -> None:
         """Starts it anew if it has died. `Deployment.wait_ready` waits for it."""
         if not self.process.alive:
             self.process.wait_gone()
-            self.process = self._start()
+            self.process = start_router(self.config, self.surroundings)
             self.process.wait_ready()
 
 
@@ -138,7 +139,7 @@ class Deployment:
                     self.workers.append(Worker(name, config, around))
             self.prefill, self.decode = self.workers[:prefill], self.workers[prefill:]
             at = {worker: reached_at(worker.name, worker.url) for worker in self.workers}
-            lists = {
+            lists: dict[str, Any] = {
                 "prefill": ",".join(at[worker] for worker in self.prefill),
                 "decode": ",".join(at[worker] for worker in self.decode),
             }
@@ -169,8 +170,13 @@ class Deployment:
 
     def close(self) -> None:
         """Kills everything, frozen or not."""
-        for each in (*self.workers, *self.routers):
+        for each in self.members:
             each.process.kill()
+
+    @property
+    def members(self) -> "list[Worker | Router]":
+        """Whatever may die."""
+        return [*self.workers, *self.routers]
 
     @property
     def url(self) -> str:
