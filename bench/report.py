@@ -61,11 +61,11 @@ class Report:
     """The rows of one benchmark."""
 
     name: str
-    module: str = ""
-    """Of bench, where it is not called as the result is."""
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What a reader must know to judge the rows: configurations, what was left out and why."""
+    module: str = ""
+    """Of bench, where it is not called as the result is."""
 
     def finish(self) -> None:
         """Prints the table and writes bench/results/NAME.json."""
