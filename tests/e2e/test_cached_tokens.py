@@ -1,17 +1,14 @@
-"""What the router predicts of caches is what requests find there, while caches overflow; and tenants see only their own."""
+"""What the router predicts of caches is what requests find there, while caches overflow."""
 
 import asyncio
 import random
-import statistics
-import time
-from typing import Any
 
 import openai
 import pytest
 
-from tests.e2e.client import completion, new_async_client, new_client, random_prompt, stream_completion
+from tests.e2e.client import new_async_client, random_prompt, stream_completion
 from tests.e2e.conftest import Deploy
-from tests.e2e.deployment import Deployment, metrics_of
+from tests.e2e.deployment import Deployment
 
 REQUESTS, CONVERSATIONS = 600, 6
 
