@@ -78,7 +78,7 @@ class BlockPool:
         then what was wanted last goes first. Until `unwant`."""
         for name in hashes:
             self._wanted[name] = self._wanted.get(name, 0) + 1
-            block = self._by_hash.get(name)
+            block = self._by_hash.get(name, -1)
             if block in self._cached:
                 del self._cached[block]
                 self._kept[block] = None
@@ -87,7 +87,7 @@ class BlockPool:
         """Whoever wanted these waits no more."""
         for name in hashes:
             if not _count_down(self._wanted, name):
-                block = self._by_hash.get(name)
+                block = self._by_hash.get(name, -1)
                 if block in self._kept:
                     del self._kept[block]
                     self._cached[block] = None
@@ -113,8 +113,8 @@ class BlockPool:
     def acquire(self, blocks: Iterable[int]) -> None:
         """Takes one reference to each of `blocks` (matched or already held)."""
         for block in blocks:
-            if self._refs[block] == 0:
-                (self._cached if block in self._cached else self._kept).pop(block, None)
+            self._cached.pop(block, None)
+            self._kept.pop(block, None)
             self._refs[block] += 1
 
     def allocate(self, count: int) -> list[int]:
