@@ -14,8 +14,16 @@ there are in the queue on average; and as many streams share the steps of an ans
 
 from typing import NamedTuple, TypeAlias
 
-from penstock.router.placement.costs import LinkCost, attention_pairs
-from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Prediction, WorkerState
+from penstock.router.placement.costs import attention_pairs
+from penstock.router.policy import (
+    ClusterSnapshot,
+    LinkClass,
+    Placement,
+    PlacementRequest,
+    Prediction,
+    WorkerState,
+    link_class,
+)
 
 _NEVER_S = 1e9
 """For memory that will not come free: chosen only where nothing else is left."""
@@ -76,16 +84,16 @@ class Seconds:
         return sorted(found, key=lambda placement: placement.prediction.total_s if placement.prediction else 0.0)
 
     def predict(self, request: PlacementRequest, cluster: ClusterSnapshot, placement: Placement) -> Prediction | None:
-        """What a placement that another policy chose will take; None when its workers are not in the snapshot."""
-        scene = Scene(request, cluster, pulls=placement.source is not None)
+        """What any placement will take, whoever chose it; None when its workers are not in the snapshot."""
         workers = {worker.url: worker for worker in (*cluster.prefill, *cluster.decode)}
-        decode, prefill = workers.get(placement.decode), workers.get(placement.prefill or placement.decode)
-        if decode is None or prefill is None:
+        decode, computes = workers.get(placement.decode), workers.get(placement.prefill or placement.decode)
+        if decode is None or computes is None:
             return None
-        pair = prefill if placement.prefill else None
-        return scene.placement(
-            pair, decode, scene.computing(prefill, alone=pair is None), scene.decoding(decode)
-        ).prediction
+        scene = Scene(request, cluster, pulls=False)
+        source = workers.get(placement.source) if placement.source else None
+        computing = scene.computing(computes, alone=placement.prefill is None, source=source)
+        prefill = computes if placement.prefill else None
+        return scene.placement(prefill, decode, computing, scene.decoding(decode)).prediction
 
 
 class Scene:
@@ -161,25 +169,42 @@ class Scene:
         )
         return Placement(decode.url, prefill.url if prefill else None, computing.source, prediction)
 
-    def computing(self, worker: WorkerState, *, alone: bool = False) -> Computing:
-        """The prompt on `worker`, which pulls cached KV first if that is cheaper. `alone`: it also decodes."""
-        cached = min(self._request.cached_tokens.get(worker.url, 0), self._request.prompt_tokens - 1)
-        found = self._computing(worker, cached, None, alone)
-        links: set[LinkCost] = set()
-        for tokens, holder in self._holders:
-            if tokens <= cached or len(links) == 2:
+    def computing(self, worker: WorkerState, *, alone: bool = False, source: WorkerState | None = None) -> Computing:
+        """The prompt on `worker`, which pulls KV from `source`, or from the best holder if that is cheaper than not to.
+
+        `alone`: it also decodes.
+        """
+        cached = self._cached(worker)
+        if source is not None:
+            return self._pulling(worker, cached, source, alone)
+        found = self._computing(worker, cached, alone)
+        classes: set[LinkClass] = set()
+        for holder in self._holders:
+            if self._cached(holder) <= cached or len(classes) == 2:
                 break
-            link = self._cluster.link(holder, worker)
-            if holder.url != worker.url and holder.revision == worker.revision and link not in links:
-                links.add(link)
-                hop_s = max(0.0, self._cluster.pair_s - self._cluster.alone_s)
-                pulled = self._computing(worker, tokens, (holder.url, hop_s + link.seconds(tokens - cached)), alone)
+            link = link_class(holder, worker)
+            if holder.revision == worker.revision and link not in classes:  # those who follow hold less
+                classes.add(link)
+                pulled = self._pulling(worker, cached, holder, alone)
                 if pulled.total_s < found.total_s:
                     found = pulled
         return found
 
-    def _computing(self, worker: WorkerState, cached: int, source: tuple[str, float] | None, alone: bool) -> Computing:
-        """With `cached` tokens there when it begins, which come from `source` in so many seconds."""
+    def _cached(self, worker: WorkerState) -> int:
+        """The last token is always computed."""
+        return min(self._request.cached_tokens.get(worker.url, 0), self._request.prompt_tokens - 1)
+
+    def _pulling(self, worker: WorkerState, cached: int, source: WorkerState, alone: bool) -> Computing:
+        """After the rest of what `source` has cached came from there."""
+        tokens = max(cached, self._cached(source))
+        hop_s = max(0.0, self._cluster.pair_s - self._cluster.alone_s)
+        pull_s = hop_s + self._cluster.link(source, worker).seconds(tokens - cached)
+        return self._computing(worker, tokens, alone, pull_s, source.url)
+
+    def _computing(
+        self, worker: WorkerState, cached: int, alone: bool, pull_s: float = 0.0, source: str | None = None
+    ) -> Computing:
+        """With `cached` tokens there when it begins; some of them take `pull_s` from now to come from `source`."""
         request, cost = self._request, worker.cost
         streams = worker.streams
         shared_s = streams * cost.decode_token_s + worker.context_tokens * cost.context_token_s + cost.step_s
@@ -196,7 +221,7 @@ class Scene:
         pairs = self._prompt_pairs - cached * (cached + 1) // 2
         work_s = tokens * cost.prefill_token_s + pairs * cost.prefill_pair_s
         prefill_s = work_s + steps * shared_s
-        pull_s = max(0.0, source[1] - queue_s) if source else 0.0
+        pull_s = max(0.0, pull_s - queue_s)
         others_s = streams * work_s + self._waiting[worker.role] * prefill_s
         evict_s = 0.0 if alone else self._evict_s(worker, request.prompt_tokens)
         return Computing(
@@ -208,7 +233,7 @@ class Scene:
             evict_s,
             cached,
             tokens - (steps - 1) * chunk,
-            source[0] if source else None,
+            source,
         )
 
     def decoding(self, worker: WorkerState) -> Decoding:
@@ -248,15 +273,10 @@ class Scene:
         link = self._cluster.link(prefill, decode)
         return max(link.seconds(min(missing, computing.last_tokens)), link.seconds(missing) - computing.prefill_s)
 
-    def _find_holders(self) -> list[tuple[int, WorkerState]]:
-        """Who has cached KV of this prompt, the most first; the last token is always computed."""
-        cached, most = self._request.cached_tokens, self._request.prompt_tokens - 1
-        holders = [
-            (min(cached[worker.url], most), worker)
-            for worker in (*self._cluster.prefill, *self._cluster.decode)
-            if cached.get(worker.url, 0) > 0 and worker.url not in self._request.excluded
-        ]
-        return sorted(holders, key=lambda holder: -holder[0])
+    def _find_holders(self) -> list[WorkerState]:
+        """Who has cached KV of this prompt, the most first."""
+        holders = [each for each in (*self._prefill, *self._decode) if self._request.cached_tokens.get(each.url)]
+        return sorted(holders, key=self._cached, reverse=True)
 
 
 def _by_total(item: tuple[Computing | Decoding, WorkerState]) -> float:
