@@ -173,10 +173,11 @@ class Generation:
             self.cached_tokens = frame.cached_tokens
         tokens, logprobs = answer.take(frame)
         placed.reservation.produced(len(tokens))
-        self._placer.computed(placed)
+        self._placer.computed(placed, frame.cached_tokens)
         return Output(self._first_choice + answer.index, tuple(tokens), tuple(logprobs)) if tokens else None
 
     def _done(self, frame: Done, placed: Placed) -> None:
+        self._placer.finished(placed, frame)
         if self.cached_tokens is None and not placed.is_resume:
             self.cached_tokens = frame.cached_tokens
         self._placer.learned(placed, self.prompt + self._answers[0].output)

@@ -18,9 +18,10 @@ from penstock.errors import (
     TransferError,
     WorkerLost,
 )
-from penstock.protocol import GenerateRequest
+from penstock.protocol import Done, GenerateRequest
 from penstock.router.cluster import Cluster, Reservation
 from penstock.router.metrics import Metrics
+from penstock.router.placement.journal import Decision, Journal
 from penstock.router.policy import Placement, PlacementRequest, Policy
 from penstock.router.prefix_index import PrefixIndex
 
@@ -59,6 +60,9 @@ class Placed:
     hashes: list[bytes]
     new_hashes: list[bytes]
     """Of the blocks that the computing worker is about to learn."""
+    decision: Decision
+    placed_at: float
+    """On the event loop's clock."""
     is_resume: bool = False
     is_accepted: bool = False
     is_computed: bool = False
@@ -74,6 +78,7 @@ class Placer:
         policy: Policy,
         index: PrefixIndex,
         metrics: Metrics,
+        journal: Journal,
         *,
         max_attempts: int,
         wait_s: float,
@@ -83,6 +88,7 @@ class Placer:
         self._policy = policy
         self._index = index
         self._metrics = metrics
+        self._journal = journal
         self._max_attempts = max_attempts
         self._wait_s = wait_s
 
@@ -121,16 +127,23 @@ class Placer:
         if self._cluster.met(placed.decode, generation):
             self._index.forget(placed.decode)
 
-    def computed(self, placed: Placed) -> None:
+    def computed(self, placed: Placed, cached_tokens: int | None) -> None:
         """The first token came, so the decode worker holds the prompt: until now another request for it would have
         found nothing there, and computing it on the prefill worker was the better choice."""
         if not placed.is_computed:
             placed.is_computed = True
             self._index.record(placed.decode, placed.hashes)
+            if not placed.is_resume:
+                self._came_true(placed, cached_tokens)
 
     def learned(self, placed: Placed, tokens: list[int]) -> None:
-        """The decode worker now holds `tokens`, prompt and answer."""
+        """The decode worker now holds `tokens`, prompt and complete answer."""
+        self._journal.answered(placed.decision, max(0, len(tokens) - placed.decision.request.prompt_tokens))
         self._index.record(placed.decode, self._index.hash(tokens, placed.salt, placed.hashes))
+
+    def finished(self, placed: Placed, done: Done) -> None:
+        """The stream's last frame came."""
+        self._journal.finished(placed.decision, done)
 
     def failed(self, placed: Placed, trial: Trial, error: RetryableError, *, num_output: int) -> None:
         """Notes what `error` says about the workers, after `num_output` output tokens.
@@ -186,6 +199,7 @@ class Placer:
         trial.excluded.clear()
 
     def _book(self, placement: Placement, request: GenerateRequest, wanted: PlacementRequest, trial: Trial) -> Placed:
+        decision = self._journal.placed(request.request_id, wanted, self._cluster.snapshot(), placement)
         hashes = trial.hashes or []
         computing = placement.prefill or placement.decode
         known = wanted.cached_tokens.get(computing, 0)
@@ -193,4 +207,16 @@ class Placer:
         reservation = self._cluster.reserve(placement, wanted)
         self._metrics.placements.labels(kind="disaggregated" if placement.prefill else "decode_alone").inc()
         new_hashes = hashes[known // self._index.block_tokens :]
-        return Placed(placement.decode, placement.prefill, request.salt, reservation, hashes, new_hashes)
+        now = asyncio.get_running_loop().time()
+        return Placed(placement.decode, placement.prefill, request.salt, reservation, hashes, new_hashes, decision, now)
+
+    def _came_true(self, placed: Placed, cached_tokens: int | None) -> None:
+        decision = placed.decision
+        self._journal.came_true(decision, asyncio.get_running_loop().time() - placed.placed_at, cached_tokens)
+        prediction = decision.placement.prediction
+        if prediction is not None and decision.ttft_s is not None:
+            self._metrics.ttft_error.observe(abs(decision.ttft_s - prediction.ttft_s))
+            self._metrics.regret.inc(decision.regret_s or 0.0)
+            if cached_tokens is not None:
+                agrees = str(cached_tokens == prediction.cached_tokens).lower()
+                self._metrics.cached_predictions.labels(exact=agrees).inc()

@@ -14,8 +14,9 @@ from penstock.router.discovery import api_of_this_pod, discover
 from penstock.router.http import Lifelines
 from penstock.router.metrics import Metrics
 from penstock.router.model import load_model
+from penstock.router.placement.journal import Guarded, Journal
 from penstock.router.placer import Placer
-from penstock.router.policy import LeastWork
+from penstock.router.policy import LeastWork, Policy
 from penstock.router.prefix_index import PrefixIndex
 
 _MOST_CHARS_PER_TOKEN = 128
@@ -27,6 +28,7 @@ class Services:
 
     cluster: Cluster
     placer: Placer
+    journal: Journal
 
     def __init__(self, config: RouterConfig) -> None:
         """Reads the model's folder. Raises ConfigError."""
@@ -47,12 +49,14 @@ class Services:
         """Connects to the workers for as long as the block lasts."""
         async with new_session() as session:
             self.cluster = Cluster(session, self.config.poll_s)
+            self.journal = Journal(self.cluster.books.model)
             self.placer = Placer(
                 session,
                 self.cluster,
-                LeastWork(self.config.min_prefill_tokens),
+                self._policy(),
                 PrefixIndex(self.config.index_blocks),
                 self.metrics,
+                self.journal,
                 max_attempts=self.config.max_attempts,
                 wait_s=self.config.worker_wait_s,
             )
@@ -68,6 +72,11 @@ class Services:
                 await asyncio.gather(discovery, return_exceptions=True)
                 await self.cluster.close()
                 self._encoders.shutdown(wait=False, cancel_futures=True)
+
+    def _policy(self) -> Policy:
+        if self.config.policy == "least-work":
+            return LeastWork(self.config.min_prefill_tokens)
+        return Guarded(self.journal, self.config.min_prefill_tokens)
 
     async def _discover(self) -> None:
         if self._api is not None:

@@ -7,6 +7,8 @@ import aiohttp
 from penstock.protocol import GenerateRequest, Sample, SamplingParams
 from penstock.router.cluster import Cluster, Member
 from penstock.router.metrics import Metrics
+from penstock.router.placement.journal import Journal
+from penstock.router.placement.model import CostModel
 from penstock.router.placer import Placer, Trial
 from penstock.router.policy import LeastWork
 from penstock.router.prefix_index import PrefixIndex
@@ -20,7 +22,16 @@ def test_only_the_answers_that_are_placed_are_booked() -> None:
             cluster = Cluster(session, 1.0)
             cluster.add(Member("http://d", "decode"))
             cluster.workers[0].ready = True
-            placer = Placer(session, cluster, LeastWork(), PrefixIndex(9), Metrics(), max_attempts=4, wait_s=1.0)
+            placer = Placer(
+                session,
+                cluster,
+                LeastWork(),
+                PrefixIndex(9),
+                Metrics(),
+                Journal(CostModel()),
+                max_attempts=4,
+                wait_s=1.0,
+            )
             request = GenerateRequest(
                 request_id="r",
                 prompt=(1, 2),

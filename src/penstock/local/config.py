@@ -27,6 +27,12 @@ class LocalConfig:
     served_model_name: str = option(
         "", "Name of the model in the API; when empty, the folder's name or the Hugging Face id."
     )
+    policy: str = option(
+        "seconds",
+        "How the router chooses workers: by predicted seconds (often a decode worker alone while it is idle), or "
+        "least-work, which hands over every prompt but the shortest.",
+        choices=("seconds", "least-work"),
+    )
     log_dir: str = option("", "Folder for the logs of all processes, one file each; empty shows them here.")
 
     def __post_init__(self) -> None:
