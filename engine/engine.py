@@ -111,6 +111,9 @@ class Engine:
 
     def queue(self, sequence: Sequence) -> None:
         """Lets a sequence that holds nothing wait to be admitted."""
+        self._give_up(sequence)
+        if self.budget.prefix_cache:
+            self.pool.touch(self.pool.match(sequence.full_hashes()))
         insort(self.waiting, sequence, key=lambda each: each.request.rank)
 
     def start(self, sequence: Sequence, blocks: list[int], num_cached: int) -> None:
@@ -206,6 +209,9 @@ class Engine:
         already referenced."""
         request = sequence.request
         self.waiting.remove(sequence)
+        hashes = sequence.full_hashes() if self.budget.prefix_cache else []
+        self.pool.expect(hashes[len(matched) :])
+        sequence.num_expected = len(hashes)
         num_tokens = request.num_start_tokens + 1 if request.role is Role.PULL else sequence.num_tokens
         self.num_cached_tokens += len(matched) * self.budget.block_size
         return matched + self.pool.allocate(num_blocks_for(num_tokens, self.budget.block_size) - len(matched))
@@ -350,8 +356,14 @@ class Engine:
 
     def _free(self, sequence: Sequence) -> None:
         self.pool.free(sequence.blocks)
+        self._give_up(sequence)
         sequence.blocks = []
         sequence.num_computed = sequence.num_committed = 0
+
+    def _give_up(self, sequence: Sequence) -> None:
+        """Nobody need wait for what the sequence has not computed or pulled."""
+        self.pool.give_up(sequence.hashes[sequence.num_committed : sequence.num_expected])
+        sequence.num_expected = 0
 
     def _emit(self, request: Request, frame: object) -> None:
         self.outputs.append(Output(request.wire.request_id, frame))  # type: ignore[arg-type]

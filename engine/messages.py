@@ -74,6 +74,8 @@ class Limits(Struct, frozen=True):
     num_blocks: int
     kind: str = ""
     """Device and number format; see hop.Readiness."""
+    model: str = ""
+    """Fingerprint of tokenizer and architecture."""
 
 
 class Started(Struct, frozen=True, tag=True):

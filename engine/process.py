@@ -12,6 +12,7 @@ import traceback
 import uuid
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
+from typing import Any
 
 from msgspec import Struct, structs
 
@@ -25,7 +26,7 @@ from penstock.engine.sequence import Role
 from penstock.engine.transfer import Event as PullEvent
 from penstock.engine.transfer import Puller, PullVerified, Regions, make_transport
 from penstock.errors import WorkerLost
-from penstock.protocol import HEARTBEAT_S, Events, Load, Peer, StepTiming
+from penstock.protocol import HEARTBEAT_S, Events, Load, Peer, StepTiming, event_blocks
 
 
 def run_engine(config: EngineConfig, connection: Connection) -> None:
@@ -155,18 +156,21 @@ class EngineProcess:
             case messages.Cancel(request_id):
                 engine.cancel(request_id)
             case messages.Snapshot():
-                self._subscribed = True
+                if self._subscribed:
+                    self._send(StepOutputs(events=self._send_events()))  # earlier subscribers skip the snapshot
                 engine.pool.drain_events()
-                self._send(StepOutputs(events=self._events(snapshot=True)))
+                self._subscribed = True
+                self._send_snapshot()
 
     def _flush(self) -> None:
         """One message with all that this round of the loop produced."""
         engine, redeemer = self._engine, self._redeemer
         outputs, engine.outputs = tuple(engine.outputs), []
         released, redeemer.released = tuple(redeemer.released), []
-        events = self._events(snapshot=False)
+        events = self._send_events() if self._subscribed else None
+        engine.pool.drain_events()
         engine.timings.clear()
-        self._send(StepOutputs(outputs, released, events if self._subscribed else None, self._load(), self._stats()))
+        self._send(StepOutputs(outputs, released, events, self._load(), self._stats()))
 
     def _ask_source(self, wanted: Wanted) -> None:
         """At once: the source answers while the step of the others runs here."""
@@ -195,18 +199,36 @@ class EngineProcess:
             silent_peers=len(self._puller.silent),
         )
 
-    def _events(self, *, snapshot: bool) -> Events:
+    def _send_events(self) -> Events:
+        """Sends what changed, but for the last frame, which is mostly the only one: that goes with the outputs."""
         stored, removed = self._engine.pool.drain_events()
+        size = event_blocks(self._engine.budget.block_size)
+        start = 0
+        while max(len(stored), len(removed)) - start > size:
+            stop = start + size
+            self._send(StepOutputs(events=self._numbered(stored=stored[start:stop], removed=removed[start:stop])))
+            start = stop
+        return self._numbered(stored=stored[start:], removed=removed[start:], timings=tuple(self._engine.timings))
+
+    def _send_snapshot(self) -> None:
+        """The whole prefix cache, in parts that neither pipe nor stream is long busy with."""
+        engine = self._engine
+        blocks = tuple(engine.pool.snapshot())
+        block_size = engine.budget.block_size if engine.budget.prefix_cache else 0
+        size = event_blocks(engine.budget.block_size)
+        for part, start in enumerate(range(0, max(1, len(blocks)), size)):
+            events = self._numbered(
+                snapshot=True,
+                part=part,
+                more=start + size < len(blocks),
+                block_size=block_size,
+                stored=blocks[start : start + size],
+            )
+            self._send(StepOutputs(events=events))
+
+    def _numbered(self, **content: Any) -> Events:
         self._events_sequence += 1
-        return Events(
-            generation=self._generation,
-            sequence=self._events_sequence,
-            snapshot=snapshot,
-            stored=self._engine.pool.snapshot() if snapshot else stored,
-            removed=() if snapshot else removed,
-            load=self._load(),
-            timings=tuple(self._engine.timings),
-        )
+        return Events(generation=self._generation, sequence=self._events_sequence, load=self._load(), **content)
 
     def _send(self, message: Struct) -> None:
         with self._send_lock:

@@ -56,7 +56,17 @@ class RouterConfig:
         "Uncached prompt tokens from which least-work uses a prefill worker: less than a block is no hand-over.",
         unit="tokens",
     )
-    index_blocks: int = option(100_000, "How many blocks of 16 tokens the prefix index remembers.", unit="blocks")
+    index_blocks: int = option(
+        5_000_000,
+        "Most cached blocks that the prefix index remembers, in equal shares for all workers; each takes 200 bytes.",
+        unit="blocks",
+    )
+    secret: str = option("", "Key of what workers are told of tenants' salts, equal on all routers of a deployment.")
+    turn_cache_bytes: int = option(
+        128 * 2**20,
+        "Memory for the tokens of messages: of a conversation's next turn only what is new is tokenized.",
+        unit="bytes",
+    )
     encode_inline_chars: int = option(
         8_192, "Longer texts are tokenized in a thread, so that no stream waits more than a few ms.", unit="characters"
     )

@@ -121,7 +121,7 @@ class Generation:
             except RetryableError as error:
                 self._placer.failed(placed, trial, error, num_output=sum(len(answer.output) for answer in answers))
             finally:
-                placed.reservation.release()
+                self._placer.ended(placed)
             for answer in answers:
                 if answer.finish_reason is None:
                     answer.end_by_output(self._sampling, self._end_ids)
@@ -151,7 +151,7 @@ class Generation:
                     if event is not None:
                         yield event
                     if all(answer.finish_reason for answer in answers) and any(answer.is_cut for answer in answers):
-                        self._placer.learned(placed, self.prompt + self._answers[0].output)
+                        self._placer.learned(placed, self._answers[0].output)
                         return  # leaving closes the connection, which cancels what the worker would still generate
         if any(answer.finish_reason is None for answer in answers):
             raise WorkerLost(f"{placed.decode} was done before every answer was")
@@ -180,7 +180,7 @@ class Generation:
         self._placer.finished(placed, frame)
         if self.cached_tokens is None and not placed.is_resume:
             self.cached_tokens = frame.cached_tokens
-        self._placer.learned(placed, self.prompt + self._answers[0].output)
+        self._placer.learned(placed, self._answers[0].output)
 
     def _body(self, answers: list[Answer], placed: Placed) -> GenerateRequest:
         remaining_s = self._deadline - asyncio.get_running_loop().time()

@@ -42,12 +42,6 @@ class Metrics:
             "Time by which first tokens came later than another choice was predicted to bring them",
             registry=self.registry,
         )
-        self.cached_predictions = Counter(
-            "penstock_router_cached_token_predictions",
-            "Predictions of cached prompt tokens, by whether they were exact",
-            ["exact"],
-            registry=self.registry,
-        )
         self.drift_alarm = Gauge(
             "penstock_router_drift_alarm",
             "1 while predictions of this are off and placement is by load only",
@@ -63,6 +57,21 @@ class Metrics:
         self.placements = Counter("penstock_router_placements", "Placements by kind", ["kind"], registry=self.registry)
         self.replacements = Counter(
             "penstock_router_failed_placements", "Placements that failed, by reason", ["reason"], registry=self.registry
+        )
+        self.event_errors = Counter(
+            "penstock_router_event_errors",
+            "Times a worker's event stream was given up: lost, gap or nonsense",
+            ["worker", "reason"],
+            registry=self.registry,
+        )
+        self.predictions = Counter(
+            "penstock_router_predicted_requests",
+            "Requests by how the cached prompt tokens compare with what the router predicted: exact, fewer or more",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.index_blocks = Gauge(
+            "penstock_router_index_blocks", "Cached blocks that the prefix index knows", registry=self.registry
         )
         self.discovery_errors = Counter(
             "penstock_router_discovery_errors",

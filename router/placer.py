@@ -20,13 +20,14 @@ from penstock.errors import (
 )
 from penstock.protocol import Done, GenerateRequest
 from penstock.router.cluster import Cluster, Reservation
+from penstock.router.index.keys import PromptKeys
+from penstock.router.index.prefix_index import Prediction, PrefixIndex
 from penstock.router.metrics import Metrics
 from penstock.router.placement.journal import Decision, Journal
 from penstock.router.policy import Placement, PlacementRequest, Policy
-from penstock.router.prefix_index import PrefixIndex
 
-_LONG_PROMPT_TOKENS = 16_384
-"""Hashing more takes over 2 ms and is done in a thread."""
+CONFIRMATION_S = 1.0
+"""So long after a worker has computed what it was given, its events must have told of it."""
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ class Trial:
     excluded: dict[str, int] = field(default_factory=dict)
     """Workers that failed it, with the number of their arrival: after a restart they are worth a try again."""
     last_error: RetryableError | None = None
-    hashes: list[bytes] | None = None
-    """Of the prompt's blocks, made when first needed."""
+    keys: PromptKeys | None = None
+    """Of the prompt, made when first needed."""
     streaming: bool = False
     lost_at: int | None = None
     """How many output tokens there were when a worker that had taken the request was last lost."""
@@ -55,11 +56,13 @@ class Placed:
 
     decode: str
     prefill: str | None
-    salt: str
     reservation: Reservation
-    hashes: list[bytes]
-    new_hashes: list[bytes]
-    """Of the blocks that the computing worker is about to learn."""
+    keys: PromptKeys
+    """Of the prompt."""
+    cached_tokens: int
+    """Prompt tokens that the computing worker is predicted to find in its cache."""
+    predictions: list[Prediction]
+    """What its workers will hold because of it."""
     decision: Decision
     placed_at: float
     """On the event loop's clock."""
@@ -97,18 +100,15 @@ class Placer:
 
         Raises RetryableError when none comes.
         """
-        if trial.hashes is None and len(request.prompt) > _LONG_PROMPT_TOKENS:
-            trial.hashes = await asyncio.to_thread(self._index.hash, request.prompt, request.salt)
-        elif trial.hashes is None:
-            trial.hashes = self._index.hash(request.prompt, request.salt)
-        matched = self._index.match(trial.hashes)
+        keys = trial.keys = trial.keys or PromptKeys(request.salt, request.prompt)
         give_up = min(asyncio.get_running_loop().time() + self._wait_s, deadline)
         while True:
+            matched = self._index.match(keys)
             wanted = self._wanted(request, num_answers, matched)
             placement = self._choose(wanted, trial)
             if placement is not None:
                 trial.attempts += 1
-                return self._book(placement, request, wanted, trial)
+                return self._book(placement, request, wanted, keys)
             if isinstance(trial.last_error, Overloaded):
                 await self._back_off(trial)
                 continue
@@ -124,22 +124,36 @@ class Placer:
     def accepted(self, placed: Placed, generation: str) -> None:
         """A decode worker answered; another process than before has an empty cache."""
         placed.is_accepted = True
-        if self._cluster.met(placed.decode, generation):
-            self._index.forget(placed.decode)
+        self._index.met(placed.decode, generation)
 
     def computed(self, placed: Placed, cached_tokens: int | None) -> None:
-        """The first token came, so the decode worker holds the prompt: until now another request for it would have
-        found nothing there, and computing it on the prefill worker was the better choice."""
-        if not placed.is_computed:
-            placed.is_computed = True
-            self._index.record(placed.decode, placed.hashes)
-            if not placed.is_resume:
-                self._came_true(placed, cached_tokens)
+        """The first token came, with what was really found in a cache, so the decode worker holds the prompt or soon
+        will: until now another request for it would have found nothing there, and computing it on the prefill worker
+        was the better choice."""
+        if placed.is_computed:
+            return
+        placed.is_computed = True
+        if not placed.is_resume:
+            self._came_true(placed, cached_tokens)
+        if placed.prefill is not None:
+            placed.predictions.append(self._index.predict(placed.decode, placed.keys))
+        if cached_tokens is not None and not placed.is_resume:
+            outcome = _outcome(placed.cached_tokens, cached_tokens)
+            self._metrics.predictions.labels(outcome).inc()
+            if outcome != "exact":
+                log.debug("%s found %d of %d cached tokens", placed.decode, cached_tokens, placed.cached_tokens)
+        self._retract_soon(placed.predictions)
 
-    def learned(self, placed: Placed, tokens: list[int]) -> None:
-        """The decode worker now holds `tokens`, prompt and complete answer."""
-        self._journal.answered(placed.decision, max(0, len(tokens) - placed.decision.request.prompt_tokens))
-        self._index.record(placed.decode, self._index.hash(tokens, placed.salt, placed.hashes))
+    def learned(self, placed: Placed, output: list[int]) -> None:
+        """The decode worker now holds the prompt and `output`, but for its last token, which was never fed to it."""
+        self._journal.answered(placed.decision, len(output))
+        self._retract_soon([self._index.predict(placed.decode, placed.keys.followed_by(output[:-1]))])
+
+    def ended(self, placed: Placed) -> None:
+        """In whatever way. Call once."""
+        placed.reservation.release()
+        if not placed.is_computed:
+            _retract(placed.predictions)
 
     def finished(self, placed: Placed, done: Done) -> None:
         """The stream's last frame came."""
@@ -156,14 +170,12 @@ class Placer:
         log.warning("%s with %s failed a request (%s): %s", placed.decode, placed.prefill, error.code, error)
         if isinstance(error, (PrefillLost, PrefillRefused, TransferError)) and placed.prefill is not None:
             trial.excluded[placed.prefill] = self._cluster.arrivals(placed.prefill)
-            self._index.retract(placed.prefill, placed.new_hashes)
             if isinstance(error, PrefillLost):
                 self._cluster.mark_lost(placed.prefill)
         else:
             trial.excluded[placed.decode] = self._cluster.arrivals(placed.decode)
             if isinstance(error, WorkerLost):
                 self._cluster.mark_lost(placed.decode)
-                self._index.forget(placed.decode)
         if isinstance(error, WorkerLost) and placed.is_accepted:
             if trial.lost_at == num_output:
                 raise WorkerLost(f"a second worker was lost at the same place, maybe by this request: {error}")
@@ -198,17 +210,17 @@ class Placer:
         trial.last_error = None
         trial.excluded.clear()
 
-    def _book(self, placement: Placement, request: GenerateRequest, wanted: PlacementRequest, trial: Trial) -> Placed:
+    def _book(
+        self, placement: Placement, request: GenerateRequest, wanted: PlacementRequest, keys: PromptKeys
+    ) -> Placed:
         decision = self._journal.placed(request.request_id, wanted, self._cluster.snapshot(), placement)
-        hashes = trial.hashes or []
         computing = placement.prefill or placement.decode
-        known = wanted.cached_tokens.get(computing, 0)
-        self._index.record(computing, hashes)
+        cached = max(wanted.cached_tokens.get(url or "", 0) for url in (computing, placement.source))
         reservation = self._cluster.reserve(placement, wanted)
         self._metrics.placements.labels(kind="disaggregated" if placement.prefill else "decode_alone").inc()
-        new_hashes = hashes[known // self._index.block_tokens :]
+        predictions = [self._index.predict(computing, keys)]
         now = asyncio.get_running_loop().time()
-        return Placed(placement.decode, placement.prefill, request.salt, reservation, hashes, new_hashes, decision, now)
+        return Placed(placement.decode, placement.prefill, reservation, keys, cached, predictions, decision, now)
 
     def _came_true(self, placed: Placed, cached_tokens: int | None) -> None:
         decision = placed.decision
@@ -217,6 +229,15 @@ class Placer:
         if prediction is not None and decision.ttft_s is not None:
             self._metrics.ttft_error.observe(abs(decision.ttft_s - prediction.ttft_s))
             self._metrics.regret.inc(decision.regret_s or 0.0)
-            if cached_tokens is not None:
-                agrees = str(cached_tokens == prediction.cached_tokens).lower()
-                self._metrics.cached_predictions.labels(exact=agrees).inc()
+
+    def _retract_soon(self, predictions: list[Prediction]) -> None:
+        asyncio.get_running_loop().call_later(CONFIRMATION_S, _retract, predictions)
+
+
+def _retract(predictions: list[Prediction]) -> None:
+    for prediction in predictions:
+        prediction.retract()
+
+
+def _outcome(predicted: int, actual: int) -> str:
+    return "exact" if actual == predicted else "fewer" if actual < predicted else "more"

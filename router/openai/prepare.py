@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from penstock.errors import RequestError
 from penstock.router.answer_text import AnswerText
 from penstock.router.generation import Generation
+from penstock.router.index.keys import opaque_salt
 from penstock.router.model import ServedModel
 from penstock.router.openai import chat, completions
 from penstock.router.openai.call import Call, Choice, Form
@@ -26,7 +27,7 @@ async def prepare_chat(services: Services, body: bytes, request_id: str, deadlin
     check_model(request.model, services.model)
     form = chat.ChatForm(request_id, int(time.time()), services.model.vocabulary, request)
     text = chat.render_prompt(request, services.model)
-    prompt = await services.encode(text, add_special_tokens=False, field="messages")
+    prompt = await services.encode_conversation(text, request.cache_salt or "", field="messages")
     return _call(
         services,
         request,
@@ -128,7 +129,7 @@ def _call(
             end_ids=end_ids,
             seeds=sample_seeds(request.seed, num_samples),
             first_choice=number * num_samples,
-            salt=request.cache_salt or "",
+            salt=opaque_salt(services.config.secret, request.cache_salt or ""),
             priority=request.priority or 0,
             deadline=deadline,
         )

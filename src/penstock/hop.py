@@ -43,6 +43,10 @@ class Readiness(msgspec.Struct):
     """Tokens per KV block."""
     step_tokens: int | None = None
     """Most tokens of one step."""
+    model: str = ""
+    """Fingerprint of tokenizer and architecture (fingerprint.py): a router uses only workers of its own model."""
+    layout: str = ""
+    """Fingerprint of the KV cache's layout: only workers with equal ones are paired."""
 
 
 def new_session() -> aiohttp.ClientSession:

@@ -6,12 +6,12 @@ import aiohttp
 
 from penstock.protocol import GenerateRequest, Sample, SamplingParams
 from penstock.router.cluster import Cluster, Member
+from penstock.router.index.prefix_index import PrefixIndex
 from penstock.router.metrics import Metrics
 from penstock.router.placement.journal import Journal
 from penstock.router.placement.model import CostModel
 from penstock.router.placer import Placer, Trial
 from penstock.router.policy import LeastWork
-from penstock.router.prefix_index import PrefixIndex
 
 
 def test_only_the_answers_that_are_placed_are_booked() -> None:

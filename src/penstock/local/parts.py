@@ -62,12 +62,13 @@ class RouterPart:
     name: str
     url: str
     flags: list[str]
+    secret: str
     logs: Logs
 
     async def launch(self) -> Child:
         log = await self.logs.open(self.name)
         command = [sys.executable, "-m", "penstock.local.tether", str(os.getpid()), "router", *self.flags]
-        process = _spawn(command, log)
+        process = _spawn(command, log, os.environ | {"PENSTOCK_FLAG_SECRET": self.secret})
         child = Child(self.name, process.pid)
         child.watch(_watch(process, child))
         child.watch(_poll_ready(self.url, child))
@@ -113,7 +114,7 @@ def router_part(config: LocalConfig, workers: list[WorkerPart], logs: Logs) -> R
     if config.engine.max_context_tokens:
         flags["max-context-tokens"] = config.engine.max_context_tokens
     words = [f"--{name}={value}" for name, value in flags.items()]
-    return RouterPart("router", base_url(config.host, port), words, logs)
+    return RouterPart("router", base_url(config.host, port), words, config.engine.secret, logs)
 
 
 def free_ports(number: int) -> list[int]:
@@ -125,9 +126,11 @@ def free_ports(number: int) -> list[int]:
     return ports
 
 
-def _spawn(command: list[str], log: int) -> "subprocess.Popen[bytes]":
+def _spawn(command: list[str], log: int, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
     """Starts a process out of reach of the terminal's Ctrl-C: local mode stops all in order."""
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+    )
 
 
 async def _watch(process: "subprocess.Popen[bytes]", child: Child) -> None:
