@@ -21,6 +21,7 @@ from penstock.engine.runner import Runner
 from penstock.engine.sampler import Sampled, SampleRow, sample
 from penstock.engine.scheduler import Budget, schedule
 from penstock.engine.sequence import Request, Role, Sequence
+from penstock.engine.spans import Spans
 from penstock.engine.tickets import Tickets
 from penstock.engine.trace import open_trace
 from penstock.errors import RetryableError
@@ -67,6 +68,7 @@ class Engine:
         self.outputs: list[Output] = []
         self.timings: list[StepTiming] = []
         self.trace = open_trace(config.trace)
+        self.spans = Spans()
         self.num_preemptions = 0
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
@@ -74,9 +76,10 @@ class Engine:
 
     # What callers do between steps.
 
-    def add(self, wire: GenerateRequest, role: Role = Role.GENERATE) -> Request:
+    def add(self, wire: GenerateRequest, role: Role = Role.GENERATE, *, traced: bool = False) -> Request:
         """Queues a request. Its frames appear in `outputs` under its request id."""
         request = Request.create(wire, role, self.new_hasher(wire.salt), self.budget.block_size)
+        request.traced = traced
         self.requests[wire.request_id] = request
         first = request.sequences[0]
         if first.output and (reason := self._finish_reason(request, first.output)):
@@ -111,6 +114,7 @@ class Engine:
 
     def queue(self, sequence: Sequence) -> None:
         """Lets a sequence that holds nothing wait to be admitted."""
+        sequence.request.queued_at = time.monotonic()
         self._give_up(sequence)
         if self.budget.prefix_cache:
             self.pool.touch(self.pool.match(sequence.full_hashes()))
@@ -196,6 +200,9 @@ class Engine:
         began = time.monotonic()
         logits = self.runner.run(plan.work)
         self.timings.append(_timing(plan.work, time.monotonic() - began))
+        for sequence, rows in plan.work:
+            if sequence.request.traced and sequence.num_computed < len(sequence.request.prompt):
+                self.spans.add(sequence.request, "prefill_chunk", began, rows)
         self._advance(plan.work, logits)
         return True
 
@@ -209,6 +216,7 @@ class Engine:
         already referenced."""
         request = sequence.request
         self.waiting.remove(sequence)
+        self.spans.add(request, "queue", request.queued_at)
         hashes = sequence.full_hashes() if self.budget.prefix_cache else []
         self.pool.expect(hashes[len(matched) :])
         sequence.num_expected = len(hashes)

@@ -5,10 +5,10 @@
 Threads: this loop, one that reads the pipe, one that beats, and the puller's. They meet only in the inbox.
 """
 
+import logging
 import os
 import threading
 import time
-import traceback
 import uuid
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -27,6 +27,8 @@ from penstock.engine.transfer import Event as PullEvent
 from penstock.engine.transfer import Puller, PullVerified, Regions, make_transport
 from penstock.errors import WorkerLost
 from penstock.protocol import HEARTBEAT_S, Events, Load, Peer, StepTiming, event_blocks
+
+log = logging.getLogger(__name__)
 
 
 def run_engine(config: EngineConfig, connection: Connection) -> None:
@@ -143,10 +145,10 @@ class EngineProcess:
     def _dispatch(self, message: Struct) -> None:
         engine = self._engine
         match message:
-            case messages.Generate(request):
-                engine.add(request, Role.PULL if request.prefill else Role.GENERATE)
-            case messages.Prefill(request):
-                engine.add(request, Role.PREFILL)
+            case messages.Generate(request, traced):
+                engine.add(request, Role.PULL if request.prefill else Role.GENERATE, traced=traced)
+            case messages.Prefill(request, traced):
+                engine.add(request, Role.PREFILL, traced=traced)
             case messages.Lookup(request_id, hashes):
                 engine.outputs.append(Output(request_id, engine.tickets.lookup(request_id, hashes)))
             case messages.PeerArrived(request_id, frame):
@@ -170,7 +172,8 @@ class EngineProcess:
         events = self._send_events() if self._subscribed else None
         engine.pool.drain_events()
         engine.timings.clear()
-        self._send(StepOutputs(outputs, released, events, self._load(), self._stats()))
+        load, stats, spans = self._load(), self._stats(), engine.spans.drain()
+        self._send(StepOutputs(outputs, released, events, load, stats, spans=spans))
 
     def _ask_source(self, wanted: Wanted) -> None:
         """At once: the source answers while the step of the others runs here."""
@@ -248,7 +251,7 @@ class EngineProcess:
         except (EOFError, OSError):
             pass  # the front is gone
         except Exception:
-            traceback.print_exc()
+            log.exception("a message from the front cannot be read")
         os._exit(1)
 
     def _beat(self) -> None:

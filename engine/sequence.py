@@ -115,6 +115,9 @@ class Request:
     pull_s: float = 0.0
     """Seconds in which blocks were being read."""
     sourced_blocks: int = 0
+    traced: bool = False
+    queued_at: float = 0.0
+    """When it last began to wait for room, by time.monotonic."""
 
     @classmethod
     def create(cls, wire: GenerateRequest, role: Role, hasher: BlockHasher, block_size: int) -> "Request":

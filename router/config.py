@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from penstock.config import option
 from penstock.errors import ConfigError
+from penstock.telemetry.config import LogConfig, TraceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouterConfig:
+class RouterConfig(LogConfig, TraceConfig):
     """What `penstock router` can be told. Worker lists are comma-separated base URLs in flags and environment."""
 
     model: str = option("", "Folder of the model: its tokenizer, chat template and configs (weights are not read).")

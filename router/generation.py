@@ -35,6 +35,7 @@ from penstock.protocol import (
 from penstock.router.answer import Answer
 from penstock.router.merge import merge
 from penstock.router.placer import Placed, Placer, Trial
+from penstock.telemetry.trace import current
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -112,7 +113,10 @@ class Generation:
 
     async def _run(self, answers: list[Answer], trial: Trial) -> AsyncGenerator[Event, None]:
         while True:
-            placed = await self._placer.place(self._request, len(answers), trial, self._deadline)
+            output = answers[0].output if len(answers) == 1 else ()
+            with current().span("place") as span:
+                placed = await self._placer.place(self._request, len(answers), trial, self._deadline, output)
+                span.note(decode=placed.decode, prefill=placed.prefill or "", attempt=trial.attempts)
             try:
                 async with aclosing(self._attempt(answers, placed)) as events:
                     async for event in events:
@@ -192,6 +196,7 @@ class Generation:
             samples=tuple(answer.sample() for answer in answers),
             timeout_s=remaining_s,
             prefill=placed.prefill,
+            source=placed.source,
         )
 
 

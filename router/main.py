@@ -13,13 +13,14 @@ from penstock.router.app import build_app
 from penstock.router.config import RouterConfig
 from penstock.router.connection import ClientConnection
 from penstock.router.services import Services
+from penstock.telemetry.logs import set_up_logs
 
 log = logging.getLogger(__name__)
 
 
 def run_router(config: RouterConfig) -> None:
     """Serves until stopped. Raises ConfigError before it listens when the configuration is wrong."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logs(config)
     make_server(config).run()
 
 

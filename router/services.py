@@ -21,6 +21,7 @@ from penstock.router.placement.journal import Guarded, Journal
 from penstock.router.placer import Placer
 from penstock.router.policy import LeastWork, Policy
 from penstock.router.turns import TurnTokenizer
+from penstock.telemetry.trace import current, open_tracer
 
 T = TypeVar("T")
 
@@ -45,6 +46,7 @@ class Services:
         )
         self._api = api_of_this_pod() if config.discover else None
         self.metrics = Metrics()
+        self.tracer = open_tracer(config, "penstock-router")
         self.lifelines = Lifelines()
         self.draining = False
         self._turns = self._new_turns()
@@ -81,6 +83,7 @@ class Services:
                 await self.cluster.close()
                 await follower.close()
                 self._encoders.shutdown(wait=False, cancel_futures=True)
+                await asyncio.to_thread(self.tracer.close)
 
     def _policy(self) -> Policy:
         if self.config.policy == "least-work":
@@ -149,6 +152,7 @@ class Services:
 
     async def _aside(self, num_chars: int, work: Callable[[], T]) -> T:
         """The result of tokenizing so many characters, without holding up others for longer than a few ms."""
-        if num_chars <= self.config.encode_inline_chars:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(self._encoders, work)
+        with current().span("tokenize", chars=num_chars):
+            if num_chars <= self.config.encode_inline_chars:
+                return work()
+            return await asyncio.get_running_loop().run_in_executor(self._encoders, work)

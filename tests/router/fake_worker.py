@@ -32,6 +32,8 @@ from penstock.protocol import (
 )
 from tests.router.local_server import LocalServer
 
+_TRACE_HEADERS = ("traceparent", "tracestate")
+
 
 class Stream:
     """What a script writes to."""
@@ -101,6 +103,7 @@ class FakeWorker(LocalServer):
         self.texts = texts
         self.scripts: deque[Script] = deque()
         self.requests: list[GenerateRequest] = []
+        self.trace_headers: list[dict[str, str]] = []
         self.generation = "g1"
         self.ready = True
         self.max_context_tokens: int | None = None
@@ -157,6 +160,7 @@ class FakeWorker(LocalServer):
     async def _generate(self, http: web.Request) -> web.StreamResponse:
         request = msgspec.json.decode(await http.read(), type=GenerateRequest)
         self.requests.append(request)
+        self.trace_headers.append({name: http.headers[name] for name in _TRACE_HEADERS if name in http.headers})
         stream = Stream(self, http, request)
         script = self.scripts.popleft() if self.scripts else answer
         self.running += 1

@@ -14,6 +14,7 @@ from penstock.local.config import LocalConfig
 from penstock.local.forks import Forks
 from penstock.local.liveness import answers_200
 from penstock.local.logs import Logs
+from penstock.telemetry.config import telemetry_of
 from penstock.worker.config import Role, WorkerConfig
 from penstock.worker.lifetime import describe_exit
 from penstock.worker.listen import bind
@@ -89,6 +90,7 @@ def worker_parts(config: LocalConfig, forks: Forks, logs: Logs) -> list[WorkerPa
                 port=port,
                 drain_grace_s=GRACE_S,
                 served_model_name=config.served_model_name,
+                **telemetry_of(config),
             ),
             forks,
             logs,
@@ -113,6 +115,7 @@ def router_part(config: LocalConfig, workers: list[WorkerPart], logs: Logs) -> R
     }
     if config.engine.max_context_tokens:
         flags["max-context-tokens"] = config.engine.max_context_tokens
+    flags |= {name.replace("_", "-"): value for name, value in telemetry_of(config).items()}
     words = [f"--{name}={value}" for name, value in flags.items()]
     return RouterPart("router", base_url(config.host, port), words, config.engine.secret, logs)
 
