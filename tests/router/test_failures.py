@@ -246,7 +246,7 @@ def test_a_stream_that_is_handed_over_goes_on_with_the_kv_of_the_worker_that_lea
 
     for worker in workers:
         worker.scripts.append(first_leaves)
-    router = start_router(workers, (prefill,))
+    router = start_router(workers, (prefill,), policy="least-work")
     assert stream_text(connect(router), messages=LONG) == [TEXTS[0]]
     [[began], [resumed]] = sorted((worker.requests for worker in workers), key=lambda all_: all_[0].source or "")
     assert (began.prefill, began.source) == (prefill.url, None)
