@@ -3,13 +3,14 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from penstock.router.policy import Placement, PlacementRequest, Policy
 from penstock.simulator.clock import Clock
 from penstock.simulator.kinds import WorkerKind
 from penstock.simulator.outcome import Outcome
 from penstock.simulator.router import Router, Stream
-from penstock.simulator.trace import Trace
+from penstock.simulator.trace import Trace, TraceRequest
 from penstock.simulator.worker import Call, Report, Worker
 
 
@@ -85,20 +86,14 @@ class _Cluster:
     def run(self, trace: Trace) -> Run:
         outcomes: list[Outcome] = []
         turns = itertools.cycle(self._routers)
-        arrivals = iter(trace.requests)
 
-        def arrive_next() -> None:
-            request = next(arrivals, None)
-            if request is not None:
-                self._clock.at(request.arrival_s, lambda: arrive(request))
+        def arrive(request: TraceRequest) -> None:
+            outcomes.append(next(turns).arrive(request))
 
-        def arrive(request: object) -> None:
-            outcomes.append(next(turns).arrive(request))  # type: ignore[arg-type]
-            arrive_next()
-
-        arrive_next()
+        for request in trace.requests:
+            self._clock.at(request.arrival_s, partial(arrive, request))
         for fault in self._spec.faults:
-            self._clock.at(fault.time_s, lambda fault=fault: self._break(fault))  # type: ignore[misc]
+            self._clock.at(fault.time_s, partial(self._break, fault))
         self._clock.run()
         busy = {url: worker.busy_s / self._clock.now_s for url, worker in self._workers.items()}
         preemptions = sum(worker.num_preemptions for worker in self._workers.values())
