@@ -1,6 +1,6 @@
 """Placement policies on a recorded trace, in the simulator: ours, and nine published ones behind the same protocol.
 
-    python -m bench.policies [--requests 6000] [--shapes 4P+4D,8P+8D,2P+6D] [--loads 0.3,0.6,0.8,1,1.3]
+    python -m bench.policies [--requests 3000] [--shapes 4P+4D,8P+8D,2P+6D] [--loads 0.3,0.6,0.8,1,1.3]
 
 Every policy places the same requests on the same workers: the engine's own scheduler and block pool with modelled step
 times (`penstock.simulator`). A load of 1 offers as many prompt tokens as the prefill pool computes when nothing is
@@ -105,7 +105,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", type=Path, default=TRACE, help="a trace of Mooncake's or Azure's form")
-    parser.add_argument("--requests", type=int, default=6000, help="the first so many of it; 0: all (default: 6000)")
+    parser.add_argument("--requests", type=int, default=3000, help="the first so many of it; 0: all (default: 3000)")
     parser.add_argument("--shapes", type=shapes, default=shapes("4P+4D,8P+8D,2P+6D"), help="prefill + decode workers")
     parser.add_argument("--loads", type=floats, default=floats("0.3,0.6,0.8,1,1.3"), help="of the prefill pool")
     parser.add_argument("--kind", default="h100x8-70b", help="of all workers (default: h100x8-70b)")
