@@ -181,6 +181,7 @@ class Generation:
         return Output(self._first_choice + answer.index, tuple(tokens), tuple(logprobs)) if tokens else None
 
     def _done(self, frame: Done, placed: Placed) -> None:
+        self._placer.finished(placed, frame)
         if self.cached_tokens is None and not placed.is_resume:
             self.cached_tokens = frame.cached_tokens
         self._placer.learned(placed, self._answers[0].output)

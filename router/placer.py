@@ -20,11 +20,12 @@ from penstock.errors import (
     TransferError,
     WorkerLost,
 )
-from penstock.protocol import GenerateRequest
+from penstock.protocol import Done, GenerateRequest
 from penstock.router.cluster import Cluster, Reservation
 from penstock.router.index.keys import PromptKeys
 from penstock.router.index.prefix_index import Prediction, PrefixIndex
 from penstock.router.metrics import Metrics
+from penstock.router.placement.journal import Decision, Journal
 from penstock.router.policy import Placement, PlacementRequest, Policy
 
 CONFIRMATION_S = 1.0
@@ -68,6 +69,9 @@ class Placed:
     """Prompt tokens that the computing worker is predicted to find in its cache."""
     predictions: list[Prediction]
     """What its workers will hold because of it."""
+    decision: Decision
+    placed_at: float
+    """On the event loop's clock."""
     is_resume: bool = False
     is_accepted: bool = False
     is_computed: bool = False
@@ -83,6 +87,7 @@ class Placer:
         policy: Policy,
         index: PrefixIndex,
         metrics: Metrics,
+        journal: Journal,
         *,
         max_attempts: int,
         wait_s: float,
@@ -92,6 +97,7 @@ class Placer:
         self._policy = policy
         self._index = index
         self._metrics = metrics
+        self._journal = journal
         self._max_attempts = max_attempts
         self._wait_s = wait_s
 
@@ -111,7 +117,9 @@ class Placer:
             placement = self._choose(wanted, trial)
             if placement is not None:
                 trial.attempts += 1
-                return self._book(self._take_over(placement, trial), wanted, trial.keys, keys)
+                placement = self._take_over(placement, trial)
+                decision = self._journal.placed(request.request_id, wanted, self._cluster.snapshot(), placement)
+                return self._book(decision, wanted, trial.keys, keys)
             if isinstance(trial.last_error, Overloaded):
                 await self._back_off(trial)
                 continue
@@ -136,6 +144,8 @@ class Placer:
         if placed.is_computed:
             return
         placed.is_computed = True
+        if not placed.is_resume:
+            self._came_true(placed, cached_tokens)
         if placed.prefill is not None:
             placed.predictions.append(self._index.predict(placed.decode, placed.keys))
         if cached_tokens is not None and not placed.is_resume:
@@ -147,6 +157,7 @@ class Placer:
 
     def learned(self, placed: Placed, output: list[int]) -> None:
         """The decode worker now holds the prompt and `output`, but for its last token, which was never fed to it."""
+        self._journal.answered(placed.decision, len(output))
         self._retract_soon([self._index.predict(placed.decode, placed.keys.followed_by(output[:-1]))])
 
     def ended(self, placed: Placed) -> None:
@@ -154,6 +165,10 @@ class Placer:
         placed.reservation.release()
         if not placed.is_computed:
             _retract(placed.predictions)
+
+    def finished(self, placed: Placed, done: Done) -> None:
+        """The stream's last frame came."""
+        self._journal.finished(placed.decision, done)
 
     def failed(self, placed: Placed, trial: Trial, error: RetryableError, *, num_output: int) -> None:
         """Notes what `error` says about the workers, after `num_output` output tokens.
@@ -218,10 +233,9 @@ class Placer:
         trial.last_error = None
         trial.excluded.clear()
 
-    def _book(
-        self, placement: Placement, wanted: PlacementRequest, prompt_keys: PromptKeys, keys: PromptKeys
-    ) -> Placed:
+    def _book(self, decision: Decision, wanted: PlacementRequest, prompt_keys: PromptKeys, keys: PromptKeys) -> Placed:
         """`keys`: of the prompt and of the output so far."""
+        placement = decision.placement
         computing = placement.prefill or placement.decode
         cached = max(wanted.cached_tokens.get(url or "", 0) for url in (computing, placement.source))
         reservation = self._cluster.reserve(placement, wanted)
@@ -235,7 +249,17 @@ class Placer:
             keys=prompt_keys,
             cached_tokens=cached,
             predictions=[self._index.predict(computing, keys)],
+            decision=decision,
+            placed_at=asyncio.get_running_loop().time(),
         )
+
+    def _came_true(self, placed: Placed, cached_tokens: int | None) -> None:
+        decision = placed.decision
+        self._journal.came_true(decision, asyncio.get_running_loop().time() - placed.placed_at, cached_tokens)
+        prediction = decision.placement.prediction
+        if prediction is not None and decision.ttft_s is not None:
+            self._metrics.ttft_error.observe(abs(decision.ttft_s - prediction.ttft_s))
+            self._metrics.regret.inc(decision.regret_s or 0.0)
 
     def _retract_soon(self, predictions: list[Prediction]) -> None:
         asyncio.get_running_loop().call_later(CONFIRMATION_S, _retract, predictions)

@@ -104,7 +104,7 @@ def _chat(args: argparse.Namespace) -> Run:
 def _demo_flags(parser: argparse.ArgumentParser) -> None:
     from penstock.local.config import add_local_flags
 
-    add_local_flags(parser, skip=("host", "port"))
+    add_local_flags(parser, skip=("host", "port", "policy"))
 
 
 def _demo(args: argparse.Namespace) -> Run:
@@ -112,7 +112,7 @@ def _demo(args: argparse.Namespace) -> Run:
     from penstock.local.demo import run_demo
 
     require("torch")
-    return lambda: run_demo(local_config(args, "", port=0))
+    return lambda: run_demo(local_config(args, "", port=0, policy="least-work"))
 
 
 def _worker_flags(parser: argparse.ArgumentParser) -> None:
@@ -169,6 +169,19 @@ def _router(args: argparse.Namespace) -> Run:
         return 0
 
     return run
+
+
+def _explain_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.router.explain_command import ExplainConfig
+
+    parser.add_argument("request_id", metavar="REQUEST_ID", help="Its x-request-id, as in the answer's headers.")
+    add_flags(parser, ExplainConfig)
+
+
+def _explain(args: argparse.Namespace) -> Run:
+    from penstock.router.explain_command import ExplainConfig, run_explain
+
+    return lambda: run_explain(from_flags(ExplainConfig, args), args.request_id)
 
 
 def _fetch_flags(parser: argparse.ArgumentParser) -> None:
@@ -277,6 +290,7 @@ COMMANDS = {
     "prefill": Command("Run one prefill worker: computes prompts, hands out their KV blocks.", _worker_flags, _prefill),
     "decode": Command("Run one decode worker: fetches KV blocks, streams tokens.", _worker_flags, _decode),
     "router": Command("Run the router: the OpenAI API in front of the workers.", _router_flags, _router),
+    "explain": Command("Show why the router placed a request where it did.", _explain_flags, _explain),
     "fetch": Command("Fetch a model to where workers and router look for it.", _fetch_flags, _fetch),
     "operator": Command("Run the Kubernetes operator: LLMDeployments become pods.", _operator_flags, _operator),
     "render": Command("Print what the operator would create for a file.", _render_flags, _render),
@@ -292,7 +306,7 @@ EXTRAS = {
     **dict.fromkeys(("up", "demo"), "router,worker"),
     **dict.fromkeys(("prefill", "decode"), "worker"),
     **dict.fromkeys(("operator", "render", "status", "doctor"), "operator"),
-    **dict.fromkeys(("router", "fetch"), "router"),
+    **dict.fromkeys(("router", "explain", "fetch"), "router"),
     "plan": "plan",
 }
 """The extras of pyproject.toml that a command needs; the others need none."""
