@@ -27,7 +27,7 @@ from bench.report import RESULTS, Report, Row, compare, percentile
 from penstock.router.baselines import BASELINES
 from penstock.router.placement.costs import attention_pairs
 from penstock.router.placement.objective import Seconds
-from penstock.router.policy import Policy
+from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Policy
 from penstock.simulator.cluster import ClusterSpec, simulate
 from penstock.simulator.kinds import WorkerKind, find_kind
 from penstock.simulator.outcome import Objectives, Summary, summarize
@@ -36,6 +36,7 @@ from penstock.simulator.trace import Trace, load_trace
 TRACE = ROOT.parent / "shared" / "traces" / "mooncake_conversation_trace.jsonl"
 WHERE_TO_GET_IT = "https://github.com/kvcache-ai/Mooncake/tree/main/FAST25-release/traces (conversation_trace.jsonl)"
 OURS = "Penstock"
+PAIRS = "Penstock, pairs only"
 OBJECTIVES = Objectives(ttft_s=2.0, tpot_s=0.05)
 DYNAMO_SPEEDS = (1.0, 2.0, 4.0)
 """Up to where the mocker's four prefill workers are busy all the time."""
@@ -87,7 +88,7 @@ def main() -> None:
     arguments = parse_arguments()
     if not arguments.trace.exists():
         raise SystemExit(f"no trace at {arguments.trace}: name it with --trace; it is at {WHERE_TO_GET_IT}")
-    names = [OURS, *BASELINES]
+    names = [OURS, PAIRS, *BASELINES]
     cells = [Cell(prefill, decode, load) for prefill, decode in arguments.shapes for load in arguments.loads]
     jobs = [(arguments.trace, arguments.requests, arguments.kind, cell, name) for cell in cells for name in names]
     with ProcessPoolExecutor(arguments.processes) as pool:
@@ -139,7 +140,20 @@ def read(path: Path, requests: int) -> Trace:
     return load_trace(path).first(requests)
 
 
+class PairsOnly:
+    """Our objective where no decode worker computes a prompt: what the choice of pairs alone is worth."""
+
+    def __init__(self) -> None:
+        self._seconds = Seconds()
+
+    def choose(self, request: PlacementRequest, cluster: ClusterSnapshot) -> Placement | None:
+        placements = self._seconds.candidates(request, cluster)
+        return next((placement for placement in placements if placement.prefill is not None), None)
+
+
 def policy(name: str) -> Policy:
+    if name == PAIRS:
+        return PairsOnly()
     return Seconds() if name == OURS else BASELINES[name](1)
 
 
@@ -180,6 +194,15 @@ def rows(table: Table) -> list[Row]:
                 target_ratio=0.98,
             )
         )
+        pairs = compare(
+            f"the same without prompts on decode workers: {title}",
+            metric.unit,
+            mean(table[PAIRS], metric),
+            mean(table[name], metric),
+            name,
+            less_is_better=metric.less_is_better,
+        )
+        means.append(pairs)
         gains = {cell: metric.gain(metric.of(table[OURS][cell]), metric.of(table[name][cell])) for cell in table[OURS]}
         cell = min(gains, key=lambda cell: gains[cell])
         worst.append(cell_row(table, cell, title, metric, name, target_ratio=0.97))
@@ -214,7 +237,7 @@ def mean(summaries: Mapping[Cell, Summary], metric: Metric) -> float:
 
 def best_baseline(table: Table, metric: Metric) -> str:
     order = min if metric.less_is_better else max
-    return order((name for name in table if name != OURS), key=lambda name: mean(table[name], metric))
+    return order((name for name in table if name not in (OURS, PAIRS)), key=lambda name: mean(table[name], metric))
 
 
 def dynamo_rows(path: Path, requests: int) -> list[Row]:

@@ -7,7 +7,7 @@ import pytest
 
 from bench import policies
 from bench.dynamo import MockerStep, ours
-from bench.policies import METRICS, OURS, Cell, capacity, mean, rows, shapes
+from bench.policies import METRICS, OURS, PAIRS, Cell, capacity, mean, rows, shapes
 from penstock.router.baselines.round_robin import RoundRobin
 from penstock.simulator.outcome import Summary
 from tests.simulator.small import KIND, trace
@@ -29,12 +29,14 @@ EASY, HARD = Cell(4, 4, 0.5), Cell(4, 4, 1.3)
 def test_the_peer_is_the_best_single_baseline_of_each_figure() -> None:
     table = {
         OURS: {EASY: RUN, HARD: RUN},
+        PAIRS: {EASY: replace(RUN, ttft_p50_s=0.9), HARD: replace(RUN, ttft_p50_s=0.9)},
         "fast": {EASY: replace(RUN, ttft_p50_s=1.1), HARD: replace(RUN, ttft_p50_s=2.2, goodput_per_s=0.1)},
         "good": {EASY: replace(RUN, ttft_p50_s=3.0), HARD: replace(RUN, ttft_p50_s=3.0, goodput_per_s=0.5)},
     }
     found = {row.what: row for row in rows(table)}
     ttft = found["geometric mean over 2 cells: TTFT p50"]
     assert (ttft.peer_name, ttft.ratio, ttft.met) == ("fast", pytest.approx((1.1 * 2.2) ** 0.5), True)
+    assert found["the same without prompts on decode workers: TTFT p50"].ours == pytest.approx(0.9)
     assert found["geometric mean over 2 cells: goodput"].peer_name == "good"
     assert found["geometric mean over 2 cells: goodput"].ratio == pytest.approx(0.5**-0.5)
     assert found["worst cell, 4P+4D, load 0.5: TTFT p50"].ratio == pytest.approx(1.1)
@@ -42,7 +44,11 @@ def test_the_peer_is_the_best_single_baseline_of_each_figure() -> None:
 
 def test_a_cell_that_is_more_than_3_percent_worse_and_a_slower_token_are_missed_targets() -> None:
     worse = replace(RUN, ttft_p50_s=1.04, tpot_s=0.0205)
-    table = {OURS: {EASY: RUN, HARD: worse}, "peer": {EASY: replace(RUN, ttft_p50_s=9.0), HARD: RUN}}
+    table = {
+        OURS: {EASY: RUN, HARD: worse},
+        PAIRS: {EASY: RUN, HARD: RUN},
+        "peer": {EASY: replace(RUN, ttft_p50_s=9.0), HARD: RUN},
+    }
     found = {row.what: row for row in rows(table)}
     assert found["worst cell, 4P+4D, load 1.3: TTFT p50"].met is False
     assert found["the same: time per output token beside the best in TTFT p50"].met is True  # 1.2 % over both
@@ -67,7 +73,7 @@ def test_shapes() -> None:
 
 
 def test_every_policy_of_the_table_can_be_made() -> None:
-    for name in (OURS, *policies.BASELINES):
+    for name in (OURS, PAIRS, *policies.BASELINES):
         assert policies.policy(name) is not None
 
 
