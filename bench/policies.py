@@ -15,11 +15,13 @@ import csv
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 from bench import dynamo
 from bench.processes import ROOT
@@ -28,7 +30,7 @@ from penstock.router.baselines import BASELINES
 from penstock.router.placement.costs import attention_pairs
 from penstock.router.placement.objective import Seconds
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Policy
-from penstock.simulator.cluster import ClusterSpec, simulate
+from penstock.simulator.cluster import ClusterSpec, Fault, simulate
 from penstock.simulator.kinds import WorkerKind, find_kind
 from penstock.simulator.outcome import Objectives, Summary, summarize
 from penstock.simulator.trace import Trace, load_trace
@@ -80,6 +82,20 @@ METRICS = {
 }
 TPOT = Metric("tpot_s", "s", less_is_better=True)
 
+CALM = ""
+STRESSES: dict[str, dict[str, Any]] = {
+    "three routers that share reservations": {"routers": 3},
+    "three routers that share nothing": {"routers": 3, "share_delay_s": None},
+    "events of workers half a second late": {"event_delay_s": 0.5},
+    "each minute a worker dies, for 30 s": {
+        "faults": tuple(
+            Fault(60.0 * minute, url, 30.0) for minute, url in zip(range(1, 60), cycle(["p0", "d0", "p1", "d1"]))
+        )
+    },
+}
+"""What a cluster may suffer; all runs of the table are calm."""
+STRESSED = Cell(4, 4, 0.8)
+
 Table = Mapping[str, Mapping[Cell, Summary]]
 """By policy and cell."""
 
@@ -90,15 +106,17 @@ def main() -> None:
         raise SystemExit(f"no trace at {arguments.trace}: name it with --trace; it is at {WHERE_TO_GET_IT}")
     names = [OURS, PAIRS, *BASELINES]
     cells = [Cell(prefill, decode, load) for prefill, decode in arguments.shapes for load in arguments.loads]
-    jobs = [(arguments.trace, arguments.requests, arguments.kind, cell, name) for cell in cells for name in names]
+    jobs = [(cell, name, CALM) for cell in cells for name in names]
+    jobs += [(STRESSED, OURS, stress) for stress in (CALM, *STRESSES)]
     with ProcessPoolExecutor(arguments.processes) as pool:
-        summaries = list(pool.map(run, jobs))
+        summaries = list(pool.map(partial(run, arguments.trace, arguments.requests, arguments.kind), jobs))
     table: dict[str, dict[Cell, Summary]] = {name: {} for name in names}
-    for (_, _, _, cell, name), summary in zip(jobs, summaries, strict=True):
+    for (cell, name, _), summary in zip(jobs[: -len(STRESSES) - 1], summaries, strict=False):
         table[name][cell] = summary
     write_cells(table)
     print_means(table)
-    report = Report("policies", rows(table) + dynamo_rows(arguments.trace, arguments.requests))
+    report = Report("policies", rows(table) + stress_rows(summaries[-len(STRESSES) - 1 :]))
+    report.rows += dynamo_rows(arguments.trace, arguments.requests)
     report.notes += notes(arguments)
     report.finish()
 
@@ -125,13 +143,13 @@ def floats(text: str) -> list[float]:
     return [float(word) for word in text.split(",")]
 
 
-def run(job: tuple[Path, int, str, Cell, str]) -> Summary:
-    """One policy in one cell, in a process of its own."""
-    path, requests, kind_name, cell, name = job
+def run(path: Path, requests: int, kind_name: str, job: tuple[Cell, str, str]) -> Summary:
+    """One policy in one cell, calm or under one of STRESSES, in a process of its own."""
+    cell, name, stress = job
     kind = find_kind(kind_name)
     trace = read(path, requests)
     trace = trace.at_speed(cell.load * cell.prefill * capacity(kind, trace) * trace.duration_s / len(trace.requests))
-    spec = ClusterSpec((kind,) * cell.prefill, (kind,) * cell.decode)
+    spec = ClusterSpec((kind,) * cell.prefill, (kind,) * cell.decode, **STRESSES.get(stress, {}))
     return summarize(simulate(trace, spec, lambda: policy(name)).outcomes, OBJECTIVES)
 
 
@@ -238,6 +256,17 @@ def mean(summaries: Mapping[Cell, Summary], metric: Metric) -> float:
 def best_baseline(table: Table, metric: Metric) -> str:
     order = min if metric.less_is_better else max
     return order((name for name in table if name not in (OURS, PAIRS)), key=lambda name: mean(table[name], metric))
+
+
+def stress_rows(summaries: Sequence[Summary]) -> list[Row]:
+    """Ours, calm and under each stress."""
+    calm, *stressed = summaries
+    found = []
+    for stress, summary in zip(STRESSES, stressed, strict=True):
+        for title, metric in METRICS.items():
+            what = f"{STRESSED.name}, {stress} ({summary.failed} failed): {title}"
+            found.append(Row(what, metric.unit, metric.of(summary), metric.of(calm), "the same, calm"))
+    return found
 
 
 def dynamo_rows(path: Path, requests: int) -> list[Row]:
