@@ -28,6 +28,7 @@ from bench.processes import ROOT
 from bench.report import RESULTS, Report, Row, compare, percentile
 from penstock.router.baselines import BASELINES
 from penstock.router.placement.costs import attention_pairs
+from penstock.router.placement.journal import Guarded, Journal
 from penstock.router.placement.objective import Seconds
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Policy
 from penstock.simulator.cluster import ClusterSpec, Fault, simulate
@@ -150,7 +151,7 @@ def run(path: Path, requests: int, kind_name: str, job: tuple[Cell, str, str]) -
     trace = read(path, requests)
     trace = trace.at_speed(cell.load * cell.prefill * capacity(kind, trace) * trace.duration_s / len(trace.requests))
     spec = ClusterSpec((kind,) * cell.prefill, (kind,) * cell.decode, **STRESSES.get(stress, {}))
-    return summarize(simulate(trace, spec, lambda: policy(name)).outcomes, OBJECTIVES)
+    return summarize(simulate(trace, spec, partial(policy, name)).outcomes, OBJECTIVES)
 
 
 @cache
@@ -169,10 +170,10 @@ class PairsOnly:
         return next((placement for placement in placements if placement.prefill is not None), None)
 
 
-def policy(name: str) -> Policy:
+def policy(name: str, journal: Journal) -> Policy:
     if name == PAIRS:
         return PairsOnly()
-    return Seconds() if name == OURS else BASELINES[name](1)
+    return Guarded(journal) if name == OURS else BASELINES[name](1)
 
 
 def capacity(kind: WorkerKind, trace: Trace) -> float:

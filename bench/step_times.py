@@ -216,7 +216,7 @@ async def beside_the_simulator(client: Client, kind: WorkerKind) -> list[Row]:
         requests.append(TraceRequest(index, now, tokens, rng.randint(5, 2 * OUTPUT_TOKENS)))
         now += rng.expovariate(LOAD / mean_s)
     spec = ClusterSpec((kind,), (kind,))
-    simulated = simulate(Trace("arrivals", tuple(requests)), spec, OnePair).outcomes
+    simulated = simulate(Trace("arrivals", tuple(requests)), spec, lambda _: OnePair()).outcomes
 
     async def ask(request: TraceRequest) -> Answer:
         await asyncio.sleep(request.arrival_s)

@@ -9,6 +9,8 @@ from bench import policies
 from bench.dynamo import MockerStep, ours
 from bench.policies import METRICS, OURS, PAIRS, Cell, capacity, mean, rows, shapes
 from penstock.router.baselines.round_robin import RoundRobin
+from penstock.router.placement.journal import Journal
+from penstock.router.placement.model import CostModel
 from penstock.simulator.outcome import Summary
 from tests.simulator.small import KIND, trace
 
@@ -74,7 +76,7 @@ def test_shapes() -> None:
 
 def test_every_policy_of_the_table_can_be_made() -> None:
     for name in (OURS, PAIRS, *policies.BASELINES):
-        assert policies.policy(name) is not None
+        assert policies.policy(name, Journal(CostModel())) is not None
 
 
 # What ai-dynamo 1.4.2 answers to few requests on one prefill and one decode worker, in seconds until its prefill worker
