@@ -144,6 +144,7 @@ class Cluster:
                 worker.revision,
                 role,
                 streams=worker.streams,
+                max_streams=(worker.said.max_samples if worker.said else None) or 0,
             )
             for worker in self._workers.values()
             if worker.ready and worker.role == role

@@ -33,6 +33,7 @@ from penstock.protocol import (
     Tokens,
 )
 from penstock.router.answer import Answer
+from penstock.router.flow.arrival import Arrival
 from penstock.router.merge import merge
 from penstock.router.placer import Placed, Placer, Trial
 
@@ -79,8 +80,12 @@ class Generation:
         salt: str = "",
         priority: int = 0,
         deadline: float,
+        arrival: Arrival,
     ) -> None:
-        """`end_ids` are the tokens that end an answer; `deadline` is on the event loop's clock."""
+        """`end_ids` are the tokens that end an answer; `deadline` is on the event loop's clock.
+
+        `priority` orders the requests of one tenant; smaller is first.
+        """
         self.prompt = prompt
         self.cached_tokens: int | None = None
         """Prompt tokens nobody had to compute, by the first run's account; None while unknown."""
@@ -89,6 +94,7 @@ class Generation:
         self._end_ids = end_ids
         self._first_choice = first_choice
         self._deadline = deadline
+        self._arrival = arrival
         self._answers = [Answer(index, seed) for index, seed in enumerate(seeds)]
         self._request = GenerateRequest(
             request_id=request_id,
@@ -112,7 +118,7 @@ class Generation:
 
     async def _run(self, answers: list[Answer], trial: Trial) -> AsyncGenerator[Event, None]:
         while True:
-            placed = await self._placer.place(self._request, len(answers), trial, self._deadline)
+            placed = await self._placer.place(self._request, len(answers), trial, self._deadline, self._arrival)
             try:
                 async with aclosing(self._attempt(answers, placed)) as events:
                     async for event in events:
@@ -121,7 +127,7 @@ class Generation:
             except RetryableError as error:
                 self._placer.failed(placed, trial, error, num_output=sum(len(answer.output) for answer in answers))
             finally:
-                placed.reservation.release()
+                self._placer.release(placed)
             for answer in answers:
                 if answer.finish_reason is None:
                     answer.end_by_output(self._sampling, self._end_ids)
@@ -172,8 +178,7 @@ class Generation:
         if frame.cached_tokens is not None and self.cached_tokens is None:
             self.cached_tokens = frame.cached_tokens
         tokens, logprobs = answer.take(frame)
-        placed.reservation.produced(len(tokens))
-        self._placer.computed(placed)
+        self._placer.produced(placed, len(tokens))
         return Output(self._first_choice + answer.index, tuple(tokens), tuple(logprobs)) if tokens else None
 
     def _done(self, frame: Done, placed: Placed) -> None:
@@ -191,6 +196,7 @@ class Generation:
             samples=tuple(answer.sample() for answer in answers),
             timeout_s=remaining_s,
             prefill=placed.prefill,
+            priority=placed.priority,
         )
 
 

@@ -5,6 +5,7 @@ The policy is pure and forgets; this is its memory and its hands.
 
 import asyncio
 import logging
+import math
 from dataclasses import dataclass, field, replace
 
 import aiohttp
@@ -14,16 +15,24 @@ from penstock.errors import (
     Overloaded,
     PrefillLost,
     PrefillRefused,
+    RequestError,
     RetryableError,
     TransferError,
     WorkerLost,
 )
 from penstock.protocol import GenerateRequest
 from penstock.router.cluster import Cluster, Reservation
+from penstock.router.flow.arrival import Arrival
+from penstock.router.flow.gate import Busy, Claim, Gate, Turn, work_of
+from penstock.router.flow.room import Room, compute_s, has_any, workers_of
+from penstock.router.flow.tenants import ANYONE, Tenant
 from penstock.router.metrics import Metrics
-from penstock.router.policy import Placement, PlacementRequest, Policy
+from penstock.router.placement.costs import PRIOR_STEP
+from penstock.router.policy import EXPECTED_OUTPUT_TOKENS, ClusterSnapshot, Placement, PlacementRequest, Policy
 from penstock.router.prefix_index import PrefixIndex
 
+_SURELY = 1.25
+"""A prompt must be predicted to take so many times as long as there is, before it is refused for good."""
 _LONG_PROMPT_TOKENS = 16_384
 """Hashing more takes over 2 ms and is done in a thread."""
 
@@ -59,6 +68,14 @@ class Placed:
     hashes: list[bytes]
     new_hashes: list[bytes]
     """Of the blocks that the computing worker is about to learn."""
+    tenant: Tenant = ANYONE
+    work: float = 0.0
+    """Charged to the tenant, in tokens."""
+    output_work: float = 0.0
+    """The part of it that is expected to be the answer's."""
+    num_output: int = 0
+    priority: int = 0
+    """Among the worker's requests."""
     is_resume: bool = False
     is_accepted: bool = False
     is_computed: bool = False
@@ -77,6 +94,9 @@ class Placer:
         *,
         max_attempts: int,
         wait_s: float,
+        room: Room,
+        most_waiting: int,
+        longest_wait_s: float,
     ) -> None:
         self.session = session
         self._cluster = cluster
@@ -85,23 +105,33 @@ class Placer:
         self._metrics = metrics
         self._max_attempts = max_attempts
         self._wait_s = wait_s
+        self._room = room
+        self.gate: Gate[Placed] = Gate(
+            has_room=lambda: has_any(cluster.snapshot()),
+            undo=self._undo,
+            most_waiting=most_waiting,
+            longest_wait_s=longest_wait_s,
+            on_left=metrics.queue_wait.observe,
+            on_refused=lambda reason: metrics.refusals.labels(reason=reason).inc(),
+        )
 
-    async def place(self, request: GenerateRequest, num_answers: int, trial: Trial, deadline: float) -> Placed:
-        """Chooses workers and books the work of `num_answers` samples; waits a little for a worker when there is none.
+    async def place(
+        self, request: GenerateRequest, num_answers: int, trial: Trial, deadline: float, arrival: Arrival
+    ) -> Placed:
+        """Waits for the request's turn, chooses workers and books the work of `num_answers` samples; waits a little for
+        a worker when there is none.
 
-        Raises RetryableError when none comes.
+        Raises RetryableError when none comes or the wait would be too long.
         """
         if trial.hashes is None and len(request.prompt) > _LONG_PROMPT_TOKENS:
             trial.hashes = await asyncio.to_thread(self._index.hash, request.prompt, request.salt)
         elif trial.hashes is None:
             trial.hashes = self._index.hash(request.prompt, request.salt)
-        matched = self._index.match(trial.hashes)
         give_up = min(asyncio.get_running_loop().time() + self._wait_s, deadline)
         while True:
-            placement = self._choose(len(request.prompt), matched, trial)
-            if placement is not None:
-                trial.attempts += 1
-                return self._book(placement, request, num_answers, trial, matched)
+            placed = await self._in_turn(request, num_answers, trial, deadline, arrival)
+            if placed is not None:
+                return placed
             if isinstance(trial.last_error, Overloaded):
                 await self._back_off(trial)
                 continue
@@ -114,18 +144,26 @@ class Placer:
                 reason = trial.last_error or f"no decode worker became ready within {self._wait_s} s"
                 raise Overloaded(f"no worker for this request: {reason}", retry_after_s=1.0) from None
 
+    def release(self, placed: Placed) -> None:
+        """The request has ended on these workers, in whatever way. Call once."""
+        placed.reservation.release()
+        self.gate.done(placed.tenant, work_of(0, placed.num_output) - placed.output_work)
+
     def accepted(self, placed: Placed, generation: str) -> None:
         """A decode worker answered; another process than before has an empty cache."""
         placed.is_accepted = True
         if self._cluster.met(placed.decode, generation):
             self._index.forget(placed.decode)
 
-    def computed(self, placed: Placed) -> None:
-        """The first token came, so the decode worker holds the prompt: until now another request for it would have
-        found nothing there, and computing it on the prefill worker was the better choice."""
+    def produced(self, placed: Placed, num_tokens: int) -> None:
+        """Output tokens came. With the first the decode worker holds the prompt: until now another request for it would
+        have found nothing there, and computing it on the prefill worker was the better choice."""
+        placed.reservation.produced(num_tokens)
+        placed.num_output += num_tokens
         if not placed.is_computed:
             placed.is_computed = True
             self._index.record(placed.decode, placed.hashes)
+            self.gate.changed()
 
     def learned(self, placed: Placed, tokens: list[int]) -> None:
         """The decode worker now holds `tokens`, prompt and answer."""
@@ -157,15 +195,94 @@ class Placer:
         if isinstance(error, DeadlineExceeded) or trial.attempts >= self._max_attempts:
             raise error
 
-    def _choose(self, prompt_tokens: int, matched: dict[str, int], trial: Trial) -> Placement | None:
+    async def _in_turn(
+        self, request: GenerateRequest, num_answers: int, trial: Trial, deadline: float, arrival: Arrival
+    ) -> Placed | None:
+        """A request waits for its turn once; whoever was under way when a worker failed goes on at once."""
+
+        def attempt(turn: Turn) -> Placed | Busy | None:
+            return self._attempt(request, num_answers, trial, claim, turn)
+
+        matched = self._index.match(trial.hashes or [])
+        prompt_work = max(1, len(request.prompt) - max(matched.values(), default=0))
+        work = work_of(prompt_work, num_answers * min(request.sampling.max_tokens, EXPECTED_OUTPUT_TOKENS))
+        claim = Claim(arrival, request.priority, work, deadline)
+        if not trial.attempts:
+            return await self.gate.enter(claim, attempt)
+        placement = self._choose(len(request.prompt), matched, trial, self._cluster.snapshot())
+        if placement is None:
+            return None
+        trial.attempts += 1
+        placed = self._book(placement, request, num_answers, trial, matched)
+        placed.priority = claim.wire_priority(heavy=False)
+        return placed
+
+    def _attempt(
+        self, request: GenerateRequest, num_answers: int, trial: Trial, claim: Claim, turn: Turn
+    ) -> Placed | Busy | None:
+        """Books the best placement if its workers have room.
+
+        Else the best of the others, but only after as long a wait as it takes longer: delay scheduling (Zaharia et al.
+        2010), with what the cache saves as the delay. None when there is no worker. Raises RequestError for a prompt
+        that takes longer than the client waits.
+        """
+        matched = self._index.match(trial.hashes or [])
+        cluster = self._cluster.snapshot()
+        wish = PlacementRequest(len(request.prompt), matched)
+        full: frozenset[str] = frozenset()
+        best_s = math.inf
+        while (placement := self._choose(len(request.prompt), matched, trial, cluster, full)) is not None:
+            seconds = compute_s(cluster, placement, wish)
+            if not full:
+                best_s = seconds
+                self._check_deadline(claim, seconds, cluster, placement)
+            lacking = self._room.lacking(
+                cluster, placement, num_answers=num_answers, in_line=turn.in_line, heavy=turn.heavy
+            )
+            if not lacking:
+                if turn.waited_s < seconds - best_s:
+                    return Busy(best_s, could_go=True)
+                trial.attempts += 1
+                placed = self._book(placement, request, num_answers, trial, matched)
+                placed.tenant, placed.work = claim.tenant, claim.work
+                placed.output_work = work_of(0, num_answers * min(request.sampling.max_tokens, EXPECTED_OUTPUT_TOKENS))
+                placed.priority = claim.wire_priority(heavy=turn.heavy)
+                return placed
+            full |= lacking
+        return Busy(best_s) if full else None
+
+    def _check_deadline(self, claim: Claim, seconds: float, cluster: ClusterSnapshot, placement: Placement) -> None:
+        """Raises RequestError when not even an idle cluster could begin to answer in time, as far as that is known."""
+        remaining_s = claim.deadline - asyncio.get_running_loop().time()
+        computing = workers_of(cluster, placement)[1]
+        if computing is not None and computing.cost != PRIOR_STEP and seconds > _SURELY * remaining_s:
+            raise RequestError(
+                f"the prompt takes about {seconds:.3g} s to compute, but the client waits {remaining_s:.3g} s",
+                field="timeout",
+                code="deadline_too_short",
+                status=503,
+            )
+
+    def _choose(
+        self,
+        prompt_tokens: int,
+        matched: dict[str, int],
+        trial: Trial,
+        cluster: ClusterSnapshot,
+        full: frozenset[str] = frozenset(),
+    ) -> Placement | None:
         """Without the workers that failed this request; else also with those that came back since."""
-        snapshot = self._cluster.snapshot()
-        excluded = frozenset(trial.excluded)
-        placement = self._policy.choose(PlacementRequest(prompt_tokens, matched, excluded), snapshot)
+        excluded = frozenset(trial.excluded) | full
+        placement = self._policy.choose(PlacementRequest(prompt_tokens, matched, excluded), cluster)
         if placement is None and trial.excluded:
             still = frozenset(url for url, arrival in trial.excluded.items() if self._cluster.arrivals(url) == arrival)
-            placement = self._policy.choose(PlacementRequest(prompt_tokens, matched, still), snapshot)
+            placement = self._policy.choose(PlacementRequest(prompt_tokens, matched, still | full), cluster)
         return placement
+
+    def _undo(self, placed: Placed) -> None:
+        """Takes back a placement whose request is gone."""
+        self._index.retract(placed.prefill or placed.decode, placed.new_hashes)
+        self.release(placed)
 
     async def _back_off(self, trial: Trial) -> None:
         """Every worker left is full: a new request is the client's to repeat, a running stream is ours to save."""

@@ -40,6 +40,8 @@ class WorkerState:
     """How long the first of them has been computing: so much of the queue's seconds has passed."""
     streams: int = 0
     """Sequences that decode there, or will when their prompt is computed."""
+    max_streams: int = 0
+    """Sequences that its engine batches; 0 where unknown."""
     context_tokens: int = 0
     """KV tokens that they hold, and read in every step."""
 

@@ -62,7 +62,9 @@ async def try_pairs(session: aiohttp.ClientSession, pairs: Sequence[Pair], vocab
     return await asyncio.gather(*(limited(pair) for pair in chosen))
 
 
-async def _try_pair(session: aiohttp.ClientSession, prefill: WorkerState, decode: WorkerState, vocab_size: int) -> Tried:
+async def _try_pair(
+    session: aiohttp.ClientSession, prefill: WorkerState, decode: WorkerState, vocab_size: int
+) -> Tried:
     name = secrets.token_hex(8)
     request = GenerateRequest(
         request_id=f"probe-{name}",

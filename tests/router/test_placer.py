@@ -6,6 +6,10 @@ import aiohttp
 
 from penstock.protocol import GenerateRequest, Sample, SamplingParams
 from penstock.router.cluster import Cluster, Worker
+from penstock.router.flow.arrival import Arrival
+from penstock.router.flow.patience import Patience
+from penstock.router.flow.room import Room
+from penstock.router.flow.tenants import ANYONE
 from penstock.router.metrics import Metrics
 from penstock.router.placer import Placer, Trial
 from penstock.router.policy import LeastWork
@@ -19,7 +23,18 @@ def test_only_the_answers_that_are_placed_are_booked() -> None:
         async with aiohttp.ClientSession() as session:
             cluster = Cluster(session, 1.0)
             worker = cluster._workers["http://d"] = Worker("http://d", "decode", ready=True)
-            placer = Placer(session, cluster, LeastWork(), PrefixIndex(9), Metrics(), max_attempts=4, wait_s=1.0)
+            placer = Placer(
+                session,
+                cluster,
+                LeastWork(),
+                PrefixIndex(9),
+                Metrics(),
+                max_attempts=4,
+                wait_s=1.0,
+                room=Room(0.25),
+                most_waiting=9,
+                longest_wait_s=9.0,
+            )
             request = GenerateRequest(
                 request_id="r",
                 prompt=(1, 2),
@@ -27,7 +42,9 @@ def test_only_the_answers_that_are_placed_are_booked() -> None:
                 samples=tuple(Sample(index, 1) for index in range(3)),
             )
             for num_answers in (3, 1):
-                placed = await placer.place(request, num_answers, Trial(), asyncio.get_running_loop().time() + 1)
+                now = asyncio.get_running_loop().time()
+                arrival = Arrival("r", ANYONE, Patience(1, 1, 1), now)
+                placed = await placer.place(request, num_answers, Trial(), now + 1, arrival)
                 assert worker.output_tokens == 20 * num_answers
                 placed.reservation.release()
 
