@@ -74,7 +74,7 @@ def build_engine(config: EngineConfig, generation: str) -> Built:
     return Built(
         engine=Engine(config, runner, lambda salt: BlockHasher(config.secret.encode(), root, salt), generation),
         layout=layout,
-        limits=Limits(model.vocab_size, context, config.block_size, num_blocks),
+        limits=Limits(model.vocab_size, context, config.block_size, num_blocks, _kind(device, layout.kv_dtype)),
         notes=tuple(notes),
         first_guess_s_per_row=2 * num_weight_bytes / dtype.itemsize / _SLOWEST_FLOPS_PER_S[device.type],
     )
@@ -86,6 +86,13 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda, but torch finds no CUDA device; use --device cpu or install a CUDA build")
     return torch.device(name)
+
+
+def _kind(device: torch.device, dtype: str) -> str:
+    """Workers of one kind take as long for the same work."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} {dtype}"
+    return f"cpu, {torch.get_num_threads()} threads, {dtype}"
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -13,7 +13,7 @@ from penstock.protocol import Accepted, Done, Error, Events, Finished, GenerateR
 
 
 class Generate(Struct, frozen=True, tag=True):
-    """Answer this request here. With `request.prefill` set, its prompt's KV arrives by tickets (PrefillArrived)."""
+    """Answer this request here. With `request.prefill` set, its prompt's KV arrives by tickets (PeerArrived)."""
 
     request: GenerateRequest
 
@@ -31,15 +31,16 @@ class Lookup(Struct, frozen=True, tag=True):
     hashes: tuple[bytes, ...]
 
 
-class PrefillArrived(Struct, frozen=True, tag=True):
-    """A frame of the prefill worker's answer for a Generate with `prefill`."""
+class PeerArrived(Struct, frozen=True, tag=True):
+    """A frame of the worker that a request's blocks come from: its `prefill`, or else its `source`."""
 
     request_id: str
     frame: Accepted | Ticket
 
 
-class PrefillFailed(Struct, frozen=True, tag=True):
-    """The prefill worker was lost, refused or sent an error. Ends the request with `prefill_lost`."""
+class PeerFailed(Struct, frozen=True, tag=True):
+    """That worker was lost, refused or sent an error: a `prefill` ends the request with `prefill_lost`, a `source`
+    has the engine compute what it was to give."""
 
     request_id: str
     reason: str
@@ -59,7 +60,7 @@ class Stop(Struct, frozen=True, tag=True):
     """Leave the process now."""
 
 
-ToEngine: TypeAlias = Generate | Prefill | Lookup | PrefillArrived | PrefillFailed | Cancel | Snapshot | Stop
+ToEngine: TypeAlias = Generate | Prefill | Lookup | PeerArrived | PeerFailed | Cancel | Snapshot | Stop
 
 # Engine to front.
 
@@ -71,6 +72,8 @@ class Limits(Struct, frozen=True):
     max_context_tokens: int
     block_size: int
     num_blocks: int
+    kind: str = ""
+    """Device and number format; see hop.Readiness."""
 
 
 class Started(Struct, frozen=True, tag=True):
@@ -104,6 +107,13 @@ class Output(Struct, frozen=True):
     frame: Tokens | Finished | Done | Error | Ticket
 
 
+class Wanted(Struct, frozen=True):
+    """The hashes to ask a request's `source` for."""
+
+    request_id: str
+    hashes: tuple[bytes, ...]
+
+
 class Stats(Struct, frozen=True):
     """Counters since start, and what else only /metrics shows."""
 
@@ -118,6 +128,10 @@ class Stats(Struct, frozen=True):
     pull_seconds: float = 0.0
     fenced_pulls: int = 0
     failed_pulls: int = 0
+    sourced_blocks: int = 0
+    """Of the pulled blocks, those that were in another worker's cache."""
+    missed_sources: int = 0
+    """Requests whose source was lost, late or had nothing."""
     silent_peers: int = 0
     """Now."""
 
@@ -127,10 +141,11 @@ class StepOutputs(Struct, frozen=True, tag=True):
 
     outputs: tuple[Output, ...] = ()
     released: tuple[str, ...] = ()
-    """Ids of Generates whose ticketed blocks are verified: the front closes their call to the prefill worker."""
+    """Ids of requests that need their prefill worker or source no more: the front closes its call."""
     events: Events | None = None
     load: Load | None = None
     stats: Stats | None = None
+    wanted: tuple[Wanted, ...] = ()
 
 
 FromEngine: TypeAlias = Started | StartFailed | Beat | StepOutputs

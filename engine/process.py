@@ -19,7 +19,7 @@ from penstock.engine import messages
 from penstock.engine.build import build_engine
 from penstock.engine.config import EngineConfig
 from penstock.engine.engine import Engine
-from penstock.engine.messages import Beat, Output, Stats, StepOutputs
+from penstock.engine.messages import Beat, Output, Stats, StepOutputs, Wanted
 from penstock.engine.redeem import Redeemer
 from penstock.engine.sequence import Role
 from penstock.engine.transfer import Event as PullEvent
@@ -97,7 +97,7 @@ class EngineProcess:
         transport = make_transport(config.transport, regions, host=config.transfer_host)
         block_bytes = built.engine.runner.layout.block_bytes
         self._puller = Puller(transport, block_bytes, self._take_pull_event, timeout_s=config.transfer_timeout_s)
-        self._redeemer = Redeemer(built.engine, built.layout, self._puller)
+        self._redeemer = Redeemer(built.engine, built.layout, self._puller, self._ask_source)
         self._clock = StepClock(built.first_guess_s_per_row)
         self._generation = generation
         self._events_sequence = 0
@@ -148,9 +148,9 @@ class EngineProcess:
                 engine.add(request, Role.PREFILL)
             case messages.Lookup(request_id, hashes):
                 engine.outputs.append(Output(request_id, engine.tickets.lookup(request_id, hashes)))
-            case messages.PrefillArrived(request_id, frame):
+            case messages.PeerArrived(request_id, frame):
                 self._redeemer.arrived(request_id, frame)
-            case messages.PrefillFailed(request_id, reason):
+            case messages.PeerFailed(request_id, reason):
                 self._redeemer.failed(request_id, reason)
             case messages.Cancel(request_id):
                 engine.cancel(request_id)
@@ -167,6 +167,10 @@ class EngineProcess:
         events = self._events(snapshot=False)
         engine.timings.clear()
         self._send(StepOutputs(outputs, released, events if self._subscribed else None, self._load(), self._stats()))
+
+    def _ask_source(self, wanted: Wanted) -> None:
+        """At once: the source answers while the step of the others runs here."""
+        self._send(StepOutputs(wanted=(wanted,)))
 
     def _check_quarantine(self) -> None:
         """With too many blocks in quarantine this process ends: its streams go on elsewhere, and it starts afresh."""
@@ -186,6 +190,8 @@ class EngineProcess:
             pull_seconds=counters.seconds,
             fenced_pulls=counters.fenced,
             failed_pulls=counters.failed,
+            sourced_blocks=self._redeemer.num_sourced_blocks,
+            missed_sources=self._redeemer.num_missed_sources,
             silent_peers=len(self._puller.silent),
         )
 

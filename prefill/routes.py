@@ -12,6 +12,7 @@ from penstock.engine.messages import Lookup, Prefill
 from penstock.errors import PrefillLost
 from penstock.protocol import BlocksRequest, GenerateRequest, Ticket
 from penstock.worker.checks import check_blocks_request, check_request
+from penstock.worker.fetch import beside, fetch_source
 from penstock.worker.front import Front
 from penstock.worker.http import FrameResponse, Write
 
@@ -31,7 +32,7 @@ def prefill_routes(front: Front) -> APIRouter:
     @routes.post("/blocks")
     async def blocks(http: Request) -> Response:
         """Tickets for the longest cached run of the given block hashes."""
-        request = await front.receive(http, BlocksRequest)
+        request = await front.receive(http, BlocksRequest, while_draining=True)  # who takes over wants them
         check_blocks_request(request, limits)
         return FrameResponse(partial(_hold, front, Lookup(request.request_id, request.hashes), engine.lease_s))
 
@@ -42,9 +43,11 @@ async def _hold(front: Front, message: Prefill | Lookup, timeout_s: float, write
     """Forwards frames until the caller leaves (which cancels this), an error ends the stream, or the lease is over."""
     lease_s = front.config.engine.lease_s
     over = PrefillLost(f"the lease of {lease_s:g} s is over")
+    source = message.request.source if isinstance(message, Prefill) else None
     with front.bridge.open(message, timeout_s) as stream:
-        await write([front.accepted(with_peer=True)])
-        async for frames in stream.batches():
-            if any(isinstance(frame, Ticket) and frame.last for frame in frames):
-                stream.expire(lease_s, over)
-            await write(frames)
+        async with beside(stream, fetch_source(front, stream, source)):
+            await write([front.accepted(with_peer=True)])
+            async for frames in stream.batches():
+                if any(isinstance(frame, Ticket) and frame.last for frame in frames):
+                    stream.expire(lease_s, over)
+                await write(frames)

@@ -94,7 +94,9 @@ def _add_operation(app: FastAPI, services: Services) -> None:
     async def metrics(_: Request) -> Response:
         for worker in services.cluster.workers:
             services.metrics.worker_ready.labels(worker.url, worker.role).set(worker.ready)
-            services.metrics.worker_streams.labels(worker.url, worker.role).set(worker.streams)
+            services.metrics.worker_streams.labels(worker.url, worker.role).set(
+                services.cluster.books.in_flight(worker.url)[0]
+            )
         return Response(services.metrics.render(), media_type="text/plain; version=0.0.4")
 
     async def drain(request: Request) -> Response:

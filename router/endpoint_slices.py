@@ -32,7 +32,8 @@ class Conditions(Struct):
     terminating: bool | None = None
 
 
-class Endpoint(Struct):
+class Endpoint(Struct, rename="camel"):
+    node_name: str | None = None
     addresses: tuple[str, ...] = ()
     conditions: Conditions = msgspec.field(default_factory=Conditions)
 
@@ -99,7 +100,7 @@ def members_of(item: EndpointSlice) -> frozenset[Member]:
         return frozenset()
     revision = labels.get(REVISION_LABEL, "")
     return frozenset(
-        Member(f"http://{bracketed(endpoint.addresses[0])}:{port}", role, revision)
+        Member(f"http://{bracketed(endpoint.addresses[0])}:{port}", role, revision, endpoint.node_name or "")
         for endpoint in item.endpoints or ()
         if endpoint.addresses and not endpoint.conditions.terminating
     )

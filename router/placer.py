@@ -5,7 +5,6 @@ The policy is pure and forgets; this is its memory and its hands.
 
 import asyncio
 import logging
-import math
 from dataclasses import dataclass, field, replace
 
 import aiohttp
@@ -15,7 +14,6 @@ from penstock.errors import (
     Overloaded,
     PrefillLost,
     PrefillRefused,
-    RequestError,
     RetryableError,
     TransferError,
     WorkerLost,
@@ -23,16 +21,15 @@ from penstock.errors import (
 from penstock.protocol import GenerateRequest
 from penstock.router.cluster import Cluster, Reservation
 from penstock.router.flow.arrival import Arrival
-from penstock.router.flow.gate import Busy, Claim, Gate, Turn, work_of
-from penstock.router.flow.room import Room, compute_s, has_any, workers_of
+from penstock.router.flow.fair_queue import work_of
+from penstock.router.flow.gate import Claim, Gate
+from penstock.router.flow.room import Room, has_any
 from penstock.router.flow.tenants import ANYONE, Tenant
+from penstock.router.flow.turns import Busy, Turn, take_turn
 from penstock.router.metrics import Metrics
-from penstock.router.placement.costs import PRIOR_STEP
-from penstock.router.policy import EXPECTED_OUTPUT_TOKENS, ClusterSnapshot, Placement, PlacementRequest, Policy
+from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Policy
 from penstock.router.prefix_index import PrefixIndex
 
-_SURELY = 1.25
-"""A prompt must be predicted to take so many times as long as there is, before it is refused for good."""
 _LONG_PROMPT_TOKENS = 16_384
 """Hashing more takes over 2 ms and is done in a thread."""
 
@@ -199,90 +196,55 @@ class Placer:
         self, request: GenerateRequest, num_answers: int, trial: Trial, deadline: float, arrival: Arrival
     ) -> Placed | None:
         """A request waits for its turn once; whoever was under way when a worker failed goes on at once."""
+        wanted = self._wanted(request, num_answers, trial)
+        output_work = work_of(0, num_answers * wanted.output_tokens)
+        prompt_work = max(1, wanted.prompt_tokens - max(wanted.cached_tokens.values(), default=0))
+        claim = Claim(arrival, request.priority, prompt_work + output_work, deadline)
+        if trial.attempts:
+            placement = self._choose(wanted, trial, self._cluster.snapshot())
+            return self._book(placement, request, wanted, trial, claim) if placement is not None else None
 
         def attempt(turn: Turn) -> Placed | Busy | None:
-            return self._attempt(request, num_answers, trial, claim, turn)
-
-        matched = self._index.match(trial.hashes or [])
-        prompt_work = max(1, len(request.prompt) - max(matched.values(), default=0))
-        work = work_of(prompt_work, num_answers * min(request.sampling.max_tokens, EXPECTED_OUTPUT_TOKENS))
-        claim = Claim(arrival, request.priority, work, deadline)
-        if not trial.attempts:
-            return await self.gate.enter(claim, attempt)
-        placement = self._choose(len(request.prompt), matched, trial, self._cluster.snapshot())
-        if placement is None:
-            return None
-        trial.attempts += 1
-        placed = self._book(placement, request, num_answers, trial, matched)
-        placed.priority = claim.wire_priority(heavy=False)
-        return placed
-
-    def _attempt(
-        self, request: GenerateRequest, num_answers: int, trial: Trial, claim: Claim, turn: Turn
-    ) -> Placed | Busy | None:
-        """Books the best placement if its workers have room.
-
-        Else the best of the others, but only after as long a wait as it takes longer: delay scheduling (Zaharia et al.
-        2010), with what the cache saves as the delay. None when there is no worker. Raises RequestError for a prompt
-        that takes longer than the client waits.
-        """
-        matched = self._index.match(trial.hashes or [])
-        cluster = self._cluster.snapshot()
-        wish = PlacementRequest(len(request.prompt), matched)
-        full: frozenset[str] = frozenset()
-        best_s = math.inf
-        while (placement := self._choose(len(request.prompt), matched, trial, cluster, full)) is not None:
-            seconds = compute_s(cluster, placement, wish)
-            if not full:
-                best_s = seconds
-                self._check_deadline(claim, seconds, cluster, placement)
-            lacking = self._room.lacking(
-                cluster, placement, num_answers=num_answers, in_line=turn.in_line, heavy=turn.heavy
+            wanted = self._wanted(request, num_answers, trial)  # what is cached changes while it waits
+            cluster = self._cluster.snapshot()
+            found = take_turn(
+                lambda full: self._choose(wanted, trial, cluster, full), wanted, cluster, self._room, turn
             )
-            if not lacking:
-                if turn.waited_s < seconds - best_s:
-                    return Busy(best_s, could_go=True)
-                trial.attempts += 1
-                placed = self._book(placement, request, num_answers, trial, matched)
-                placed.tenant, placed.work = claim.tenant, claim.work
-                placed.output_work = work_of(0, num_answers * min(request.sampling.max_tokens, EXPECTED_OUTPUT_TOKENS))
-                placed.priority = claim.wire_priority(heavy=turn.heavy)
-                return placed
-            full |= lacking
-        return Busy(best_s) if full else None
+            if not isinstance(found, Placement):
+                return found
+            placed = self._book(found, request, wanted, trial, claim, heavy=turn.heavy)
+            placed.work, placed.output_work = claim.work, output_work
+            return placed
 
-    def _check_deadline(self, claim: Claim, seconds: float, cluster: ClusterSnapshot, placement: Placement) -> None:
-        """Raises RequestError when not even an idle cluster could begin to answer in time, as far as that is known."""
-        remaining_s = claim.deadline - asyncio.get_running_loop().time()
-        computing = workers_of(cluster, placement)[1]
-        if computing is not None and computing.cost != PRIOR_STEP and seconds > _SURELY * remaining_s:
-            raise RequestError(
-                f"the prompt takes about {seconds:.3g} s to compute, but the client waits {remaining_s:.3g} s",
-                field="timeout",
-                code="deadline_too_short",
-                status=503,
-            )
-
-    def _choose(
-        self,
-        prompt_tokens: int,
-        matched: dict[str, int],
-        trial: Trial,
-        cluster: ClusterSnapshot,
-        full: frozenset[str] = frozenset(),
-    ) -> Placement | None:
-        """Without the workers that failed this request; else also with those that came back since."""
-        excluded = frozenset(trial.excluded) | full
-        placement = self._policy.choose(PlacementRequest(prompt_tokens, matched, excluded), cluster)
-        if placement is None and trial.excluded:
-            still = frozenset(url for url, arrival in trial.excluded.items() if self._cluster.arrivals(url) == arrival)
-            placement = self._policy.choose(PlacementRequest(prompt_tokens, matched, still | full), cluster)
-        return placement
+        return await self.gate.enter(claim, attempt)
 
     def _undo(self, placed: Placed) -> None:
         """Takes back a placement whose request is gone."""
         self._index.retract(placed.prefill or placed.decode, placed.new_hashes)
         self.release(placed)
+
+    def _wanted(self, request: GenerateRequest, num_answers: int, trial: Trial) -> PlacementRequest:
+        usual = self._cluster.books.model.output_tokens
+        return PlacementRequest(
+            prompt_tokens=len(request.prompt),
+            cached_tokens=self._index.match(trial.hashes or []),
+            output_tokens=min(request.sampling.max_tokens, usual),
+            num_answers=num_answers,
+        )
+
+    def _choose(
+        self,
+        wanted: PlacementRequest,
+        trial: Trial,
+        cluster: ClusterSnapshot,
+        full: frozenset[str] = frozenset(),
+    ) -> Placement | None:
+        """Without the workers that failed this request; else also with those that came back since."""
+        placement = self._policy.choose(replace(wanted, excluded=frozenset(trial.excluded) | full), cluster)
+        if placement is None and trial.excluded:
+            still = frozenset(url for url, arrival in trial.excluded.items() if self._cluster.arrivals(url) == arrival)
+            placement = self._policy.choose(replace(wanted, excluded=still | full), cluster)
+        return placement
 
     async def _back_off(self, trial: Trial) -> None:
         """Every worker left is full: a new request is the client's to repeat, a running stream is ours to save."""
@@ -294,15 +256,30 @@ class Placer:
         trial.excluded.clear()
 
     def _book(
-        self, placement: Placement, request: GenerateRequest, num_answers: int, trial: Trial, matched: dict[str, int]
+        self,
+        placement: Placement,
+        request: GenerateRequest,
+        wanted: PlacementRequest,
+        trial: Trial,
+        claim: Claim,
+        *,
+        heavy: bool = False,
     ) -> Placed:
+        trial.attempts += 1
         hashes = trial.hashes or []
         computing = placement.prefill or placement.decode
-        known = matched.get(computing, 0)
+        known = wanted.cached_tokens.get(computing, 0)
         self._index.record(computing, hashes)
-        reservation = self._cluster.reserve(
-            placement, len(request.prompt) - known, request.sampling.max_tokens * num_answers
-        )
+        reservation = self._cluster.reserve(placement, wanted)
         self._metrics.placements.labels(kind="disaggregated" if placement.prefill else "decode_alone").inc()
         new_hashes = hashes[known // self._index.block_tokens :]
-        return Placed(placement.decode, placement.prefill, request.salt, reservation, hashes, new_hashes)
+        return Placed(
+            placement.decode,
+            placement.prefill,
+            request.salt,
+            reservation,
+            hashes,
+            new_hashes,
+            tenant=claim.tenant,
+            priority=claim.wire_priority(heavy=heavy),
+        )

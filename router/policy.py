@@ -36,8 +36,11 @@ class WorkerState:
     """Prompts queued or being computed there."""
     prefill_pairs: int = 0
     """Query-key pairs of their uncomputed tokens (costs.attention_pairs)."""
-    prefill_elapsed_s: float = 0.0
-    """How long the first of them has been computing: so much of the queue's seconds has passed."""
+    head_tokens: int = 0
+    head_pairs: int = 0
+    """Of these, the first prompt's."""
+    head_since_s: float = 0.0
+    """When that prompt became the first, on the snapshot's clock: what it has been computed since then is done."""
     streams: int = 0
     """Sequences that decode there, or will when their prompt is computed."""
     max_streams: int = 0

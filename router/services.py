@@ -10,7 +10,7 @@ from starlette.types import Scope
 
 from penstock.errors import ConfigError, RequestError
 from penstock.hop import new_session
-from penstock.router.cluster import Cluster
+from penstock.router.cluster import Cluster, Member
 from penstock.router.config import RouterConfig
 from penstock.router.discovery import api_of_this_pod, discover
 from penstock.router.flow.keys import KeyFile
@@ -71,9 +71,9 @@ class Services:
             metrics.queued_requests.set_function(lambda: len(gate))
             metrics.queued_tokens.set_function(lambda: gate.work)
             for url in self.config.decode_urls:
-                self.cluster.add(url, "decode")
+                self.cluster.add(Member(url, "decode"))
             for url in self.config.prefill_urls:
-                self.cluster.add(url, "prefill")
+                self.cluster.add(Member(url, "prefill"))
             tasks = [
                 asyncio.create_task(self._discover(), name="discovery"),
                 asyncio.create_task(self.keys.watch(), name="keys"),

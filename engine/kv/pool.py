@@ -15,6 +15,11 @@ import numpy.typing as npt
 from penstock.protocol import StoredBlock
 
 
+def num_blocks_for(num_tokens: int, block_size: int) -> int:
+    """Blocks that hold `num_tokens`."""
+    return -(-num_tokens // block_size)
+
+
 class BlockPool:
     """Reference counts, prefix cache, LRU eviction and epochs of `num_blocks` blocks.
 
@@ -39,6 +44,11 @@ class BlockPool:
     def num_free(self) -> int:
         """Blocks that allocate() can hand out now."""
         return len(self._free) + len(self._cached)
+
+    @property
+    def num_evictable(self) -> int:
+        """Of these, the ones that still answer to a hash."""
+        return len(self._cached)
 
     @property
     def num_held(self) -> int:

@@ -7,7 +7,7 @@ advice           what a refused client is told: try again or not, and when
 promises         keeps what was advised: who comes back in time is let in before newcomers
 fair_queue       the order of those who wait: fair between tenants by tokens of work
 usage            who has had far more than others lately
-room             whether a worker should take a request yet
+room, turns      whether a worker should take a request yet; where a request goes whose turn it is
 gate             the waiting itself, and the refusal at once of what would wait too long
 limits           bounds of connections, headers and bodies
 """

@@ -21,6 +21,11 @@ OUTPUT_WEIGHT = 2.0
 T = TypeVar("T")
 
 
+def work_of(prompt_tokens: float, output_tokens: float) -> float:
+    """Of a request, in tokens of prompt."""
+    return prompt_tokens + OUTPUT_WEIGHT * output_tokens
+
+
 @dataclass(slots=True, eq=False)
 class Entry(Generic[T]):
     """One who waits."""

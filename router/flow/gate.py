@@ -17,9 +17,10 @@ from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from penstock.errors import Overloaded, RateLimited, RetryableError
 from penstock.router.flow.arrival import Arrival
-from penstock.router.flow.fair_queue import OUTPUT_WEIGHT, Entry, FairQueue
+from penstock.router.flow.fair_queue import Entry, FairQueue
 from penstock.router.flow.promises import Promises
 from penstock.router.flow.tenants import ANYONE, Tenant
+from penstock.router.flow.turns import Busy, Turn
 from penstock.router.flow.usage import Usage
 
 POLL_S = 0.05
@@ -62,28 +63,6 @@ class Claim:
     def wire_priority(self, *, heavy: bool) -> int:
         """For the worker's own order. With several tenants those that have had most lately go last there too."""
         return self.priority if self.tenant is ANYONE else 2 * self.tenant.priority + heavy
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One attempt to place a request."""
-
-    in_line: bool = False
-    """The tenant has more waiting behind this one."""
-    heavy: bool = False
-    """The tenant has had far more lately than others (usage.py)."""
-    waited_s: float = 0.0
-    """Since it could first have gone to a worker that was not its best."""
-
-
-@dataclass(frozen=True, slots=True)
-class Busy:
-    """There is no room yet."""
-
-    compute_s: float = 0.0
-    """To the first token, once its worker begins with it."""
-    could_go: bool = False
-    """Another worker than its best has room."""
 
 
 Attempt: TypeAlias = Callable[[Turn], T | Busy | None]
@@ -199,7 +178,7 @@ class Gate(Generic[T]):
         tenant = claim.tenant
         self._usual_work += 0.05 * (claim.work - self._usual_work)
         if not len(self._queue):
-            outcome = attempt(Turn(heavy=self._usage.is_heavy(tenant, now)))
+            outcome = attempt(Turn(heavy=self._usage.is_heavy(tenant, now), remaining_s=claim.deadline - now))
             if not isinstance(outcome, Busy):
                 if outcome is not None:
                     self._charge(tenant, outcome.work, now)
@@ -287,6 +266,7 @@ class Gate(Generic[T]):
             in_line=self._queue.waiting(entry.tenant) > 1,
             heavy=self._usage.is_heavy(entry.tenant, now),
             waited_s=0.0 if since is None else now - since,
+            remaining_s=entry.item.claim.deadline - now,
         )
 
     def _charge(self, tenant: Tenant, work: float, now: float) -> None:
@@ -362,8 +342,3 @@ class Gate(Generic[T]):
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def work_of(prompt_tokens: float, output_tokens: float) -> float:
-    """Of a request, in tokens of prompt."""
-    return prompt_tokens + OUTPUT_WEIGHT * output_tokens

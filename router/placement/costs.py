@@ -46,6 +46,16 @@ class StepCost:
             + context_tokens * self.context_token_s
         )
 
+    def times(self, factor: float) -> "StepCost":
+        """Of a worker that takes `factor` times as long."""
+        return StepCost(
+            factor * self.step_s,
+            factor * self.prefill_token_s,
+            factor * self.prefill_pair_s,
+            factor * self.decode_token_s,
+            factor * self.context_token_s,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class LinkCost:

@@ -37,6 +37,12 @@ class Readiness(msgspec.Struct):
     """Longest prompt plus answer that fits there; less than the model's own limit when memory is short."""
     max_samples: int | None = None
     """Most answers to one prompt: the sequences that its engine batches."""
+    kind: str = ""
+    """Device and number format: workers of one kind take as long for the same work."""
+    block_size: int | None = None
+    """Tokens per KV block."""
+    step_tokens: int | None = None
+    """Most tokens of one step."""
 
 
 def new_session() -> aiohttp.ClientSession:

@@ -101,6 +101,7 @@ class FakeWorker(LocalServer):
         self.max_samples: int | None = None
         self.cached_tokens = 3
         self.running = 0
+        self.most_running = 0
         self.cancelled = 0
         self.gate: asyncio.Event | None = None
         """When set to an Event, streams wait for it after every token, with heartbeats."""
@@ -132,6 +133,7 @@ class FakeWorker(LocalServer):
         stream = Stream(self, http, request)
         script = self.scripts.popleft() if self.scripts else answer
         self.running += 1
+        self.most_running = max(self.most_running, self.running)
         try:
             return await script(stream) or stream._response
         except (asyncio.CancelledError, ConnectionError):

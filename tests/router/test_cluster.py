@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 import uvloop
 
 from penstock.hop import Readiness, new_session
-from penstock.router.cluster import Cluster
-from penstock.router.policy import EXPECTED_OUTPUT_TOKENS, Placement
+from penstock.router.cluster import Cluster, Member
+from penstock.router.policy import Placement, PlacementRequest
 from tests.router.fake_worker import FakeWorker
 
 POLL_S = 0.05
@@ -22,7 +22,7 @@ def with_cluster(test: Callable[[Cluster, FakeWorker], Awaitable[None]]) -> None
         await worker.start()
         async with new_session() as session:
             cluster = Cluster(session, POLL_S)
-            cluster.add(worker.url, "decode")
+            cluster.add(Member(worker.url, "decode"))
             try:
                 await until(cluster, lambda: cluster.has_ready("decode"))
                 await test(cluster, worker)
@@ -124,7 +124,7 @@ def test_the_smallest_limit_of_the_ready_decode_workers_counts() -> None:
         for one, limit, role in ((small, 64, "decode"), (prefill, 16, "prefill")):
             one.max_context_tokens = limit
             await one.start()
-            cluster.add(one.url, role)  # type: ignore[arg-type]
+            cluster.add(Member(one.url, role))  # type: ignore[arg-type]
         worker.max_context_tokens = 100
         cluster.mark_lost(worker.url)  # asks again at once
         await until(cluster, lambda: smallest() == 64 and len(cluster.snapshot().decode) == 2)
@@ -141,19 +141,20 @@ def test_the_smallest_limit_of_the_ready_decode_workers_counts() -> None:
 
 def test_bookings_follow_the_work() -> None:
     async def test(cluster: Cluster, worker: FakeWorker) -> None:
-        booked = cluster.reserve(Placement(worker.url), 100, 10_000)
-        load = cluster.snapshot().decode[0]
-        assert (load.prefill_tokens, load.output_tokens) == (100, EXPECTED_OUTPUT_TOKENS)
+        request = PlacementRequest(140, {worker.url: 40}, output_tokens=256)
+        booked = cluster.reserve(Placement(worker.url), request)
+        state = cluster.snapshot().decode[0]
+        assert (state.prefill_tokens, state.output_tokens) == (100, 256)
         booked.produced(6)
-        load = cluster.snapshot().decode[0]
-        assert (load.prefill_tokens, load.output_tokens) == (0, EXPECTED_OUTPUT_TOKENS - 6)
+        state = cluster.snapshot().decode[0]
+        assert (state.prefill_tokens, state.output_tokens) == (0, 250)
         booked.produced(10_000)
         assert cluster.snapshot().decode[0].work == 0
         booked.release()
-        unused = cluster.reserve(Placement(worker.url, "http://gone"), 100, 50)
+        unused = cluster.reserve(Placement(worker.url, "http://gone"), request)
         unused.release()
         assert cluster.snapshot().decode[0].work == 0
-        assert cluster.workers[0].streams == 0
+        assert cluster.books.in_flight(worker.url) == (0, 0)
 
     with_cluster(test)
 

@@ -5,7 +5,7 @@ import asyncio
 import aiohttp
 
 from penstock.protocol import GenerateRequest, Sample, SamplingParams
-from penstock.router.cluster import Cluster, Worker
+from penstock.router.cluster import Cluster, Member
 from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.patience import Patience
 from penstock.router.flow.room import Room
@@ -22,7 +22,8 @@ def test_only_the_answers_that_are_placed_are_booked() -> None:
     async def test() -> None:
         async with aiohttp.ClientSession() as session:
             cluster = Cluster(session, 1.0)
-            worker = cluster._workers["http://d"] = Worker("http://d", "decode", ready=True)
+            cluster.add(Member("http://d", "decode"))
+            cluster.workers[0].ready = True
             placer = Placer(
                 session,
                 cluster,
@@ -45,7 +46,8 @@ def test_only_the_answers_that_are_placed_are_booked() -> None:
                 now = asyncio.get_running_loop().time()
                 arrival = Arrival("r", ANYONE, Patience(1, 1, 1), now)
                 placed = await placer.place(request, num_answers, Trial(), now + 1, arrival)
-                assert worker.output_tokens == 20 * num_answers
+                assert cluster.snapshot().decode[0].output_tokens == 20 * num_answers
                 placed.reservation.release()
+            await cluster.close()
 
     asyncio.run(test())

@@ -39,7 +39,17 @@ def _common_routes(front: Front) -> APIRouter:
         if (reason := front.unready()) is not None:
             return refusal(Overloaded(reason))
         limits = front.bridge.started.limits
-        return json_response(Readiness(True, limits.max_context_tokens, front.config.engine.max_sequences))
+        engine = front.config.engine
+        return json_response(
+            Readiness(
+                True,
+                limits.max_context_tokens,
+                engine.max_sequences,
+                kind=limits.kind,
+                block_size=limits.block_size,
+                step_tokens=engine.max_step_tokens,
+            )
+        )
 
     @routes.get("/metrics")
     async def metrics() -> Response:

@@ -137,6 +137,9 @@ class EngineBridge:
         for output in step.outputs:
             if (stream := self._streams.get(output.request_id)) is not None:
                 stream.put(output.frame)
+        for wanted in step.wanted:
+            if (stream := self._streams.get(wanted.request_id)) is not None:
+                stream.want(wanted.hashes)
         for request_id in step.released:
             if (stream := self._streams.get(request_id)) is not None:
                 stream.on_release()

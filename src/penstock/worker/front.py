@@ -27,10 +27,10 @@ class Front:
     metrics: WorkerMetrics
     draining: bool = False
 
-    async def receive(self, request: Request, kind: type[T]) -> T:
+    async def receive(self, request: Request, kind: type[T], *, while_draining: bool = False) -> T:
         """The body of a request for work. Raises RequestError, or Overloaded when the worker takes no more."""
         body = await read_body(request, kind, self.config.max_body_bytes)
-        if (reason := self.unready()) is not None:
+        if (reason := self.bridge.trouble() if while_draining else self.unready()) is not None:
             raise Overloaded(reason)
         return body
 

@@ -32,6 +32,8 @@ from penstock.worker.metrics import WorkerMetrics
 
 OnReady: TypeAlias = Callable[[Started, int], None]
 
+HANDOVER_S = 2.0
+"""At the end of the grace, how long KV stays readable for those who take over; at most a quarter of the grace."""
 ENGINE_STOP_S = 1.0
 """How long the engine may take to leave after Stop."""
 ENGINE_END_S = 0.2
@@ -103,10 +105,19 @@ async def _serve(
 
 
 async def _drain(front: Front, signals: "asyncio.Queue[int]") -> None:
-    """Refuses new requests and returns when no stream is open, the grace is over, or another signal came."""
+    """Refuses new requests and returns when no stream is open, the grace is over, or another signal came.
+
+    Streams that have not finished near the end of the grace go on elsewhere; whoever takes them over finds their KV
+    in the prefix cache here.
+    """
     front.draining = True
+    handover_s = min(HANDOVER_S, front.config.drain_grace_s / 4)
     waits = [asyncio.ensure_future(wait) for wait in (front.bridge.idle.wait(), signals.get())]
-    await asyncio.wait(waits, timeout=front.config.drain_grace_s, return_when=asyncio.FIRST_COMPLETED)
+    finish_s = front.config.drain_grace_s - handover_s
+    done, _ = await asyncio.wait(waits, timeout=finish_s, return_when=asyncio.FIRST_COMPLETED)
+    if not done:
+        front.bridge.end_all(Stopping("this worker is stopping"))
+        await asyncio.wait(waits[1:], timeout=handover_s)
     for wait in waits:
         wait.cancel()
 

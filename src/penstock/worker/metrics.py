@@ -129,6 +129,10 @@ class _EngineCollector(Collector):
         yield self._counter("penstock_pulled_blocks", "KV blocks read from other workers.", stats.pulled_blocks)
         yield self._counter("penstock_pulled_bytes", "Bytes of KV read from other workers.", stats.pulled_bytes)
         yield self._counter("penstock_pull_seconds", "Seconds spent reading KV blocks.", stats.pull_seconds)
+        yield self._counter("penstock_sourced_blocks", "KV blocks read from others' caches.", stats.sourced_blocks)
+        yield self._counter(
+            "penstock_unsourced_requests", "Requests whose source was lost, late or had nothing.", stats.missed_sources
+        )
         yield self._counter("penstock_fenced_pulls", "Reads refused as the blocks had changed.", stats.fenced_pulls)
         yield self._counter("penstock_failed_pulls", "Reads that failed or came too late.", stats.failed_pulls)
         yield self._gauge(

@@ -24,7 +24,9 @@ class Stream:
         self.ended = False
         """The last frame (Done or Error) is queued or was read."""
         self.on_release: Callable[[], object] = lambda: None
-        """Called when all ticketed blocks are verified."""
+        """Called when nothing more is needed of the worker that this request reads from."""
+        self.wanted: asyncio.Future[tuple[bytes, ...]] = asyncio.get_running_loop().create_future()
+        """The hashes to ask the request's source for, once the engine knows them."""
         self._max_behind = max_behind
         self._cancel = cancel
         self._frames: deque[StreamFrame] = deque()
@@ -43,6 +45,11 @@ class Stream:
         self._frames.append(frame)
         self.ended = isinstance(frame, Done | Error)
         self._wake.set()
+
+    def want(self, hashes: tuple[bytes, ...]) -> None:
+        """The engine asks for blocks of the request's source."""
+        if not self.wanted.done():  # cancelled along with its reader
+            self.wanted.set_result(hashes)
 
     def beat(self, beat: Heartbeat) -> None:
         """Replaces the heartbeat that waits to be read."""

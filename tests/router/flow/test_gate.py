@@ -12,9 +12,10 @@ import pytest
 
 from penstock.errors import Overloaded, RateLimited, RetryableError
 from penstock.router.flow.arrival import Arrival
-from penstock.router.flow.gate import Busy, Claim, Gate, Turn
+from penstock.router.flow.gate import Claim, Gate
 from penstock.router.flow.patience import Patience
 from penstock.router.flow.tenants import ANYONE, Tenant
+from penstock.router.flow.turns import Busy, Turn
 from tests.router.flow.virtual_time import run
 
 A, B, GREEDY = Tenant(name="a"), Tenant(name="b"), Tenant(name="greedy")
