@@ -4,12 +4,14 @@ The call to that worker runs beside the engine's own prefix match; this front on
 and closes the call, which frees the blocks over there, once the engine has verified what it read.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
 from penstock.engine.messages import Generate
 from penstock.protocol import GenerateRequest
+from penstock.telemetry.trace import incoming
 from penstock.worker.checks import check_request
 from penstock.worker.fetch import beside, fetch_prefill
 from penstock.worker.front import Front
@@ -27,17 +29,20 @@ def decode_routes(front: Front) -> APIRouter:
         """Streams the output tokens of every sample."""
         request = await front.receive(http, GenerateRequest)
         check_request(request, limits, max_samples=engine.max_sequences)
-        return FrameResponse(partial(_generate, front, request))
+        return FrameResponse(partial(_generate, front, request, incoming(http.headers.raw)))
 
     return routes
 
 
-async def _generate(front: Front, request: GenerateRequest, write: Write) -> None:
+async def _generate(front: Front, request: GenerateRequest, caller: Mapping[str, str], write: Write) -> None:
     """Forwards the engine's frames to the caller until the last one."""
-    meter = RequestMeter(front.metrics)
-    with front.bridge.open(Generate(request), request.timeout_s) as stream:
-        async with beside(stream, fetch_prefill(front, stream, request)):
-            await write([front.accepted(with_peer=False)])
-            async for frames in stream.batches():
-                meter.observe(frames)
-                await write(frames)
+    with front.working_on(Generate(request), request.timeout_s, caller) as stream:
+        meter = RequestMeter(front.metrics, stream.trace)
+        try:
+            async with beside(stream, fetch_prefill(front, stream, request)):
+                await write([front.accepted(with_peer=False)])
+                async for frames in stream.batches():
+                    meter.observe(frames)
+                    await write(frames)
+        finally:
+            front.log_end(prompt_tokens=len(request.prompt), prefill=request.prefill or "", **meter.end())

@@ -21,6 +21,7 @@ from penstock.engine.runner import Runner
 from penstock.engine.sampler import Sampled, SampleRow, sample
 from penstock.engine.scheduler import Budget, schedule
 from penstock.engine.sequence import Request, Role, Sequence
+from penstock.engine.spans import Spans
 from penstock.engine.tickets import Tickets
 from penstock.engine.trace import open_trace
 from penstock.errors import RetryableError
@@ -67,6 +68,7 @@ class Engine:
         self.outputs: list[Output] = []
         self.timings: list[StepTiming] = []
         self.trace = open_trace(config.trace)
+        self.spans = Spans()
         self.num_preemptions = 0
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
@@ -74,9 +76,10 @@ class Engine:
 
     # What callers do between steps.
 
-    def add(self, wire: GenerateRequest, role: Role = Role.GENERATE) -> Request:
+    def add(self, wire: GenerateRequest, role: Role = Role.GENERATE, *, traced: bool = False) -> Request:
         """Queues a request. Its frames appear in `outputs` under its request id."""
         request = Request.create(wire, role, self.new_hasher(wire.salt), self.budget.block_size)
+        request.traced = traced
         self.requests[wire.request_id] = request
         first = request.sequences[0]
         if first.output and (reason := self._finish_reason(request, first.output)):
@@ -111,6 +114,10 @@ class Engine:
 
     def queue(self, sequence: Sequence) -> None:
         """Lets a sequence that holds nothing wait to be admitted."""
+        sequence.request.queued_at = time.monotonic()
+        self._give_up(sequence)
+        if self.budget.prefix_cache:
+            self.pool.touch(self.pool.match(sequence.full_hashes()))
         insort(self.waiting, sequence, key=lambda each: each.request.rank)
 
     def start(self, sequence: Sequence, blocks: list[int], num_cached: int) -> None:
@@ -193,6 +200,9 @@ class Engine:
         began = time.monotonic()
         logits = self.runner.run(plan.work)
         self.timings.append(_timing(plan.work, time.monotonic() - began))
+        for sequence, rows in plan.work:
+            if sequence.request.traced and sequence.num_computed < len(sequence.request.prompt):
+                self.spans.add(sequence.request, "prefill_chunk", began, rows)
         self._advance(plan.work, logits)
         return True
 
@@ -206,6 +216,10 @@ class Engine:
         already referenced."""
         request = sequence.request
         self.waiting.remove(sequence)
+        self.spans.add(request, "queue", request.queued_at)
+        hashes = sequence.full_hashes() if self.budget.prefix_cache else []
+        self.pool.expect(hashes[len(matched) :])
+        sequence.num_expected = len(hashes)
         num_tokens = request.num_start_tokens + 1 if request.role is Role.PULL else sequence.num_tokens
         self.num_cached_tokens += len(matched) * self.budget.block_size
         return matched + self.pool.allocate(num_blocks_for(num_tokens, self.budget.block_size) - len(matched))
@@ -350,8 +364,14 @@ class Engine:
 
     def _free(self, sequence: Sequence) -> None:
         self.pool.free(sequence.blocks)
+        self._give_up(sequence)
         sequence.blocks = []
         sequence.num_computed = sequence.num_committed = 0
+
+    def _give_up(self, sequence: Sequence) -> None:
+        """Nobody need wait for what the sequence has not computed or pulled."""
+        self.pool.give_up(sequence.hashes[sequence.num_committed : sequence.num_expected])
+        sequence.num_expected = 0
 
     def _emit(self, request: Request, frame: object) -> None:
         self.outputs.append(Output(request.wire.request_id, frame))  # type: ignore[arg-type]

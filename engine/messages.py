@@ -16,12 +16,16 @@ class Generate(Struct, frozen=True, tag=True):
     """Answer this request here. With `request.prefill` set, its prompt's KV arrives by tickets (PeerArrived)."""
 
     request: GenerateRequest
+    traced: bool = False
+    """Report its Spans."""
 
 
 class Prefill(Struct, frozen=True, tag=True):
     """Compute this request's prompt, publish tickets, and hold the blocks until Cancel (the end of the lease)."""
 
     request: GenerateRequest
+    traced: bool = False
+    """Report its Spans."""
 
 
 class Lookup(Struct, frozen=True, tag=True):
@@ -74,6 +78,8 @@ class Limits(Struct, frozen=True):
     num_blocks: int
     kind: str = ""
     """Device and number format; see hop.Readiness."""
+    model: str = ""
+    """Fingerprint of tokenizer and architecture."""
 
 
 class Started(Struct, frozen=True, tag=True):
@@ -105,6 +111,18 @@ class Output(Struct, frozen=True):
 
     request_id: str
     frame: Tokens | Finished | Done | Error | Ticket
+
+
+class Span(Struct, frozen=True, array_like=True):
+    """What a traced request spent time on: durations only, which the front places on its own clock."""
+
+    request_id: str
+    name: str
+    """`queue`, `prefill_chunk` (of `count` prompt tokens) or `transfer` (of `count` blocks)."""
+    seconds: float
+    ago_s: float
+    """How long before this message it ended."""
+    count: int = 0
 
 
 class Wanted(Struct, frozen=True):
@@ -146,6 +164,7 @@ class StepOutputs(Struct, frozen=True, tag=True):
     load: Load | None = None
     stats: Stats | None = None
     wanted: tuple[Wanted, ...] = ()
+    spans: tuple[Span, ...] = ()
 
 
 FromEngine: TypeAlias = Started | StartFailed | Beat | StepOutputs

@@ -49,6 +49,8 @@ class Pull:
     quarantined: set[int] = field(default_factory=set)
     dropped: bool = False
     """The request has ended; what is left is to give the blocks back."""
+    first_read_at: float | None = None
+    """By time.monotonic."""
 
     @property
     def num_tokens(self) -> int:
@@ -236,6 +238,7 @@ class Redeemer:
                 reads.append((block, pull.blocks[position]))
                 pull.position_of[pull.blocks[position]] = position
         if reads:
+            pull.first_read_at = pull.first_read_at or time.monotonic()
             if len(reads) == len(pull.position_of):
                 pull.began = time.monotonic()
                 pull.request.pulls += 1
@@ -267,6 +270,8 @@ class Redeemer:
         request = pull.request
         del self._pulls[request]
         del self._by_key[pull.key]
+        if pull.first_read_at is not None:
+            self._engine.spans.add(request, "transfer", pull.first_read_at, request.pulled_blocks)
         if request.role is Role.PULL:
             self._engine.join(request, pull.blocks, pull.num_tokens)
         else:

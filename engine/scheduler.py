@@ -20,6 +20,7 @@ class PoolView(Protocol):
     @property
     def num_free(self) -> int: ...
     def match(self, hashes: Seq[bytes]) -> list[int]: ...
+    def is_expected(self, name: bytes) -> bool: ...
     def num_unheld(self, blocks: Seq[int]) -> int: ...
     def refs(self, block: int) -> int: ...
 
@@ -84,7 +85,11 @@ def schedule(
 def _admit(
     plan: Plan, waiting: Seq[Sequence], pool: PoolView, budget: Budget, *, free: int, tokens: int, num_running: int
 ) -> None:
-    """Admits waiting sequences in order until one does not fit; that one blocks the others, so that none starves."""
+    """Admits waiting sequences in order until one does not fit; that one blocks the others, so that none starves.
+
+    One whose next block another sequence is just computing or pulling waits for that instead of computing it twice.
+    """
+    expected: set[bytes] = set()
     for sequence in waiting:
         request = sequence.request
         pull = request.role is Role.PULL
@@ -97,11 +102,16 @@ def _admit(
         usable = request.num_start_tokens if pull else sequence.num_tokens - 1
         hashes = sequence.full_hashes()[: usable // budget.block_size] if budget.prefix_cache else []
         matched = pool.match(hashes)
+        following = next(iter(hashes[len(matched) :]), None)
+        if not pull and following is not None and (following in expected or pool.is_expected(following)):
+            continue
         need = num_blocks_for(usable + 1, budget.block_size) - len(matched)
         if need + pool.num_unheld(matched) > free:
             return
         free -= need + pool.num_unheld(matched)
         num_running += width
+        if budget.prefix_cache:
+            expected.update(sequence.full_hashes()[len(matched) :])
         if pull or (request.source is not None and len(matched) < len(hashes)):
             plan.pull.append((sequence, matched))
             continue

@@ -36,6 +36,8 @@ class Sequence:
     """Tokens whose KV is in `blocks`."""
     num_committed: int = 0
     """Full blocks that were handed to the prefix cache."""
+    num_expected: int = 0
+    """Full blocks that others may wait for, since this sequence computes or pulls them."""
     finish_reason: str | None = None
     number: int = field(default_factory=lambda: next(_numbers))
     """Unique in this process."""
@@ -72,8 +74,8 @@ class Sequence:
     def stored_block(self, index: int) -> StoredBlock:
         """Full block `index` as the prefix cache names it."""
         size = self.request.block_size
-        parent = self.hash_of(index - 1) if index else self.request.hasher.root
-        return StoredBlock(self.hash_of(index), parent, tuple(self.tokens(index * size, (index + 1) * size)))
+        parent, salt = (self.hash_of(index - 1), None) if index else (self.request.hasher.root, self.request.wire.salt)
+        return StoredBlock(self.hash_of(index), parent, tuple(self.tokens(index * size, (index + 1) * size)), salt)
 
     def _hash(self, index: int) -> bytes:
         size = self.request.block_size
@@ -113,6 +115,9 @@ class Request:
     pull_s: float = 0.0
     """Seconds in which blocks were being read."""
     sourced_blocks: int = 0
+    traced: bool = False
+    queued_at: float = 0.0
+    """When it last began to wait for room, by time.monotonic."""
 
     @classmethod
     def create(cls, wire: GenerateRequest, role: Role, hasher: BlockHasher, block_size: int) -> "Request":

@@ -5,11 +5,12 @@ import socket
 from dataclasses import dataclass
 
 from penstock.config import option
+from penstock.telemetry.config import LogConfig, TraceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperatorConfig:
-    """What `penstock operator` can be told."""
+class OperatorConfig(LogConfig, TraceConfig):
+    """What `penstock operator` can be told. Routers and workers get its settings of logs and traces."""
 
     namespace: str = option("", "The one namespace to look after; the whole cluster when empty.")
     worker_image_cpu: str = option("penstock/worker:dev", "Image of workers without GPUs.")

@@ -8,6 +8,7 @@ from penstock.operator import api, names
 from penstock.operator.config import OperatorConfig
 from penstock.operator.merge import merge
 from penstock.operator.model_pod import ModelPod, model_pod
+from penstock.telemetry.config import telemetry_of
 
 Template = dict[str, Any]
 
@@ -208,6 +209,9 @@ def _pod(
         "capabilities": {"drop": ["ALL"]},
     }
     home = [{"name": "HOME", "value": "/tmp"}, {"name": "USER", "value": "penstock"}]
+    telemetry = [
+        {"name": f"PENSTOCK_FLAG_{name.upper()}", "value": str(value)} for name, value in telemetry_of(config).items()
+    ]
     common: Template = {
         "image": image,
         "imagePullPolicy": config.image_pull_policy,
@@ -215,7 +219,7 @@ def _pod(
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     container = {**common, **container}
-    container["env"] = [*home, *container["env"], *model.env]
+    container["env"] = [*home, *telemetry, *container["env"], *model.env]
     container["volumeMounts"] = [{"name": "tmp", "mountPath": "/tmp"}, *mounts, *model.mounts]
     spec: Template = {
         "containers": [container],

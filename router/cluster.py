@@ -7,7 +7,7 @@ then at every poll, so it is chosen again within two polls of its return.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -41,14 +41,13 @@ class Worker:
     member: Member
     ready: bool = False
     arrivals: int = 0
-    generation: str = ""
     said: Readiness | None = None
     """What it last said on /ready."""
     losses: int = 0
     told: bool | None = None
     """What the log last said: whether it is ready."""
     look: asyncio.Event = field(default_factory=asyncio.Event)
-    watcher: asyncio.Task[None] | None = None
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -62,9 +61,22 @@ class Worker:
 class Cluster:
     """The set of workers and their state."""
 
-    def __init__(self, session: aiohttp.ClientSession, poll_s: float) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        poll_s: float,
+        follow: Callable[[Worker, "Cluster"], Awaitable[None]] | None = None,
+        *,
+        model: str = "",
+    ) -> None:
+        """`follow` runs for each worker as long as it is a member, and is cancelled then.
+
+        `model` is the served model's fingerprint: a worker that has another one is not used.
+        """
+        self._model = model
         self._session = session
         self._poll_s = poll_s
+        self._follow = follow
         self._workers: dict[str, Worker] = {}
         self._changed = asyncio.Event()
         self._now = asyncio.get_running_loop().time
@@ -80,14 +92,16 @@ class Cluster:
             worker = self._workers[member.url] = Worker(member)
             node = member.node or urlsplit(member.url).hostname or ""
             self.books.open(member.url, member.role, member.revision, node)
-            worker.watcher = asyncio.create_task(self._watch(worker), name=f"watch {member.url}")
+            worker.tasks.append(asyncio.create_task(self._watch(worker), name=f"watch {member.url}"))
+            if self._follow is not None:
+                worker.tasks.append(asyncio.ensure_future(self._follow(worker, self)))
 
     def remove(self, url: str) -> None:
         """No longer chosen; streams on it go on."""
         worker = self._workers.pop(url, None)
         self.books.close(url)
-        if worker is not None and worker.watcher is not None:
-            worker.watcher.cancel()
+        for task in worker.tasks if worker is not None else ():
+            task.cancel()
 
     def set_members(self, members: Collection[Member]) -> None:
         """From now on exactly these. An address that was another revision's or role's is a new worker."""
@@ -98,10 +112,10 @@ class Cluster:
             self.add(member)
 
     async def close(self) -> None:
-        watchers = [worker.watcher for worker in self.workers if worker.watcher is not None]
+        tasks = [task for worker in self.workers for task in worker.tasks]
         for url in list(self._workers):
             self.remove(url)
-        await asyncio.gather(*watchers, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def mark_lost(self, url: str) -> None:
         """Not chosen until it answers ready again. It is asked at once: a busy worker is back in milliseconds."""
@@ -114,15 +128,6 @@ class Cluster:
     def arrivals(self, url: str) -> int:
         worker = self._workers.get(url)
         return worker.arrivals if worker is not None else 0
-
-    def met(self, url: str, generation: str) -> bool:
-        """Notes the process that answers at `url`; True when it is another one than before."""
-        worker = self._workers.get(url)
-        if worker is None or worker.generation == generation:
-            return False
-        is_new = worker.generation != ""
-        worker.generation = generation
-        return is_new
 
     def has_ready(self, role: Role) -> bool:
         return any(worker.ready and worker.role == role for worker in self.workers)
@@ -170,7 +175,7 @@ class Cluster:
     def _describe(self, url: str, said: Readiness) -> None:
         usual = About()
         block_tokens, step_tokens = said.block_size or usual.block_tokens, said.step_tokens or usual.step_tokens
-        self.books.describe(url, About(said.kind, block_tokens, step_tokens, said.max_samples or 0))
+        self.books.describe(url, About(said.kind, block_tokens, step_tokens, said.layout, said.max_samples or 0))
 
     async def _ask(self, url: str) -> Readiness | str:
         """What a ready worker says of itself; of another, why it is not ready."""
@@ -178,9 +183,12 @@ class Cluster:
             async with asyncio.timeout(SILENT_S), self._session.get(f"{url}/ready") as response:
                 if response.status != 200:
                     return f"it answers HTTP {response.status}"
-                return msgspec.json.decode(await response.read(), type=Readiness)
+                said = msgspec.json.decode(await response.read(), type=Readiness)
         except (aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
             return str(error) or f"no answer within {SILENT_S:g} s"
+        if self._model and said.model and said.model != self._model:
+            return "it serves another model than this router: tokenizer or architecture differ"
+        return said
 
     def _tell(self, worker: Worker, answer: Readiness | str) -> None:
         """One line for each change that a look finds. (A worker back at once after a loss is the placer's to tell.)"""

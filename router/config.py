@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from penstock.config import option
 from penstock.errors import ConfigError
+from penstock.telemetry.config import LogConfig, TraceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouterConfig:
+class RouterConfig(LogConfig, TraceConfig):
     """What `penstock router` can be told. Worker lists are comma-separated base URLs in flags and environment."""
 
     model: str = option("", "Folder of the model: its tokenizer, chat template and configs (weights are not read).")
@@ -28,6 +29,17 @@ class RouterConfig:
     )
     max_body_bytes: int = option(
         8 * 2**20, "Largest request body. A million token ids as JSON fit into 8 MiB.", unit="bytes"
+    )
+    max_bodies_bytes: int = option(
+        512 * 2**20, "Memory for all request bodies that are being read or parsed, together.", unit="bytes"
+    )
+    body_timeout_s: float = option(60.0, "How long a request body may take to arrive.", unit="seconds")
+    max_header_bytes: int = option(2**16, "Largest request line and headers.", unit="bytes")
+    header_timeout_s: float = option(
+        30.0, "How long headers may take, and a new connection may stay silent.", unit="seconds"
+    )
+    max_connections: int = option(
+        10_000, "Most connections of clients; more are answered with 503.", unit="connections"
     )
     default_max_tokens: int | None = option(
         None, "Answer limit of a request that names none; the rest of the context when none.", unit="tokens"
@@ -74,7 +86,17 @@ class RouterConfig:
         "Uncached prompt tokens from which a prefill worker is used: less than one block is nothing to hand over.",
         unit="tokens",
     )
-    index_blocks: int = option(100_000, "How many blocks of 16 tokens the prefix index remembers.", unit="blocks")
+    index_blocks: int = option(
+        5_000_000,
+        "Most cached blocks that the prefix index remembers, in equal shares for all workers; each takes 200 bytes.",
+        unit="blocks",
+    )
+    secret: str = option("", "Key of what workers are told of tenants' salts, equal on all routers of a deployment.")
+    turn_cache_bytes: int = option(
+        128 * 2**20,
+        "Memory for the tokens of messages: of a conversation's next turn only what is new is tokenized.",
+        unit="bytes",
+    )
     encode_inline_chars: int = option(
         8_192, "Longer texts are tokenized in a thread, so that no stream waits more than a few ms.", unit="characters"
     )
@@ -82,13 +104,15 @@ class RouterConfig:
     def __post_init__(self) -> None:
         if (_urls(self.prefill) + _urls(self.decode)) and self.discover:
             raise ConfigError("workers are either listed, by --prefill and --decode, or watched, by --discover")
-        for name in ("max_body_bytes", "max_samples", "max_attempts", "index_blocks", "max_queued"):
+        for name in ("max_body_bytes", "max_samples", "max_attempts", "index_blocks", "max_queued", "max_connections"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in (
             "timeout_s",
             "max_timeout_s",
             "silence_s",
+            "body_timeout_s",
+            "header_timeout_s",
             "max_wait_s",
             "worker_ahead_s",
             "worker_wait_s",

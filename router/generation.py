@@ -36,6 +36,7 @@ from penstock.router.answer import Answer
 from penstock.router.flow.arrival import Arrival
 from penstock.router.merge import merge
 from penstock.router.placer import Placed, Placer, Trial
+from penstock.telemetry.trace import current
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -118,7 +119,9 @@ class Generation:
 
     async def _run(self, answers: list[Answer], trial: Trial) -> AsyncGenerator[Event, None]:
         while True:
-            placed = await self._placer.place(self._request, len(answers), trial, self._deadline, self._arrival)
+            with current().span("place") as span:
+                placed = await self._placer.place(self._request, len(answers), trial, self._deadline, self._arrival)
+                span.note(decode=placed.decode, prefill=placed.prefill or "", attempt=trial.attempts)
             try:
                 async with aclosing(self._attempt(answers, placed)) as events:
                     async for event in events:
@@ -127,7 +130,7 @@ class Generation:
             except RetryableError as error:
                 self._placer.failed(placed, trial, error, num_output=sum(len(answer.output) for answer in answers))
             finally:
-                self._placer.release(placed)
+                self._placer.ended(placed)
             for answer in answers:
                 if answer.finish_reason is None:
                     answer.end_by_output(self._sampling, self._end_ids)
@@ -157,7 +160,7 @@ class Generation:
                     if event is not None:
                         yield event
                     if all(answer.finish_reason for answer in answers) and any(answer.is_cut for answer in answers):
-                        self._placer.learned(placed, self.prompt + self._answers[0].output)
+                        self._placer.learned(placed, self._answers[0].output)
                         return  # leaving closes the connection, which cancels what the worker would still generate
         if any(answer.finish_reason is None for answer in answers):
             raise WorkerLost(f"{placed.decode} was done before every answer was")
@@ -178,13 +181,15 @@ class Generation:
         if frame.cached_tokens is not None and self.cached_tokens is None:
             self.cached_tokens = frame.cached_tokens
         tokens, logprobs = answer.take(frame)
-        self._placer.produced(placed, len(tokens))
+        placed.reservation.produced(len(tokens))
+        placed.num_output += len(tokens)
+        self._placer.computed(placed, frame.cached_tokens)
         return Output(self._first_choice + answer.index, tuple(tokens), tuple(logprobs)) if tokens else None
 
     def _done(self, frame: Done, placed: Placed) -> None:
         if self.cached_tokens is None and not placed.is_resume:
             self.cached_tokens = frame.cached_tokens
-        self._placer.learned(placed, self.prompt + self._answers[0].output)
+        self._placer.learned(placed, self._answers[0].output)
 
     def _body(self, answers: list[Answer], placed: Placed) -> GenerateRequest:
         remaining_s = self._deadline - asyncio.get_running_loop().time()

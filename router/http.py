@@ -7,6 +7,8 @@ cut without the terminating chunk (SDKs take a cleanly closed stream for success
 
 import asyncio
 import ipaddress
+import math
+from collections.abc import Callable
 from types import TracebackType
 
 from starlette.types import Receive, Scope, Send
@@ -85,9 +87,19 @@ class Lifeline:
         if self._reason is not None and self._task.uncancel() <= self._cancels_before and kind is not None:
             raise self._reason from None
 
-    async def body(self, scope: Scope, max_bytes: int) -> bytes:
-        """The request's body. From its end on the client is watched. Raises RequestError, ClientGone."""
-        body = await read_body(scope, self._receive, max_bytes)
+    async def body(
+        self, scope: Scope, max_bytes: int, *, timeout_s: float = math.inf, take: Callable[[int], None] = lambda _: None
+    ) -> bytes:
+        """The request's body. From its end on the client is watched. `take` is told the bytes of each part; may raise.
+
+        Raises RequestError when it is too long (413) or takes too long (408), ClientGone.
+        """
+        try:
+            async with asyncio.timeout(timeout_s if timeout_s < math.inf else None):
+                body = await read_body(scope, self._receive, max_bytes, take)
+        except TimeoutError:
+            said = f"the request body took longer than {timeout_s:g} s"
+            raise RequestError(said, code="body_timeout", status=408) from None
         self._watcher = asyncio.create_task(self._watch_client())
         return body
 
@@ -115,7 +127,7 @@ class Lifeline:
         self.cut(ClientGone("the client closed the connection"))
 
 
-async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+async def read_body(scope: Scope, receive: Receive, max_bytes: int, take: Callable[[int], None]) -> bytes:
     """The request's body. Raises RequestError (413) as soon as it is known to be longer than `max_bytes`."""
     too_long = RequestError(f"the request body is longer than {max_bytes} bytes", code="request_too_large", status=413)
     if int(header(scope, b"content-length") or 0) > max_bytes:
@@ -127,6 +139,7 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
         if message["type"] == "http.disconnect":
             raise ClientGone("the client closed the connection while sending its request")
         parts.append(message.get("body", b""))
+        take(len(parts[-1]))
         num_bytes += len(parts[-1])
         if num_bytes > max_bytes:
             raise too_long

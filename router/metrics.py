@@ -60,6 +60,21 @@ class Metrics:
         self.replacements = Counter(
             "penstock_router_failed_placements", "Placements that failed, by reason", ["reason"], registry=self.registry
         )
+        self.event_errors = Counter(
+            "penstock_router_event_errors",
+            "Times a worker's event stream was given up: lost, gap or nonsense",
+            ["worker", "reason"],
+            registry=self.registry,
+        )
+        self.predictions = Counter(
+            "penstock_router_predicted_requests",
+            "Requests by how the cached prompt tokens compare with what the router predicted: exact, fewer or more",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.index_blocks = Gauge(
+            "penstock_router_index_blocks", "Cached blocks that the prefix index knows", registry=self.registry
+        )
         self.discovery_errors = Counter(
             "penstock_router_discovery_errors",
             "Times the EndpointSlices could not be listed or watched",

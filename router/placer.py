@@ -26,12 +26,13 @@ from penstock.router.flow.gate import Claim, Gate
 from penstock.router.flow.room import Room, has_any
 from penstock.router.flow.tenants import ANYONE, Tenant
 from penstock.router.flow.turns import Busy, Turn, take_turn
+from penstock.router.index.keys import PromptKeys
+from penstock.router.index.prefix_index import Prediction, PrefixIndex
 from penstock.router.metrics import Metrics
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Policy
-from penstock.router.prefix_index import PrefixIndex
 
-_LONG_PROMPT_TOKENS = 16_384
-"""Hashing more takes over 2 ms and is done in a thread."""
+CONFIRMATION_S = 1.0
+"""So long after a worker has computed what it was given, its events must have told of it."""
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,8 @@ class Trial:
     excluded: dict[str, int] = field(default_factory=dict)
     """Workers that failed it, with the number of their arrival: after a restart they are worth a try again."""
     last_error: RetryableError | None = None
-    hashes: list[bytes] | None = None
-    """Of the prompt's blocks, made when first needed."""
+    keys: PromptKeys | None = None
+    """Of the prompt, made when first needed."""
     streaming: bool = False
     lost_at: int | None = None
     """How many output tokens there were when a worker that had taken the request was last lost."""
@@ -60,11 +61,13 @@ class Placed:
 
     decode: str
     prefill: str | None
-    salt: str
     reservation: Reservation
-    hashes: list[bytes]
-    new_hashes: list[bytes]
-    """Of the blocks that the computing worker is about to learn."""
+    keys: PromptKeys
+    """Of the prompt."""
+    cached_tokens: int
+    """Prompt tokens that the computing worker is predicted to find in its cache."""
+    predictions: list[Prediction]
+    """What its workers will hold because of it."""
     tenant: Tenant = ANYONE
     work: float = 0.0
     """Charged to the tenant, in tokens."""
@@ -105,7 +108,7 @@ class Placer:
         self._room = room
         self.gate: Gate[Placed] = Gate(
             has_room=lambda: has_any(cluster.snapshot()),
-            undo=self._undo,
+            undo=self.ended,
             most_waiting=most_waiting,
             longest_wait_s=longest_wait_s,
             on_left=metrics.queue_wait.observe,
@@ -120,10 +123,6 @@ class Placer:
 
         Raises RetryableError when none comes or the wait would be too long.
         """
-        if trial.hashes is None and len(request.prompt) > _LONG_PROMPT_TOKENS:
-            trial.hashes = await asyncio.to_thread(self._index.hash, request.prompt, request.salt)
-        elif trial.hashes is None:
-            trial.hashes = self._index.hash(request.prompt, request.salt)
         give_up = min(asyncio.get_running_loop().time() + self._wait_s, deadline)
         while True:
             placed = await self._in_turn(request, num_answers, trial, deadline, arrival)
@@ -141,30 +140,38 @@ class Placer:
                 reason = trial.last_error or f"no decode worker became ready within {self._wait_s} s"
                 raise Overloaded(f"no worker for this request: {reason}", retry_after_s=1.0) from None
 
-    def release(self, placed: Placed) -> None:
-        """The request has ended on these workers, in whatever way. Call once."""
-        placed.reservation.release()
-        self.gate.done(placed.tenant, work_of(0, placed.num_output) - placed.output_work)
-
     def accepted(self, placed: Placed, generation: str) -> None:
         """A decode worker answered; another process than before has an empty cache."""
         placed.is_accepted = True
-        if self._cluster.met(placed.decode, generation):
-            self._index.forget(placed.decode)
+        self._index.met(placed.decode, generation)
 
-    def produced(self, placed: Placed, num_tokens: int) -> None:
-        """Output tokens came. With the first the decode worker holds the prompt: until now another request for it would
-        have found nothing there, and computing it on the prefill worker was the better choice."""
-        placed.reservation.produced(num_tokens)
-        placed.num_output += num_tokens
+    def computed(self, placed: Placed, cached_tokens: int | None) -> None:
+        """The first token came, with what was really found in a cache, so the decode worker holds the prompt or soon
+        will: until now another request for it would have found nothing there, and computing it on the prefill worker
+        was the better choice."""
+        if placed.is_computed:
+            return
+        placed.is_computed = True
+        if placed.prefill is not None:
+            placed.predictions.append(self._index.predict(placed.decode, placed.keys))
+        if cached_tokens is not None and not placed.is_resume:
+            outcome = _outcome(placed.cached_tokens, cached_tokens)
+            self._metrics.predictions.labels(outcome).inc()
+            if outcome != "exact":
+                log.debug("%s found %d of %d cached tokens", placed.decode, cached_tokens, placed.cached_tokens)
+        self._retract_soon(placed.predictions)
+        self.gate.changed()
+
+    def learned(self, placed: Placed, output: list[int]) -> None:
+        """The decode worker now holds the prompt and `output`, but for its last token, which was never fed to it."""
+        self._retract_soon([self._index.predict(placed.decode, placed.keys.followed_by(output[:-1]))])
+
+    def ended(self, placed: Placed) -> None:
+        """In whatever way. Call once."""
+        placed.reservation.release()
         if not placed.is_computed:
-            placed.is_computed = True
-            self._index.record(placed.decode, placed.hashes)
-            self.gate.changed()
-
-    def learned(self, placed: Placed, tokens: list[int]) -> None:
-        """The decode worker now holds `tokens`, prompt and answer."""
-        self._index.record(placed.decode, self._index.hash(tokens, placed.salt, placed.hashes))
+            _retract(placed.predictions)
+        self.gate.done(placed.tenant, work_of(0, placed.num_output) - placed.output_work)
 
     def failed(self, placed: Placed, trial: Trial, error: RetryableError, *, num_output: int) -> None:
         """Notes what `error` says about the workers, after `num_output` output tokens.
@@ -177,14 +184,12 @@ class Placer:
         log.warning("%s with %s failed a request (%s): %s", placed.decode, placed.prefill, error.code, error)
         if isinstance(error, (PrefillLost, PrefillRefused, TransferError)) and placed.prefill is not None:
             trial.excluded[placed.prefill] = self._cluster.arrivals(placed.prefill)
-            self._index.retract(placed.prefill, placed.new_hashes)
             if isinstance(error, PrefillLost):
                 self._cluster.mark_lost(placed.prefill)
         else:
             trial.excluded[placed.decode] = self._cluster.arrivals(placed.decode)
             if isinstance(error, WorkerLost):
                 self._cluster.mark_lost(placed.decode)
-                self._index.forget(placed.decode)
         if isinstance(error, WorkerLost) and placed.is_accepted:
             if trial.lost_at == num_output:
                 raise WorkerLost(f"a second worker was lost at the same place, maybe by this request: {error}")
@@ -202,32 +207,28 @@ class Placer:
         claim = Claim(arrival, request.priority, prompt_work + output_work, deadline)
         if trial.attempts:
             placement = self._choose(wanted, trial, self._cluster.snapshot())
-            return self._book(placement, request, wanted, trial, claim) if placement is not None else None
+            return self._book(placement, wanted, trial, claim) if placement is not None else None
 
         def attempt(turn: Turn) -> Placed | Busy | None:
-            wanted = self._wanted(request, num_answers, trial)  # what is cached changes while it waits
+            latest = self._wanted(request, num_answers, trial) if turn.is_later else wanted
             cluster = self._cluster.snapshot()
             found = take_turn(
-                lambda full: self._choose(wanted, trial, cluster, full), wanted, cluster, self._room, turn
+                lambda full: self._choose(latest, trial, cluster, full), latest, cluster, self._room, turn
             )
             if not isinstance(found, Placement):
                 return found
-            placed = self._book(found, request, wanted, trial, claim, heavy=turn.heavy)
+            placed = self._book(found, latest, trial, claim, heavy=turn.heavy)
             placed.work, placed.output_work = claim.work, output_work
             return placed
 
         return await self.gate.enter(claim, attempt)
 
-    def _undo(self, placed: Placed) -> None:
-        """Takes back a placement whose request is gone."""
-        self._index.retract(placed.prefill or placed.decode, placed.new_hashes)
-        self.release(placed)
-
     def _wanted(self, request: GenerateRequest, num_answers: int, trial: Trial) -> PlacementRequest:
+        keys = trial.keys = trial.keys or PromptKeys(request.salt, request.prompt)
         usual = self._cluster.books.model.output_tokens
         return PlacementRequest(
             prompt_tokens=len(request.prompt),
-            cached_tokens=self._index.match(trial.hashes or []),
+            cached_tokens=self._index.match(keys),
             output_tokens=min(request.sampling.max_tokens, usual),
             num_answers=num_answers,
         )
@@ -256,30 +257,34 @@ class Placer:
         trial.excluded.clear()
 
     def _book(
-        self,
-        placement: Placement,
-        request: GenerateRequest,
-        wanted: PlacementRequest,
-        trial: Trial,
-        claim: Claim,
-        *,
-        heavy: bool = False,
+        self, placement: Placement, wanted: PlacementRequest, trial: Trial, claim: Claim, *, heavy: bool = False
     ) -> Placed:
+        assert trial.keys is not None
         trial.attempts += 1
-        hashes = trial.hashes or []
         computing = placement.prefill or placement.decode
-        known = wanted.cached_tokens.get(computing, 0)
-        self._index.record(computing, hashes)
+        cached = max(wanted.cached_tokens.get(url or "", 0) for url in (computing, placement.source))
         reservation = self._cluster.reserve(placement, wanted)
         self._metrics.placements.labels(kind="disaggregated" if placement.prefill else "decode_alone").inc()
-        new_hashes = hashes[known // self._index.block_tokens :]
+        predictions = [self._index.predict(computing, trial.keys)]
         return Placed(
             placement.decode,
             placement.prefill,
-            request.salt,
             reservation,
-            hashes,
-            new_hashes,
+            trial.keys,
+            cached,
+            predictions,
             tenant=claim.tenant,
             priority=claim.wire_priority(heavy=heavy),
         )
+
+    def _retract_soon(self, predictions: list[Prediction]) -> None:
+        asyncio.get_running_loop().call_later(CONFIRMATION_S, _retract, predictions)
+
+
+def _retract(predictions: list[Prediction]) -> None:
+    for prediction in predictions:
+        prediction.retract()
+
+
+def _outcome(predicted: int, actual: int) -> str:
+    return "exact" if actual == predicted else "fewer" if actual < predicted else "more"

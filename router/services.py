@@ -1,10 +1,11 @@
 """What all requests of one router share, put together once."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from starlette.types import Scope
 
@@ -13,16 +14,22 @@ from penstock.hop import new_session
 from penstock.router.cluster import Cluster, Member
 from penstock.router.config import RouterConfig
 from penstock.router.discovery import api_of_this_pod, discover
+from penstock.router.flow.bodies import Bodies
 from penstock.router.flow.keys import KeyFile
 from penstock.router.flow.quota import LocalBuckets, Quotas
 from penstock.router.flow.room import Room
 from penstock.router.flow.tenants import Tenant
 from penstock.router.http import Lifelines, header
+from penstock.router.index.follower import Follower
+from penstock.router.index.prefix_index import PrefixIndex
 from penstock.router.metrics import Metrics
 from penstock.router.model import load_model
 from penstock.router.placer import Placer
 from penstock.router.policy import LeastWork
-from penstock.router.prefix_index import PrefixIndex
+from penstock.router.turns import TurnTokenizer
+from penstock.telemetry.trace import current, open_tracer
+
+T = TypeVar("T")
 
 _MOST_CHARS_PER_TOKEN = 128
 """Vocabularies have no longer tokens than this, and those only for runs of spaces and dashes."""
@@ -46,20 +53,25 @@ class Services:
         self.metrics = Metrics()
         self.keys = KeyFile(config.keys, self.metrics.key_file_errors.inc)
         self.quotas = Quotas(LocalBuckets())
+        self.bodies = Bodies(config.max_bodies_bytes)
+        self.tracer = open_tracer(config, "penstock-router")
         self.lifelines = Lifelines()
         self.draining = False
+        self._turns = self._new_turns()
         self._encoders = ThreadPoolExecutor(max_workers=2, thread_name_prefix="encode")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Connects to the workers for as long as the block lasts."""
         async with new_session() as session:
-            self.cluster = Cluster(session, self.config.poll_s)
+            index = PrefixIndex(self.config.index_blocks)
+            follower = Follower(session, index, self.metrics, lambda url, events: self.cluster.observed(url, events))
+            self.cluster = Cluster(session, self.config.poll_s, follower.follow, model=self.model.fingerprint)
             self.placer = Placer(
                 session,
                 self.cluster,
                 LeastWork(self.config.min_prefill_tokens),
-                PrefixIndex(self.config.index_blocks),
+                index,
                 self.metrics,
                 max_attempts=self.config.max_attempts,
                 wait_s=self.config.worker_wait_s,
@@ -85,7 +97,15 @@ class Services:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await self.cluster.close()
+                await follower.close()
                 self._encoders.shutdown(wait=False, cancel_futures=True)
+                await asyncio.to_thread(self.tracer.close)
+
+    def _new_turns(self) -> TurnTokenizer:
+        tokenizer, template = self.model.tokenizer, self.model.chat_template
+        contents = [token.content for token in tokenizer.added_tokens]
+        marks = [content for content in contents if template is not None and template.writes(content)]
+        return TurnTokenizer(tokenizer, marks, self.config.turn_cache_bytes)
 
     async def _discover(self) -> None:
         if self._api is not None:
@@ -119,6 +139,24 @@ class Services:
         Raises RequestError naming `field` for a text that cannot fit into the context, without tokenizing it: 5 MB take
         ten seconds (measured, one core).
         """
+        self._check_length(text, field)
+        tokenizer = self.model.tokenizer
+        return await self._aside(len(text), lambda: tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    async def encode_conversation(self, text: str, salt: str, *, field: str) -> list[int]:
+        """Token ids of a rendered conversation, of which only what is new to this router is tokenized.
+
+        Raises RequestError as `encode` does.
+        """
+        self._check_length(text, field)
+        turns = self._turns
+        pieces = turns.split(text)
+        found = turns.recall(pieces, salt)
+        missing = [piece for piece, ids in zip(pieces, found, strict=True) if ids is None]
+        new = await self._aside(sum(map(len, missing)), lambda: turns.tokenize(missing))
+        return turns.join(pieces, salt, found, new)
+
+    def _check_length(self, text: str, field: str) -> None:
         if len(text) > _MOST_CHARS_PER_TOKEN * self.context_tokens:
             raise RequestError(
                 f"the prompt has {len(text)} characters, which is more than the context holds, "
@@ -126,8 +164,10 @@ class Services:
                 field=field,
                 code="context_length_exceeded",
             )
-        if len(text) <= self.config.encode_inline_chars:
-            return self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.get_running_loop().run_in_executor(
-            self._encoders, lambda: self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        )
+
+    async def _aside(self, num_chars: int, work: Callable[[], T]) -> T:
+        """The result of tokenizing so many characters, without holding up others for longer than a few ms."""
+        with current().span("tokenize", chars=num_chars):
+            if num_chars <= self.config.encode_inline_chars:
+                return work()
+            return await asyncio.get_running_loop().run_in_executor(self._encoders, work)

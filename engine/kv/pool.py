@@ -36,9 +36,10 @@ class BlockPool:
         self._by_hash: dict[bytes, int] = {}
         self._free: deque[int] = deque(range(num_blocks))
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self._expected: dict[bytes, int] = {}
         self._poison = poison
-        self._new_stored: list[StoredBlock] = []
-        self._new_removed: list[bytes] = []
+        self._new_stored: dict[bytes, StoredBlock] = {}
+        self._new_removed: dict[bytes, None] = {}
 
     @property
     def num_free(self) -> int:
@@ -68,6 +69,29 @@ class BlockPool:
                 break
             matched.append(block)
         return matched
+
+    def touch(self, blocks: Sequence[int]) -> None:
+        """Somebody waits for these matched blocks: of all cached ones they are to be evicted last."""
+        for block in reversed(blocks):
+            if block in self._cached:
+                self._cached.move_to_end(block)
+
+    def expect(self, hashes: Iterable[bytes]) -> None:
+        """Blocks of these hashes are being computed or pulled. Each is expected until `commit` or `give_up`."""
+        for name in hashes:
+            self._expected[name] = self._expected.get(name, 0) + 1
+
+    def give_up(self, hashes: Iterable[bytes]) -> None:
+        """Whoever expected these will not commit them, or has."""
+        for name in hashes:
+            if self._expected.get(name, 0) > 1:
+                self._expected[name] -= 1
+            else:
+                self._expected.pop(name, None)
+
+    def is_expected(self, name: bytes) -> bool:
+        """Whether a block of this hash will soon be in the prefix cache."""
+        return name in self._expected
 
     def num_unheld(self, blocks: Iterable[int]) -> int:
         """How many of `blocks` acquire() would take out of the allocatable ones."""
@@ -102,10 +126,14 @@ class BlockPool:
 
     def commit(self, block: int, stored: StoredBlock) -> None:
         """Names a full, written block by its hash. A hash that another block answers to stays with that one."""
+        self._expected.pop(stored.hash, None)
         if stored.hash not in self._by_hash and self._stored[block] is None:
             self._by_hash[stored.hash] = block
             self._stored[block] = stored
-            self._new_stored.append(stored)
+            if stored.hash in self._new_removed:
+                del self._new_removed[stored.hash]
+            else:
+                self._new_stored[stored.hash] = stored
 
     def disown(self, blocks: Iterable[int]) -> None:
         """Takes held blocks out of the prefix cache: what they hold is not to be trusted."""
@@ -113,14 +141,23 @@ class BlockPool:
             if self._stored[block] is not None:
                 self._forget(block)
 
-    def snapshot(self) -> tuple[StoredBlock, ...]:
-        """All blocks in the prefix cache."""
-        return tuple(stored for stored in self._stored if stored is not None)
+    def snapshot(self) -> list[StoredBlock]:
+        """All blocks in the prefix cache, parents before their children."""
+        in_order: dict[bytes, StoredBlock] = {}
+        for name in self._by_hash:
+            chain = []
+            while name not in in_order and (block := self._by_hash.get(name)) is not None:
+                stored = self._stored[block]
+                assert stored is not None
+                chain.append(stored)
+                name = stored.parent
+            in_order.update((stored.hash, stored) for stored in reversed(chain))
+        return list(in_order.values())
 
     def drain_events(self) -> tuple[tuple[StoredBlock, ...], tuple[bytes, ...]]:
-        """What was stored and removed since the last call."""
-        events = tuple(self._new_stored), tuple(self._new_removed)
-        self._new_stored, self._new_removed = [], []
+        """How the prefix cache differs from what it was at the last call: blocks that it has now, and has no more."""
+        events = tuple(self._new_stored.values()), tuple(self._new_removed)
+        self._new_stored, self._new_removed = {}, {}
         return events
 
     def _begin_write(self, blocks: Sequence[int]) -> None:
@@ -142,4 +179,5 @@ class BlockPool:
         assert stored is not None
         del self._by_hash[stored.hash]
         self._stored[block] = None
-        self._new_removed.append(stored.hash)
+        if self._new_stored.pop(stored.hash, None) is None:
+            self._new_removed[stored.hash] = None

@@ -9,5 +9,5 @@ fair_queue       the order of those who wait: fair between tenants by tokens of 
 usage            who has had far more than others lately
 room, turns      whether a worker should take a request yet; where a request goes whose turn it is
 gate             the waiting itself, and the refusal at once of what would wait too long
-limits           bounds of connections, headers and bodies
+bodies           the memory that request bodies may take
 """

@@ -263,6 +263,7 @@ class Gate(Generic[T]):
     def _turn(self, entry: Entry[_Waiter[T]], now: float) -> Turn:
         since = entry.item.could_go_since
         return Turn(
+            is_later=True,
             in_line=self._queue.waiting(entry.tenant) > 1,
             heavy=self._usage.is_heavy(entry.tenant, now),
             waited_s=0.0 if since is None else now - since,

@@ -21,6 +21,8 @@ _SURELY = 1.25
 class Turn:
     """One attempt to place a request."""
 
+    is_later: bool = False
+    """The request has waited."""
     in_line: bool = False
     """The tenant has more waiting behind this one."""
     heavy: bool = False

@@ -23,12 +23,20 @@ from penstock.router.openai.errors import error_body, error_status, named_for_ap
 from penstock.router.openai.responses import Usage
 from penstock.router.outbox import SlowClient
 from penstock.router.services import Services
+from penstock.telemetry.trace import Value, current, incoming
 
 log = logging.getLogger(__name__)
 
 Prepare: TypeAlias = Callable[[Services, Arrival], Awaitable[Call]]
 
 _LAST_WORD_S = 0.5
+_SEMANTIC_NAMES = {
+    "model": "gen_ai.request.model",
+    "prompt_tokens": "gen_ai.usage.input_tokens",
+    "output_tokens": "gen_ai.usage.output_tokens",
+    "first_token_s": "gen_ai.server.time_to_first_token",
+}
+"""What OpenTelemetry's conventions for generative AI call it."""
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
@@ -44,48 +52,62 @@ class Endpoint:
         reply = Reply(send, receive, _request_id(scope))
         metrics = self._services.metrics
         outcome = "200"
-        with metrics.running.track_inprogress(), metrics.duration.time():
+        facts: dict[str, Value] = {"endpoint": self._name, "model": self._services.model.name}
+        trace = self._services.tracer.begin(self._name, reply.request_id, incoming(scope["headers"]))
+        with trace, metrics.running.track_inprogress(), metrics.duration.time():
             try:
-                await self._answer(scope, receive, reply)
+                await self._answer(scope, receive, reply, facts)
             except ClientGone:
                 outcome = "client_gone"
             except SlowClient as error:
                 outcome = "client_slow"
-                log.warning("request %s is cut: %s", reply.request_id, error)
+                log.warning("the request is cut: %s", error)
             except Exception as error:
                 if not isinstance(error, (RequestError, RetryableError)):
                     log.exception("request failed unexpectedly")
                 outcome = str(error_status(error))
+                trace.failed(error)
                 await _fail(reply, error)
             finally:
                 reply.close()
                 metrics.requests.labels(endpoint=self._name, status=outcome).inc()
+                facts["status"] = outcome
+                trace.note(**{_SEMANTIC_NAMES.get(name, name): value for name, value in facts.items()})
+                if self._services.config.log_requests:
+                    log.info("the request has ended", extra=facts)
 
-    async def _answer(self, scope: Scope, receive: Receive, reply: Reply) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, reply: Reply, facts: dict[str, Value]) -> None:
         services, config = self._services, self._services.config
         reply.is_early = True
         tenant = services.tenant(scope)
+        if tenant.name:
+            facts["tenant"] = tenant.name
         patience = patience_of(
             scope, default_s=config.timeout_s, longest_s=config.max_timeout_s, silence_s=config.silence_s
         )
         async with Lifeline(receive, patience.longest_s, services.lifelines) as lifeline:
             arrival = Arrival(reply.request_id, tenant, patience, lifeline.began)
-            arrival.body = await lifeline.body(scope, config.max_body_bytes)
-            reply.is_early = False
-            async with services.quotas.spending(arrival, reply.headers) as spending:
-                services.placer.gate.check(arrival)
-                call = await self._prepare(services, arrival)
-                arrival.seal()
-                lifeline.end_by(arrival.deadline(stream=call.stream))
-                await spending.expect(call.expected_tokens)
-                run = _Run(services, call, reply, arrival)
-                try:
-                    await (run.stream() if call.stream else run.whole())
-                except RequestError as error:  # a worker's
-                    raise named_for_api(error, call.prompt_field, call.max_tokens_field) from error
-                finally:
-                    if run.has_begun:
-                        spending.used = call.usage().total_tokens
+            with services.bodies.hold() as held:
+                arrival.body = await lifeline.body(
+                    scope, config.max_body_bytes, timeout_s=config.body_timeout_s, take=held.add
+                )
+                reply.is_early = False
+                async with services.quotas.spending(arrival, reply.headers) as spending:
+                    services.placer.gate.check(arrival)
+                    call = await self._prepare(services, arrival)
+                    arrival.seal()
+                    held.release()
+                    lifeline.end_by(arrival.deadline(stream=call.stream))
+                    await spending.expect(call.expected_tokens)
+                    run = _Run(services, call, reply, arrival)
+                    try:
+                        await (run.stream() if call.stream else run.whole())
+                    except RequestError as error:  # a worker's
+                        raise named_for_api(error, call.prompt_field, call.max_tokens_field) from error
+                    finally:
+                        facts |= run.facts()
+                        if run.has_begun:
+                            spending.used = call.usage().total_tokens
 
 
 class _Run:
@@ -98,7 +120,7 @@ class _Run:
         self._arrival = arrival
         self._workers: dict[Generation, Started] = {}
         self._is_open = False
-        self._has_tokens = False
+        self._first_token_s: float | None = None
 
     @property
     def has_begun(self) -> bool:
@@ -177,20 +199,38 @@ class _Run:
             return generations[0].events()
         return merge([generation.events() for generation in generations])
 
+    def facts(self) -> dict[str, Value]:
+        """What the log and the trace say of the request: so far, when it has failed."""
+        usage = self._call.usage()
+        facts: dict[str, Value] = {
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.prompt_tokens_details.cached_tokens,
+            "output_tokens": usage.completion_tokens,
+            "seconds": round(asyncio.get_running_loop().time() - self._arrival.began, 6),
+        }
+        if self._first_token_s is not None:
+            facts["first_token_s"] = round(self._first_token_s, 6)
+        return facts | {role: ", ".join(urls) for role, urls in self._urls().items()}
+
     def _note_first_token(self) -> None:
-        if not self._has_tokens:
-            self._has_tokens = True
-            self._metrics.first_token.observe(asyncio.get_running_loop().time() - self._arrival.began)
+        if self._first_token_s is None:
+            self._first_token_s = asyncio.get_running_loop().time() - self._arrival.began
+            self._metrics.first_token.observe(self._first_token_s)
+            current().record("first_token", self._first_token_s)
 
     def _name_workers(self) -> None:
-        """Says in headers which workers had a part, each once, in the order of the prompts."""
-        started = [self._workers[generation] for generation in self._call.generations]
-        for name, urls in (
-            (b"x-penstock-prefill", [one.prefill for one in started if one.prefill is not None]),
-            (b"x-penstock-decode", [one.decode for one in started]),
-        ):
-            if urls:
-                self._reply.headers.append((name, ", ".join(dict.fromkeys(urls)).encode("latin-1")))
+        """Says in headers which workers had a part."""
+        for role, urls in self._urls().items():
+            self._reply.headers.append((b"x-penstock-" + role.encode(), ", ".join(urls).encode("latin-1")))
+
+    def _urls(self) -> dict[str, list[str]]:
+        """The workers that took part so far by role, each once, in the order of the prompts."""
+        started = [self._workers[each] for each in self._call.generations if each in self._workers]
+        urls = {
+            "prefill": [one.prefill for one in started if one.prefill is not None],
+            "decode": [one.decode for one in started],
+        }
+        return {role: list(dict.fromkeys(found)) for role, found in urls.items() if found}
 
     def _count(self) -> Usage:
         usage = self._call.usage()

@@ -7,6 +7,7 @@ from penstock.errors import RequestError
 from penstock.router.answer_text import AnswerText
 from penstock.router.flow.arrival import Arrival
 from penstock.router.generation import Generation
+from penstock.router.index.keys import opaque_salt
 from penstock.router.model import ServedModel
 from penstock.router.openai import chat, completions
 from penstock.router.openai.call import Call, Choice, Form
@@ -28,7 +29,7 @@ async def prepare_chat(services: Services, arrival: Arrival) -> Call:
     check_model(request.model, services.model)
     form = chat.ChatForm(arrival.request_id, int(time.time()), services.model.vocabulary, request)
     text = chat.render_prompt(request, services.model)
-    prompt = await services.encode(text, add_special_tokens=False, field="messages")
+    prompt = await services.encode_conversation(text, arrival.tenant.salted(request.cache_salt or ""), field="messages")
     return _call(
         services,
         request,
@@ -128,7 +129,7 @@ def _call(
             end_ids=end_ids,
             seeds=sample_seeds(request.seed, num_samples),
             first_choice=number * num_samples,
-            salt=arrival.tenant.salted(request.cache_salt or ""),
+            salt=opaque_salt(services.config.secret, arrival.tenant.salted(request.cache_salt or "")),
             priority=request.priority or 0,
             deadline=arrival.deadline(stream=stream),
             arrival=arrival,

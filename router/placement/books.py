@@ -19,7 +19,10 @@ class About:
     kind: str = ""
     block_tokens: int = 16
     step_tokens: int = 2048
+    layout: str = ""
+    """Only workers with equal layouts of the KV cache can read each other's blocks."""
     max_streams: int = 0
+    """Sequences that its engine batches; 0 where unknown."""
 
 
 @dataclass(slots=True, eq=False)
@@ -199,7 +202,7 @@ def _state(account: Account, cost: StepCost) -> WorkerState:
         url=account.url,
         prefill_tokens=account.prefill_tokens + round(share * load.prefill_tokens),
         output_tokens=account.output_tokens,
-        revision=account.revision,
+        revision=f"{account.revision} {account.about.layout}".strip(),
         role=account.role,
         kind=about.kind,
         node=account.node,

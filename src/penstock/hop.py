@@ -6,7 +6,7 @@ raises WorkerLost. Leaving the context closes the connection, which cancels ever
 
 import asyncio
 import io
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -15,6 +15,7 @@ from aiohttp.http_exceptions import LineTooLong
 
 from penstock.errors import Overloaded, RequestError, WorkerLost
 from penstock.protocol import SILENT_S, STUCK_FACTOR, STUCK_S, Accepted, Error, Frame, Heartbeat, decode_frame
+from penstock.telemetry.trace import current
 
 MAX_LINE_BYTES = 64 * 2**20
 """Longest frame: a ticket of a million blocks. Only a reader that needs it holds so much."""
@@ -43,6 +44,10 @@ class Readiness(msgspec.Struct):
     """Tokens per KV block."""
     step_tokens: int | None = None
     """Most tokens of one step."""
+    model: str = ""
+    """Fingerprint of tokenizer and architecture (fingerprint.py): a router uses only workers of its own model."""
+    layout: str = ""
+    """Fingerprint of the KV cache's layout: only workers with equal ones are paired."""
 
 
 def new_session() -> aiohttp.ClientSession:
@@ -76,12 +81,22 @@ class Hop:
 async def open_hop(session: aiohttp.ClientSession, url: str, body: msgspec.Struct) -> AsyncIterator[Hop]:
     """Posts `body` to `url` and yields the stream once its first frame is there.
 
-    Raises RequestError (the worker refused it with 4xx), Overloaded (503) or WorkerLost.
+    Raises RequestError (the worker refused it with 4xx), Overloaded (503) or WorkerLost. The call is a span of the
+    current trace, which continues at the worker.
     """
+    with current().span(url.rpartition("/")[2], "client", url=url) as span:
+        async with _open_hop(session, url, body, span.headers) as hop:
+            yield hop
+
+
+@asynccontextmanager
+async def _open_hop(
+    session: aiohttp.ClientSession, url: str, body: msgspec.Struct, headers: Mapping[str, str]
+) -> AsyncIterator[Hop]:
     try:
         async with asyncio.timeout(SILENT_S):
             # As a file: aiohttp writes large bytes in one piece, which would hold up every other stream.
-            response = await session.post(url, data=io.BytesIO(msgspec.json.encode(body)))
+            response = await session.post(url, data=io.BytesIO(msgspec.json.encode(body)), headers=headers)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise WorkerLost(f"{url} does not answer: {error or type(error).__name__}") from error
     try:

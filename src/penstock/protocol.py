@@ -221,6 +221,9 @@ class StoredBlock(Struct, frozen=True, array_like=True):
     hash: bytes
     parent: bytes
     tokens: tuple[int, ...]
+    salt: str | None = None
+    """On the first block of a sequence, the `salt` of the request that it was computed for: all that is mixed into the
+    hashes beside tokens and what is the same for every request here. None on all other blocks."""
 
 
 class Load(Struct, frozen=True, omit_defaults=True):
@@ -251,15 +254,28 @@ class StepTiming(Struct, frozen=True, array_like=True):
     """Query-key pairs in the attention of the prompts' rows."""
 
 
+def event_blocks(block_size: int) -> int:
+    """Most blocks in one frame of `/events`, so that none is longer than about a megabyte."""
+    return max(1, min(1024, 65_536 // block_size))
+
+
 class Events(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One frame of `/events`. A gap in `sequence` or a new `generation` asks for a snapshot (subscribe again)."""
 
     generation: str
     sequence: int
     snapshot: bool = False
-    """This frame's `stored` is the whole prefix cache; the first frame of every subscription is one."""
+    """`stored` is the whole prefix cache, or a part of it; every subscription begins with a snapshot."""
+    part: int = 0
+    """Number of this part of the snapshot."""
+    more: bool = False
+    """Another part of the snapshot follows."""
+    block_size: int = 0
+    """On snapshots: tokens per block; 0 for a worker that does not reuse blocks."""
     stored: tuple[StoredBlock, ...] = ()
+    """Blocks that the cache has and had not at the last frame; parents come before their children."""
     removed: tuple[bytes, ...] = ()
+    """Hashes of those that it had and has not; none of them is in `stored`."""
     cleared: bool = False
     load: Load | None = None
     timings: tuple[StepTiming, ...] = ()

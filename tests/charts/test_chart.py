@@ -147,6 +147,28 @@ def test_pod_monitors_are_made_where_their_kind_exists(helm: Helm) -> None:
     assert monitors[1]["spec"]["namespaceSelector"] == {"any": True}
 
 
+def test_alert_rules_are_made_where_their_kind_exists(helm: Helm) -> None:
+    rules = ("--api-versions", "monitoring.coreos.com/v1/PrometheusRule")
+    assert "PrometheusRule" not in kinds(helm.template())
+    assert "PrometheusRule" not in kinds(helm.template(*rules, "--set", "alerts.enabled=false"))
+    found = one(helm.template(*rules, "--set", "alerts.labels.release=prom"), "PrometheusRule")
+    assert found["metadata"]["labels"]["release"] == "prom"
+    assert found["spec"] == yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
+
+
+def test_the_dashboard_is_made_on_request_for_the_sidecar_that_looks_for_it(helm: Helm) -> None:
+    import json
+
+    assert "ConfigMap" not in kinds(helm.template())
+    options = ("--set", "dashboard.enabled=true")
+    found = one(helm.template(*options), "ConfigMap")
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert found["metadata"]["namespace"] == "penstock-system"
+    assert json.loads(found["data"]["penstock.json"]) == json.loads((CHART / "files" / "dashboard.json").read_text())
+    elsewhere = one(helm.template(*options, "--set", "dashboard.namespace=monitoring"), "ConfigMap")
+    assert elsewhere["metadata"]["namespace"] == "monitoring"
+
+
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
@@ -157,6 +179,9 @@ def test_pod_monitors_are_made_where_their_kind_exists(helm: Helm) -> None:
         ("watchNamespace=Team_A", "at '/watchNamespace': 'Team_A' does not match pattern"),
         ("hubEndpoint=hub.example.com", "at '/hubEndpoint'"),
         ("images.worker.repository=", "at '/images/worker/repository'"),
+        ("logs.format=xml", "value must be one of 'text', 'json'"),
+        ("tracing.endpoint=collector:4318", "at '/tracing/endpoint'"),
+        ("tracing.ratio=2", "at '/tracing/ratio': maximum: got 2, want 1"),
         ("crds.install=maybe", "at '/crds/install': got string, want boolean"),
     ],
 )

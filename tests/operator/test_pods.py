@@ -1,12 +1,13 @@
 """What the operator derives for pods."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from penstock.operator import api
 from penstock.operator.config import OperatorConfig
-from penstock.operator.pods import quantity_bytes, served_name
+from penstock.operator.pods import quantity_bytes, router_pod, served_name
 from penstock.operator.render import Revision, render_revision
 from tests.operator.world import DEMO, spec
 
@@ -108,3 +109,16 @@ def test_the_router_s_settings_restart_it() -> None:
 
 def test_quantities() -> None:
     assert [quantity_bytes(text) for text in ("1Gi", "512Mi", "1G", "1024")] == [2**30, 2**29, 10**9, 1024]
+
+
+def test_routers_and_workers_log_and_trace_as_the_operator_is_told() -> None:
+    config = dataclasses.replace(CONFIG, log_format="json", log_requests=True, otlp_endpoint="http://otel:4318")
+    found = render_revision("demo", spec(), config)
+    router = router_pod("demo", spec(), config, "")["spec"]["containers"][0]
+    for container in (worker(found), worker(found, "prefill"), router):
+        told = {entry["name"]: entry.get("value") for entry in container["env"]}
+        assert told["PENSTOCK_FLAG_LOG_FORMAT"] == "json"
+        assert told["PENSTOCK_FLAG_LOG_REQUESTS"] == "True"
+        assert told["PENSTOCK_FLAG_OTLP_ENDPOINT"] == "http://otel:4318"
+        assert "PENSTOCK_FLAG_TRACE_RATIO" not in told
+    assert not any("OTLP" in entry["name"] for entry in worker(revision())["env"])

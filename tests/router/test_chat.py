@@ -9,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from penstock.protocol import Finished
+from penstock.router.index.keys import opaque_salt
 from tests.router.conftest import TEXTS, StartRouter
 from tests.router.fake_worker import FakeWorker, Stream
 from tests.router.serving import LoopThread, RunningRouter, hold, wait_until
@@ -75,7 +76,7 @@ def test_every_sampling_field_reaches_the_worker(client: openai.OpenAI, worker: 
     assert (sent.presence_penalty, sent.frequency_penalty, sent.repetition_penalty) == (-0.25, 0.75, 1.1)
     assert (sent.logit_bias, sent.stop_token_ids, sent.ignore_eos) == ({7: -100, 8: 2.5}, (9, 10), True)
     assert (sent.max_tokens, sent.min_tokens, sent.logprobs) == (50, 2, 4)
-    assert (request.salt, request.priority) == ("tenant", -3)
+    assert (request.salt, request.priority) == (opaque_salt("", "tenant"), -3)
 
 
 def test_defaults_are_openais(client: openai.OpenAI, worker: FakeWorker) -> None:

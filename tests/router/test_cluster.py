@@ -1,14 +1,17 @@
 """Readiness and bookings of workers, against real HTTP."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 
+import pytest
 import uvloop
 
 from penstock.hop import Readiness, new_session
 from penstock.router.cluster import Cluster, Member
-from penstock.router.policy import Placement, PlacementRequest
+from penstock.router.placement.books import About, Books
+from penstock.router.policy import LeastWork, Placement, PlacementRequest
 from tests.router.fake_worker import FakeWorker
 
 POLL_S = 0.05
@@ -159,10 +162,37 @@ def test_bookings_follow_the_work() -> None:
     with_cluster(test)
 
 
-def test_another_process_at_the_same_address_is_noticed() -> None:
-    async def test(cluster: Cluster, worker: FakeWorker) -> None:
-        assert not cluster.met(worker.url, "g1"), "the first meeting"
-        assert not cluster.met(worker.url, "g1")
-        assert cluster.met(worker.url, "g2")
+def test_a_worker_of_another_model_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        right, wrong, silent = FakeWorker([[1]]), FakeWorker([[1]]), FakeWorker([[1]])
+        right.model, wrong.model = "ours", "another"
+        async with new_session() as session:
+            cluster = Cluster(session, POLL_S, model="ours")
+            for worker in (right, wrong, silent):
+                await worker.start()
+                cluster.add(Member(worker.url, "decode"))
+            try:
+                await until(cluster, lambda: len(cluster.snapshot().decode) == 2)
+                assert {state.url for state in cluster.snapshot().decode} == {right.url, silent.url}
+                right.model = "another"  # another process at the same address
+                await until(cluster, lambda: len(cluster.snapshot().decode) == 1)
+            finally:
+                await cluster.close()
+                for worker in (right, wrong, silent):
+                    await worker.stop()
+        assert f"{wrong.url} is not ready: it serves another model" in caplog.text
 
-    with_cluster(test)
+    with caplog.at_level(logging.INFO):
+        uvloop.run(run())
+
+
+def test_workers_of_two_layouts_are_no_pair() -> None:
+    books = Books()
+    for url, role, layout in (("http://p", "prefill", "a"), ("http://d", "decode", "b")):
+        books.open(url, role, "r1")  # type: ignore[arg-type]
+        books.describe(url, About(layout=layout))
+    snapshot = books.snapshot(("http://p", "http://d"), 0.0)
+    assert LeastWork().choose(PlacementRequest(1000), snapshot) == Placement("http://d")
+    books.describe("http://p", About(layout="b"))
+    snapshot = books.snapshot(("http://p", "http://d"), 0.0)
+    assert LeastWork().choose(PlacementRequest(1000), snapshot) == Placement("http://d", "http://p")

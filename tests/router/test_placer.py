@@ -10,10 +10,10 @@ from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.patience import Patience
 from penstock.router.flow.room import Room
 from penstock.router.flow.tenants import ANYONE
+from penstock.router.index.prefix_index import PrefixIndex
 from penstock.router.metrics import Metrics
 from penstock.router.placer import Placer, Trial
 from penstock.router.policy import LeastWork
-from penstock.router.prefix_index import PrefixIndex
 
 
 def test_only_the_answers_that_are_placed_are_booked() -> None:

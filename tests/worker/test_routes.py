@@ -284,7 +284,9 @@ def test_layout_tells_how_to_reach_the_cache(decode: WorkerProcess) -> None:
 def test_ready_tells_what_a_request_must_respect(decode: WorkerProcess) -> None:
     status, body = fetch("GET", f"{decode.url}/ready")
     assert status == 200
-    assert msgspec.json.decode(body, type=Readiness) == Readiness(True, 100_000, 64, block_size=4, step_tokens=512)
+    said = msgspec.json.decode(body, type=Readiness)
+    assert said == Readiness(True, 100_000, 64, block_size=4, step_tokens=512, layout=said.layout)
+    assert len(said.layout) == 16
 
 
 def test_metrics_carry_our_names_and_those_of_vllm(decode: WorkerProcess) -> None:

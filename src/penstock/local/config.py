@@ -10,13 +10,14 @@ from penstock.engine.config import EngineConfig
 from penstock.errors import ConfigError
 from penstock.local.model import find_model, model_name
 from penstock.machine import usable_cores
+from penstock.telemetry.config import LogConfig, TraceConfig
 
 _FIXED = ("model", "secret", "transfer_host")
 """Engine flags that local mode sets itself."""
 
 
-@dataclass(frozen=True)
-class LocalConfig:
+@dataclass(frozen=True, kw_only=True)
+class LocalConfig(LogConfig, TraceConfig):
     """What `penstock up` starts."""
 
     engine: EngineConfig
@@ -26,6 +27,11 @@ class LocalConfig:
     port: int = option(8000, "Port to listen on; 0 takes a free one.")
     served_model_name: str = option(
         "", "Name of the model in the API; when empty, the folder's name or the Hugging Face id."
+    )
+    log_level: str = option(
+        "warning",
+        "What the parts log, and all that is worse; local mode itself says when they are ready.",
+        choices=("debug", "info", "warning"),
     )
     log_dir: str = option("", "Folder for the logs of all processes, one file each; empty shows them here.")
 

@@ -14,6 +14,7 @@ from penstock.local.config import LocalConfig
 from penstock.local.forks import Forks
 from penstock.local.liveness import answers_200
 from penstock.local.logs import Logs
+from penstock.telemetry.config import telemetry_of
 from penstock.worker.config import Role, WorkerConfig
 from penstock.worker.lifetime import describe_exit
 from penstock.worker.listen import bind
@@ -62,12 +63,13 @@ class RouterPart:
     name: str
     url: str
     flags: list[str]
+    secret: str
     logs: Logs
 
     async def launch(self) -> Child:
         log = await self.logs.open(self.name)
         command = [sys.executable, "-m", "penstock.local.tether", str(os.getpid()), "router", *self.flags]
-        process = _spawn(command, log)
+        process = _spawn(command, log, os.environ | {"PENSTOCK_FLAG_SECRET": self.secret})
         child = Child(self.name, process.pid)
         child.watch(_watch(process, child))
         child.watch(_poll_ready(self.url, child))
@@ -88,6 +90,7 @@ def worker_parts(config: LocalConfig, forks: Forks, logs: Logs) -> list[WorkerPa
                 port=port,
                 drain_grace_s=GRACE_S,
                 served_model_name=config.served_model_name,
+                **telemetry_of(config),
             ),
             forks,
             logs,
@@ -111,8 +114,9 @@ def router_part(config: LocalConfig, workers: list[WorkerPart], logs: Logs) -> R
     }
     if config.engine.max_context_tokens:
         flags["max-context-tokens"] = config.engine.max_context_tokens
+    flags |= {name.replace("_", "-"): value for name, value in telemetry_of(config).items()}
     words = [f"--{name}={value}" for name, value in flags.items()]
-    return RouterPart("router", base_url(config.host, port), words, logs)
+    return RouterPart("router", base_url(config.host, port), words, config.engine.secret, logs)
 
 
 def free_ports(number: int) -> list[int]:
@@ -124,9 +128,11 @@ def free_ports(number: int) -> list[int]:
     return ports
 
 
-def _spawn(command: list[str], log: int) -> "subprocess.Popen[bytes]":
+def _spawn(command: list[str], log: int, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
     """Starts a process out of reach of the terminal's Ctrl-C: local mode stops all in order."""
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+    )
 
 
 async def _watch(process: "subprocess.Popen[bytes]", child: Child) -> None:

@@ -6,6 +6,7 @@ from starlette.requests import ClientDisconnect
 
 from penstock.decode.routes import decode_routes
 from penstock.errors import Overloaded, RequestError
+from penstock.fingerprint import layout_fingerprint
 from penstock.hop import Readiness
 from penstock.prefill.routes import prefill_routes
 from penstock.worker.front import Front
@@ -48,6 +49,8 @@ def _common_routes(front: Front) -> APIRouter:
                 kind=limits.kind,
                 block_size=limits.block_size,
                 step_tokens=engine.max_step_tokens,
+                model=limits.model,
+                layout=layout_fingerprint(front.bridge.started.peer.layout),
             )
         )
 

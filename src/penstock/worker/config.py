@@ -7,12 +7,13 @@ from typing import Literal
 
 from penstock.config import add_flags, from_flags, option
 from penstock.engine.config import EngineConfig
+from penstock.telemetry.config import LogConfig, TraceConfig
 
 Role = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True)
-class WorkerConfig:
+class WorkerConfig(LogConfig, TraceConfig):
     """How one worker is reached and when it gives up. Flags of `engine` stand beside these (`add_worker_flags`)."""
 
     role: Role

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from penstock.errors import Overloaded, PenstockError
 from penstock.protocol import Done, Error, Finished, Heartbeat, Ticket, Tokens, error_frame
+from penstock.telemetry.trace import NO_TRACE, Trace
 
 StreamFrame: TypeAlias = Tokens | Finished | Done | Error | Ticket | Heartbeat
 
@@ -18,9 +19,10 @@ class Stream:
     `max_behind` frames behind loses what waits and reads an Error as its last frame, so memory stays bounded.
     """
 
-    def __init__(self, request_id: str, max_behind: int, cancel: Callable[[], None]) -> None:
+    def __init__(self, request_id: str, max_behind: int, cancel: Callable[[], None], trace: Trace = NO_TRACE) -> None:
         """`cancel` tells the engine to drop the request; called when the front ends the stream on its own."""
         self.id = request_id
+        self.trace = trace
         self.ended = False
         """The last frame (Done or Error) is queued or was read."""
         self.on_release: Callable[[], object] = lambda: None
