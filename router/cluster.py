@@ -129,6 +129,10 @@ class Cluster:
         worker = self._workers.get(url)
         return worker.arrivals if worker is not None else 0
 
+    def revision(self, url: str) -> str:
+        worker = self._workers.get(url)
+        return worker.member.revision if worker is not None else ""
+
     def has_ready(self, role: Role) -> bool:
         return any(worker.ready and worker.role == role for worker in self.workers)
 

@@ -119,8 +119,11 @@ class Generation:
 
     async def _run(self, answers: list[Answer], trial: Trial) -> AsyncGenerator[Event, None]:
         while True:
+            output = answers[0].output if len(answers) == 1 else ()
             with current().span("place") as span:
-                placed = await self._placer.place(self._request, len(answers), trial, self._deadline, self._arrival)
+                placed = await self._placer.place(
+                    self._request, len(answers), trial, self._deadline, self._arrival, output
+                )
                 span.note(decode=placed.decode, prefill=placed.prefill or "", attempt=trial.attempts)
             try:
                 async with aclosing(self._attempt(answers, placed)) as events:
@@ -202,6 +205,7 @@ class Generation:
             timeout_s=remaining_s,
             prefill=placed.prefill,
             priority=placed.priority,
+            source=placed.source,
         )
 
 

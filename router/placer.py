@@ -5,6 +5,7 @@ The policy is pure and forgets; this is its memory and its hands.
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import aiohttp
@@ -15,6 +16,7 @@ from penstock.errors import (
     PrefillLost,
     PrefillRefused,
     RetryableError,
+    Stopping,
     TransferError,
     WorkerLost,
 )
@@ -50,6 +52,8 @@ class Trial:
     streaming: bool = False
     lost_at: int | None = None
     """How many output tokens there were when a worker that had taken the request was last lost."""
+    leaving: "Placed | None" = None
+    """The placement whose worker has just handed the request over: for a moment all of its KV can be read there."""
 
     def copy(self) -> "Trial":
         return replace(self, excluded=dict(self.excluded))
@@ -61,6 +65,8 @@ class Placed:
 
     decode: str
     prefill: str | None
+    source: str | None
+    revision: str
     reservation: Reservation
     keys: PromptKeys
     """Of the prompt."""
@@ -79,6 +85,18 @@ class Placed:
     is_resume: bool = False
     is_accepted: bool = False
     is_computed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is to be placed."""
+
+    request: GenerateRequest
+    num_answers: int
+    trial: Trial
+    prompt_keys: PromptKeys
+    keys: PromptKeys
+    """Of the prompt and of the output so far."""
 
 
 class Placer:
@@ -116,16 +134,26 @@ class Placer:
         )
 
     async def place(
-        self, request: GenerateRequest, num_answers: int, trial: Trial, deadline: float, arrival: Arrival
+        self,
+        request: GenerateRequest,
+        num_answers: int,
+        trial: Trial,
+        deadline: float,
+        arrival: Arrival,
+        output: Sequence[int] = (),
     ) -> Placed:
         """Waits for the request's turn, chooses workers and books the work of `num_answers` samples; waits a little for
         a worker when there is none.
 
-        Raises RetryableError when none comes or the wait would be too long.
+        `output` is what one answer that resumes has so far. Raises RetryableError when no worker comes, or when the
+        wait would be too long.
         """
+        trial.keys = trial.keys or PromptKeys(request.salt, request.prompt)
+        keys = trial.keys.followed_by(output) if output else trial.keys
+        job = _Job(request, num_answers, trial, trial.keys, keys)
         give_up = min(asyncio.get_running_loop().time() + self._wait_s, deadline)
         while True:
-            placed = await self._in_turn(request, num_answers, trial, deadline, arrival)
+            placed = await self._in_turn(job, arrival, deadline)
             if placed is not None:
                 return placed
             if isinstance(trial.last_error, Overloaded):
@@ -188,6 +216,8 @@ class Placer:
                 self._cluster.mark_lost(placed.prefill)
         else:
             trial.excluded[placed.decode] = self._cluster.arrivals(placed.decode)
+            if isinstance(error, Stopping):
+                trial.leaving = placed
             if isinstance(error, WorkerLost):
                 self._cluster.mark_lost(placed.decode)
         if isinstance(error, WorkerLost) and placed.is_accepted:
@@ -197,40 +227,39 @@ class Placer:
         if isinstance(error, DeadlineExceeded) or trial.attempts >= self._max_attempts:
             raise error
 
-    async def _in_turn(
-        self, request: GenerateRequest, num_answers: int, trial: Trial, deadline: float, arrival: Arrival
-    ) -> Placed | None:
+    async def _in_turn(self, job: _Job, arrival: Arrival, deadline: float) -> Placed | None:
         """A request waits for its turn once; whoever was under way when a worker failed goes on at once."""
-        wanted = self._wanted(request, num_answers, trial)
-        output_work = work_of(0, num_answers * wanted.output_tokens)
+        wanted = self._wanted(job)
+        output_work = work_of(0, job.num_answers * wanted.output_tokens)
         prompt_work = max(1, wanted.prompt_tokens - max(wanted.cached_tokens.values(), default=0))
-        claim = Claim(arrival, request.priority, prompt_work + output_work, deadline)
-        if trial.attempts:
-            placement = self._choose(wanted, trial, self._cluster.snapshot())
-            return self._book(placement, wanted, trial, claim) if placement is not None else None
+        claim = Claim(arrival, job.request.priority, prompt_work + output_work, deadline)
+        if job.trial.attempts:
+            found = self._choose(wanted, job.trial, self._cluster.snapshot())
+            return self._book(self._take_over(found, job.trial), wanted, job, claim) if found is not None else None
 
         def attempt(turn: Turn) -> Placed | Busy | None:
-            latest = self._wanted(request, num_answers, trial) if turn.is_later else wanted
+            latest = self._wanted(job) if turn.is_later else wanted
             cluster = self._cluster.snapshot()
             found = take_turn(
-                lambda full: self._choose(latest, trial, cluster, full), latest, cluster, self._room, turn
+                lambda full: self._choose(latest, job.trial, cluster, full), latest, cluster, self._room, turn
             )
             if not isinstance(found, Placement):
                 return found
-            placed = self._book(found, latest, trial, claim, heavy=turn.heavy)
+            placed = self._book(found, latest, job, claim, heavy=turn.heavy)
             placed.work, placed.output_work = claim.work, output_work
             return placed
 
         return await self.gate.enter(claim, attempt)
 
-    def _wanted(self, request: GenerateRequest, num_answers: int, trial: Trial) -> PlacementRequest:
-        keys = trial.keys = trial.keys or PromptKeys(request.salt, request.prompt)
-        usual = self._cluster.books.model.output_tokens
+    def _wanted(self, job: _Job) -> PlacementRequest:
+        """To a worker prompt and output so far are all prompt."""
+        request, num_tokens = job.request, job.keys.num_tokens
+        left = request.sampling.max_tokens - (num_tokens - len(request.prompt))
         return PlacementRequest(
-            prompt_tokens=len(request.prompt),
-            cached_tokens=self._index.match(keys),
-            output_tokens=min(request.sampling.max_tokens, usual),
-            num_answers=num_answers,
+            prompt_tokens=num_tokens,
+            cached_tokens=self._index.match(job.keys),
+            output_tokens=min(left, self._cluster.books.model.output_tokens),
+            num_answers=job.num_answers,
         )
 
     def _choose(
@@ -247,6 +276,13 @@ class Placer:
             placement = self._policy.choose(replace(wanted, excluded=still | full), cluster)
         return placement
 
+    def _take_over(self, placement: Placement, trial: Trial) -> Placement:
+        """From a worker that hands its streams over all KV can be read: nothing is left for a prefill worker."""
+        leaving, trial.leaving = trial.leaving, None
+        if leaving is None or leaving.revision != self._cluster.revision(placement.decode):
+            return placement
+        return Placement(placement.decode, source=leaving.decode)
+
     async def _back_off(self, trial: Trial) -> None:
         """Every worker left is full: a new request is the client's to repeat, a running stream is ours to save."""
         assert trial.last_error is not None
@@ -257,22 +293,22 @@ class Placer:
         trial.excluded.clear()
 
     def _book(
-        self, placement: Placement, wanted: PlacementRequest, trial: Trial, claim: Claim, *, heavy: bool = False
+        self, placement: Placement, wanted: PlacementRequest, job: _Job, claim: Claim, *, heavy: bool = False
     ) -> Placed:
-        assert trial.keys is not None
-        trial.attempts += 1
+        job.trial.attempts += 1
         computing = placement.prefill or placement.decode
         cached = max(wanted.cached_tokens.get(url or "", 0) for url in (computing, placement.source))
         reservation = self._cluster.reserve(placement, wanted)
         self._metrics.placements.labels(kind="disaggregated" if placement.prefill else "decode_alone").inc()
-        predictions = [self._index.predict(computing, trial.keys)]
         return Placed(
-            placement.decode,
-            placement.prefill,
-            reservation,
-            trial.keys,
-            cached,
-            predictions,
+            decode=placement.decode,
+            prefill=placement.prefill,
+            source=placement.source,
+            revision=self._cluster.revision(placement.decode),
+            reservation=reservation,
+            keys=job.prompt_keys,
+            cached_tokens=cached,
+            predictions=[self._index.predict(computing, job.keys)],
             tenant=claim.tenant,
             priority=claim.wire_priority(heavy=heavy),
         )

@@ -243,6 +243,21 @@ def _doctor(args: argparse.Namespace) -> Run:
     return lambda: run_doctor(from_flags(DoctorConfig, args))
 
 
+def _plan_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.simulator.config import PlanConfig
+
+    sentence = "Recorded requests: a .jsonl file of Mooncake's form or a .csv file of Azure's."
+    parser.add_argument("trace", metavar="TRACE", help=sentence)
+    add_flags(parser, PlanConfig, skip=("trace",))
+
+
+def _plan(args: argparse.Namespace) -> Run:
+    from penstock.simulator.config import PlanConfig
+    from penstock.simulator.plan import run_plan
+
+    return lambda: run_plan(from_flags(PlanConfig, args))
+
+
 def _version(_: argparse.Namespace) -> Run:
     def run() -> int:
         print(penstock.__version__)
@@ -267,6 +282,9 @@ COMMANDS = {
     "render": Command("Print what the operator would create for a file.", _render_flags, _render),
     "status": Command("Show an LLMDeployment on one screen.", _status_flags, _status),
     "doctor": Command("Check this machine and the cluster.", _doctor_flags, _doctor),
+    "plan": Command(
+        "Say how many workers of which kind serve a recorded trace, and what they cost.", _plan_flags, _plan
+    ),
     "version": Command("Print the version.", _no_flags, _version),
 }
 
@@ -275,6 +293,7 @@ EXTRAS = {
     **dict.fromkeys(("prefill", "decode"), "worker"),
     **dict.fromkeys(("operator", "render", "status", "doctor"), "operator"),
     **dict.fromkeys(("router", "fetch"), "router"),
+    "plan": "plan",
 }
 """The extras of pyproject.toml that a command needs; the others need none."""
 

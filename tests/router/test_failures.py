@@ -235,6 +235,26 @@ def test_workers_that_are_being_stopped_are_neither_lost_nor_the_requests_fault(
     assert all(worker.losses == 0 for worker in router.services.cluster.workers)
 
 
+def test_a_stream_that_is_handed_over_goes_on_with_the_kv_of_the_worker_that_leaves(
+    start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Connect
+) -> None:
+    workers, prefill = (start_worker(), start_worker()), start_worker()
+    leave = [fake.fail_after(3, "stopping")]
+
+    async def first_leaves(stream: fake.Stream) -> None:
+        await (leave.pop() if leave else fake.answer)(stream)
+
+    for worker in workers:
+        worker.scripts.append(first_leaves)
+    router = start_router(workers, (prefill,))
+    assert stream_text(connect(router), messages=LONG) == [TEXTS[0]]
+    [[began], [resumed]] = sorted((worker.requests for worker in workers), key=lambda all_: all_[0].source or "")
+    assert (began.prefill, began.source) == (prefill.url, None)
+    leaving = next(worker.url for worker in workers if worker.requests == [began])
+    assert (resumed.prefill, resumed.source) == (None, leaving), "nothing is left to prefill"
+    assert len(resumed.samples[0].output) == 3
+
+
 def test_workers_that_cannot_be_reached_are_not_the_requests_fault(
     start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Connect, worker_loop: LoopThread
 ) -> None:
