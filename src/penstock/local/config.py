@@ -28,6 +28,7 @@ class LocalConfig(LogConfig, TraceConfig):
     served_model_name: str = option(
         "", "Name of the model in the API; when empty, the folder's name or the Hugging Face id."
     )
+    keys: str = option("", "File with the hashes of API keys and their tenants' quotas; without one anybody may ask.")
     log_level: str = option(
         "warning",
         "What the parts log, and all that is worse; local mode itself says when they are ready.",

@@ -112,6 +112,8 @@ def router_part(config: LocalConfig, workers: list[WorkerPart], logs: Logs) -> R
         "decode": ",".join(part.url for part in workers if part.config.role == "decode"),
         "shutdown-grace-s": GRACE_S,
     }
+    if config.keys:
+        flags["keys"] = config.keys
     if config.engine.max_context_tokens:
         flags["max-context-tokens"] = config.engine.max_context_tokens
     flags |= {name.replace("_", "-"): value for name, value in telemetry_of(config).items()}
