@@ -22,6 +22,9 @@ from penstock.demo import MODEL_FOLDER
 from penstock.hashing import BlockHasher
 from penstock.protocol import Events, Load, StoredBlock, encode_line
 from penstock.router.config import RouterConfig
+from penstock.router.flow.arrival import Arrival
+from penstock.router.flow.patience import Patience
+from penstock.router.flow.tenants import ANYONE
 from penstock.router.index.keys import PromptKeys
 from penstock.router.index.prefix_index import PrefixIndex, Subscription
 from penstock.router.openai.prepare import prepare_chat
@@ -87,8 +90,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=5_000_000, help="blocks for the memory row (default: 5000000)")
     arguments = parser.parse_args()
     report = Report("prefix_index")
-    report.rows += [events(), *matching(), *next_turn()]
-    report.rows += [forgetting(), *memory(arguments.blocks)]
+    report.rows += [events(), *matching(), *next_turn(), forgetting(), *memory(arguments.blocks)]
     report.finish()
 
 
@@ -110,6 +112,7 @@ def events() -> Row:
     for line in lines:
         apply(subscription, line)
     per_s = count / (time.process_time() - began)
+    assert len(index) == sum(map(len, old))
     return Row("events applied on one core", "1/s", per_s, target="ours >= 100000", met=per_s >= 100_000)
 
 
@@ -193,7 +196,7 @@ def in_child(count: int, holders: int) -> float:
 
 
 def fill(count: int, holders: int) -> int:
-    index, workers = PrefixIndex(2 * count), [Worker(number) for number in range(WORKERS)]
+    index, workers = PrefixIndex(4 * count), [Worker(number) for number in range(WORKERS)]
     subscriptions = [index.subscribe(worker.url) for worker in workers]
     for worker, subscription in zip(workers, subscriptions, strict=True):
         apply(subscription, worker.line([]))
@@ -254,7 +257,7 @@ async def prepared(services: Services, messages: list[dict[str, str]]) -> tuple[
     """CPU milliseconds from the request's body to the keys of its prompt, and the prompt's length."""
     body = msgspec.json.encode({"model": services.model.name, "messages": messages, "max_tokens": 1})
     began = time.process_time()
-    call = await prepare_chat(services, body, "bench", asyncio.get_running_loop().time() + 60)
+    call = await prepare_chat(services, Arrival("bench", ANYONE, Patience(60, 60, 15), 0.0, body))
     [generation] = call.generations
     PromptKeys("", generation.prompt).of(BLOCK_TOKENS)
     return 1e3 * (time.process_time() - began), len(generation.prompt)

@@ -20,7 +20,7 @@ from penstock.errors import (
     TransferError,
     WorkerLost,
 )
-from penstock.protocol import GenerateRequest
+from penstock.protocol import Done, GenerateRequest
 from penstock.router.cluster import Cluster, Reservation
 from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.fair_queue import work_of
@@ -31,6 +31,7 @@ from penstock.router.flow.turns import Busy, Turn, take_turn
 from penstock.router.index.keys import PromptKeys
 from penstock.router.index.prefix_index import Prediction, PrefixIndex
 from penstock.router.metrics import Metrics
+from penstock.router.placement.journal import Decision, Journal
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Policy
 
 CONFIRMATION_S = 1.0
@@ -74,6 +75,9 @@ class Placed:
     """Prompt tokens that the computing worker is predicted to find in its cache."""
     predictions: list[Prediction]
     """What its workers will hold because of it."""
+    decision: Decision
+    placed_at: float
+    """On the event loop's clock."""
     tenant: Tenant = ANYONE
     work: float = 0.0
     """Charged to the tenant, in tokens."""
@@ -109,6 +113,7 @@ class Placer:
         policy: Policy,
         index: PrefixIndex,
         metrics: Metrics,
+        journal: Journal,
         *,
         max_attempts: int,
         wait_s: float,
@@ -121,6 +126,7 @@ class Placer:
         self._policy = policy
         self._index = index
         self._metrics = metrics
+        self._journal = journal
         self._max_attempts = max_attempts
         self._wait_s = wait_s
         self._room = room
@@ -180,6 +186,8 @@ class Placer:
         if placed.is_computed:
             return
         placed.is_computed = True
+        if not placed.is_resume:
+            self._came_true(placed, cached_tokens)
         if placed.prefill is not None:
             placed.predictions.append(self._index.predict(placed.decode, placed.keys))
         if cached_tokens is not None and not placed.is_resume:
@@ -190,9 +198,17 @@ class Placer:
         self._retract_soon(placed.predictions)
         self.gate.changed()
 
-    def learned(self, placed: Placed, output: list[int]) -> None:
-        """The decode worker now holds the prompt and `output`, but for its last token, which was never fed to it."""
-        self._retract_soon([self._index.predict(placed.decode, placed.keys.followed_by(output[:-1]))])
+    def learned(self, placed: Placed, outputs: Sequence[Sequence[int]]) -> None:
+        """Answers have ended with these `outputs`, of which the decode worker now holds the first with its prompt, but
+        for the last token, which was never fed to it.
+
+        If each had but one token, the prefill worker sampled them and had no reason to hand over the prompt.
+        """
+        self._journal.answered(placed.decision, max(map(len, outputs)))
+        if placed.prefill is not None and max(map(len, outputs)) <= 1:
+            _retract(placed.predictions[1:])
+            return
+        self._retract_soon([self._index.predict(placed.decode, placed.keys.followed_by(outputs[0][:-1]))])
 
     def ended(self, placed: Placed) -> None:
         """In whatever way. Call once."""
@@ -200,6 +216,10 @@ class Placer:
         if not placed.is_computed:
             _retract(placed.predictions)
         self.gate.done(placed.tenant, work_of(0, placed.num_output) - placed.output_work)
+
+    def finished(self, placed: Placed, done: Done) -> None:
+        """The stream's last frame came."""
+        self._journal.finished(placed.decision, done)
 
     def failed(self, placed: Placed, trial: Trial, error: RetryableError, *, num_output: int) -> None:
         """Notes what `error` says about the workers, after `num_output` output tokens.
@@ -234,8 +254,11 @@ class Placer:
         prompt_work = max(1, wanted.prompt_tokens - max(wanted.cached_tokens.values(), default=0))
         claim = Claim(arrival, job.request.priority, prompt_work + output_work, deadline)
         if job.trial.attempts:
-            found = self._choose(wanted, job.trial, self._cluster.snapshot())
-            return self._book(self._take_over(found, job.trial), wanted, job, claim) if found is not None else None
+            cluster = self._cluster.snapshot()
+            found = self._choose(wanted, job.trial, cluster)
+            if found is None:
+                return None
+            return self._book(self._take_over(found, job.trial), wanted, cluster, job, claim)
 
         def attempt(turn: Turn) -> Placed | Busy | None:
             latest = self._wanted(job) if turn.is_later else wanted
@@ -245,7 +268,7 @@ class Placer:
             )
             if not isinstance(found, Placement):
                 return found
-            placed = self._book(found, latest, job, claim, heavy=turn.heavy)
+            placed = self._book(found, latest, cluster, job, claim, heavy=turn.heavy)
             placed.work, placed.output_work = claim.work, output_work
             return placed
 
@@ -293,9 +316,17 @@ class Placer:
         trial.excluded.clear()
 
     def _book(
-        self, placement: Placement, wanted: PlacementRequest, job: _Job, claim: Claim, *, heavy: bool = False
+        self,
+        placement: Placement,
+        wanted: PlacementRequest,
+        cluster: ClusterSnapshot,
+        job: _Job,
+        claim: Claim,
+        *,
+        heavy: bool = False,
     ) -> Placed:
         job.trial.attempts += 1
+        decision = self._journal.placed(job.request.request_id, wanted, cluster, placement)
         computing = placement.prefill or placement.decode
         cached = max(wanted.cached_tokens.get(url or "", 0) for url in (computing, placement.source))
         reservation = self._cluster.reserve(placement, wanted)
@@ -309,9 +340,19 @@ class Placer:
             keys=job.prompt_keys,
             cached_tokens=cached,
             predictions=[self._index.predict(computing, job.keys)],
+            decision=decision,
+            placed_at=asyncio.get_running_loop().time(),
             tenant=claim.tenant,
             priority=claim.wire_priority(heavy=heavy),
         )
+
+    def _came_true(self, placed: Placed, cached_tokens: int | None) -> None:
+        decision = placed.decision
+        self._journal.came_true(decision, asyncio.get_running_loop().time() - placed.placed_at, cached_tokens)
+        prediction = decision.placement.prediction
+        if prediction is not None and decision.ttft_s is not None:
+            self._metrics.ttft_error.observe(abs(decision.ttft_s - prediction.ttft_s))
+            self._metrics.regret.inc(decision.regret_s or 0.0)
 
     def _retract_soon(self, predictions: list[Prediction]) -> None:
         asyncio.get_running_loop().call_later(CONFIRMATION_S, _retract, predictions)

@@ -104,7 +104,7 @@ def _chat(args: argparse.Namespace) -> Run:
 def _demo_flags(parser: argparse.ArgumentParser) -> None:
     from penstock.local.config import add_local_flags
 
-    add_local_flags(parser, skip=("host", "port", "keys"))
+    add_local_flags(parser, skip=("host", "port", "keys", "policy"))
 
 
 def _demo(args: argparse.Namespace) -> Run:
@@ -112,7 +112,7 @@ def _demo(args: argparse.Namespace) -> Run:
     from penstock.local.demo import run_demo
 
     require("torch")
-    return lambda: run_demo(local_config(args, "", port=0))
+    return lambda: run_demo(local_config(args, "", port=0, policy="least-work"))
 
 
 def _worker_flags(parser: argparse.ArgumentParser) -> None:
@@ -182,6 +182,19 @@ def _key(args: argparse.Namespace) -> Run:
     from penstock.router.flow.command import KeyConfig, run_key
 
     return lambda: run_key(from_flags(KeyConfig, args))
+
+
+def _explain_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.router.explain_command import ExplainConfig
+
+    parser.add_argument("request_id", metavar="REQUEST_ID", help="Its x-request-id, as in the answer's headers.")
+    add_flags(parser, ExplainConfig)
+
+
+def _explain(args: argparse.Namespace) -> Run:
+    from penstock.router.explain_command import ExplainConfig, run_explain
+
+    return lambda: run_explain(from_flags(ExplainConfig, args), args.request_id)
 
 
 def _fetch_flags(parser: argparse.ArgumentParser) -> None:
@@ -291,6 +304,7 @@ COMMANDS = {
     "decode": Command("Run one decode worker: fetches KV blocks, streams tokens.", _worker_flags, _decode),
     "router": Command("Run the router: the OpenAI API in front of the workers.", _router_flags, _router),
     "key": Command("Make an API key: the key for its owner, and its hash for the router's key file.", _key_flags, _key),
+    "explain": Command("Show why the router placed a request where it did.", _explain_flags, _explain),
     "fetch": Command("Fetch a model to where workers and router look for it.", _fetch_flags, _fetch),
     "operator": Command("Run the Kubernetes operator: LLMDeployments become pods.", _operator_flags, _operator),
     "render": Command("Print what the operator would create for a file.", _render_flags, _render),
@@ -306,7 +320,7 @@ EXTRAS = {
     **dict.fromkeys(("up", "demo"), "router,worker"),
     **dict.fromkeys(("prefill", "decode"), "worker"),
     **dict.fromkeys(("operator", "render", "status", "doctor"), "operator"),
-    **dict.fromkeys(("router", "key", "fetch"), "router"),
+    **dict.fromkeys(("router", "key", "explain", "fetch"), "router"),
     "plan": "plan",
 }
 """The extras of pyproject.toml that a command needs; the others need none."""

@@ -263,8 +263,6 @@ def test_api_keys_make_a_secret_that_the_router_reads(helm: Helm, tmp_path: Path
     )
 
 
-@pytest.mark.parametrize(
-    "wrong", ["a.keySha256={nohash}", "a.weight=1", "a.keySha256={},a.quota=1"]
-)
+@pytest.mark.parametrize("wrong", ["a.keySha256={nohash}", "a.weight=1", "a.keySha256={},a.quota=1"])
 def test_wrong_api_keys_are_refused(helm: Helm, wrong: str) -> None:
     assert "apiKeys" in helm.refusal(*(f"--set=apiKeys.tenants.{part}" for part in wrong.split(",")))

@@ -13,6 +13,8 @@ from penstock.router.flow.room import Room
 from penstock.router.flow.tenants import ANYONE
 from penstock.router.index.prefix_index import PrefixIndex
 from penstock.router.metrics import Metrics
+from penstock.router.placement.journal import Journal
+from penstock.router.placement.model import CostModel
 from penstock.router.placer import Placer, Trial
 from penstock.router.policy import LeastWork
 
@@ -24,6 +26,7 @@ def new_placer(session: aiohttp.ClientSession, cluster: Cluster, index: PrefixIn
         LeastWork(),
         index,
         Metrics(),
+        Journal(CostModel()),
         max_attempts=9,
         wait_s=1.0,
         room=Room(0.25),

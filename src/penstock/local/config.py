@@ -29,6 +29,12 @@ class LocalConfig(LogConfig, TraceConfig):
         "", "Name of the model in the API; when empty, the folder's name or the Hugging Face id."
     )
     keys: str = option("", "File with the hashes of API keys and their tenants' quotas; without one anybody may ask.")
+    policy: str = option(
+        "seconds",
+        "How the router chooses workers: by predicted seconds (often a decode worker alone while it is idle), or "
+        "least-work, which hands over every prompt but the shortest.",
+        choices=("seconds", "least-work"),
+    )
     log_level: str = option(
         "warning",
         "What the parts log, and all that is worse; local mode itself says when they are ready.",

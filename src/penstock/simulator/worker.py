@@ -237,9 +237,16 @@ class Worker:
 
     def _queue(self, sequence: SimulatedSequence) -> None:
         self._prefill_tokens += sequence.num_pending
-        self.pool.touch(self.pool.match(sequence.full_hashes()))
+        hashes = sequence.full_hashes()
+        self.pool.want(hashes)
+        sequence.num_wanted = len(hashes)
         insort(self._waiting, sequence, key=lambda each: each.request.rank)
         self._wake()
+
+    def _unqueue(self, sequence: SimulatedSequence) -> None:
+        self._waiting.remove(sequence)
+        self.pool.unwant(sequence.hashes[: sequence.num_wanted])
+        sequence.num_wanted = 0
 
     def _wake(self) -> None:
         """Something has changed: the next step may be another one, and begins when the present one ends."""
@@ -356,7 +363,7 @@ class Worker:
 
     def _reserve(self, sequence: SimulatedSequence, matched: list[int], num_tokens: int) -> None:
         """Takes a sequence from the waiting list and gives it blocks for `num_tokens`; the matched ones are its own."""
-        self._waiting.remove(sequence)
+        self._unqueue(sequence)
         hashes = sequence.full_hashes()
         self.pool.expect(hashes[len(matched) :])
         sequence.num_expected = len(hashes)
@@ -469,7 +476,7 @@ class Worker:
         if sequence.request.role is not Role.PULL and (sequence.num_pending > 1 or not sequence.output):
             self._prefill_tokens -= sequence.num_pending
         if sequence in self._waiting:
-            self._waiting.remove(sequence)
+            self._unqueue(sequence)
         elif sequence in self._running:
             self._running.remove(sequence)
         self._pulling.discard(sequence)
