@@ -103,12 +103,15 @@ class Scene:
         self._prompt = request.prompt_tokens
         self._prompt_pairs = attention_pairs(request.prompt_tokens)
         self._now_s = cluster.now_s
+        most = request.prompt_tokens - 1  # the last token is always computed
+        self._cached = {url: min(tokens, most) for url, tokens in request.cached_tokens.items()}
         self._decode = [worker for worker in cluster.decode if worker.url not in request.excluded]
         self._prefill = [worker for worker in cluster.prefill if worker.url not in request.excluded]
         self._waiting = {
             role: sum(worker.prompts for worker in pool) / max(1, len(pool))
             for role, pool in (("prefill", cluster.prefill), ("decode", cluster.decode))
         }
+        self._hop_s = max(0.0, cluster.pair_s - cluster.alone_s)
         self._holders = self._find_holders() if pulls else {}
 
     def best(self) -> _Choice | None:
@@ -196,27 +199,22 @@ class Scene:
 
     def _beginnings(self, worker: WorkerState, source: WorkerState | None) -> list[tuple[int, float, str | None]]:
         """How computing may begin: (cached tokens, seconds until those of a source are there, the source)."""
-        cached = self._cached(worker)
+        cached = self._cached.get(worker.url, 0)
         if source is not None:
-            return [self._pulling(worker, cached, source)]
+            return [self._pulling(worker, cached, self._cached.get(source.url, 0), source)]
         found: list[tuple[int, float, str | None]] = [(cached, 0.0, None)]
-        of_nodes = self._holders.get(worker.revision, {})
-        near = of_nodes.get(worker.node)
-        far = next((holder for holder in of_nodes.values() if holder is not near), None)
-        if near is not None and self._cached(near) > cached:
-            found.append(self._pulling(worker, cached, near))
-        if far is not None and self._cached(far) > cached:
-            found.append(self._pulling(worker, cached, far))
-        return found
+        holders = self._holders.get(worker.revision, {})
+        near = holders.get(worker.node)
+        far = next((holder for holder in holders.values() if holder is not near), None)
+        better = (holder for holder in (near, far) if holder is not None and holder[0] > cached)
+        return found + [self._pulling(worker, cached, *holder) for holder in better]
 
-    def _pulling(self, worker: WorkerState, cached: int, source: WorkerState) -> tuple[int, float, str | None]:
-        tokens = max(cached, self._cached(source))
-        hop_s = max(0.0, self._cluster.pair_s - self._cluster.alone_s)
-        return tokens, hop_s + self._cluster.link(source, worker).seconds(tokens - cached), source.url
-
-    def _cached(self, worker: WorkerState) -> int:
-        """The last token is always computed."""
-        return min(self._request.cached_tokens.get(worker.url, 0), self._prompt - 1)
+    def _pulling(
+        self, worker: WorkerState, cached: int, tokens: int, source: WorkerState
+    ) -> tuple[int, float, str | None]:
+        """From `cached` to `tokens` cached tokens, by one more hop and a read."""
+        pull_s = self._hop_s + self._cluster.link(source, worker).seconds(tokens - cached)
+        return max(cached, tokens), pull_s, source.url
 
     def decoding(self, worker: WorkerState) -> Decoding:
         """The answer on `worker`: its steps are longer by what this request adds to them, for all who share them."""
@@ -265,13 +263,17 @@ class Scene:
         link = self._cluster.link(prefill, decode)
         return max(link.seconds(min(missing, computing.last_tokens)), link.seconds(missing) - computing.prefill_s)
 
-    def _find_holders(self) -> dict[str, dict[str, WorkerState]]:
-        """By revision and machine, who has most cached KV of this prompt; the machines with most first."""
-        found: dict[str, dict[str, WorkerState]] = {}
-        holders = [each for each in (*self._prefill, *self._decode) if self._request.cached_tokens.get(each.url)]
-        for holder in sorted(holders, key=self._cached, reverse=True):
-            found.setdefault(holder.revision, {}).setdefault(holder.node, holder)
+    def _find_holders(self) -> dict[str, dict[str, tuple[int, WorkerState]]]:
+        """By revision and machine, who has most cached KV of this prompt, and how much; those with most first."""
+        holders = [(self._cached.get(each.url, 0), each) for each in (*self._prefill, *self._decode)]
+        found: dict[str, dict[str, tuple[int, WorkerState]]] = {}
+        for holder in sorted((each for each in holders if each[0]), key=_by_tokens, reverse=True):
+            found.setdefault(holder[1].revision, {}).setdefault(holder[1].node, holder)
         return found
+
+
+def _by_tokens(holder: tuple[int, WorkerState]) -> int:
+    return holder[0]
 
 
 def _by_total(item: tuple[Computing | Decoding, WorkerState]) -> float:
