@@ -3,8 +3,8 @@
     python -m bench.cached_tokens [--requests 10000]
 
 Conversations of several turns, many of which begin with the same system prompt, over real workers whose caches hold a
-small part of them. Once with decode workers alone, once with prefill workers. The router counts for each request
-whether what was found equals what it had predicted when it placed the request.
+small part of them. Once with prefill workers, and once, with a fifth of the requests, without. The router counts for
+each request whether what was found equals what it had predicted when it placed the request.
 """
 
 import argparse
@@ -26,7 +26,8 @@ from bench.models import Shape, write_model
 from bench.report import Report, Row, compare
 
 TINY = Shape("tiny", hidden=64, layers=2, heads=4, kv_heads=2, intermediate=128, vocab=2048)
-LAYOUTS = {"3 decode workers": (0, 3), "2 prefill and 2 decode workers": (2, 2)}
+LAYOUTS = {"2 prefill and 2 decode workers": (2, 2, 1.0), "3 decode workers": (0, 3, 0.2)}
+"""Of each: prefill workers, decode workers, part of the requests."""
 BLOCK_TOKENS, NUM_BLOCKS = 16, 256
 ENGINE = {"block_size": BLOCK_TOKENS, "num_blocks": NUM_BLOCKS, "max_step_tokens": 256, "threads": 1, "secret": "bench"}
 SYSTEMS, TURNS, IN_FLIGHT = 24, 6, 8
@@ -95,13 +96,13 @@ JSON = {"content-type": "application/json"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=10_000, help="requests of each kind (default: 10000)")
+    parser.add_argument("--requests", type=int, default=10_000, help="requests (default: 10000)")
     arguments = parser.parse_args()
     report = Report("cached_tokens")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         model = write_model(TINY, Path(folder) / TINY.name)
-        for what, (num_prefill, num_decode) in LAYOUTS.items():
-            report.rows += measure(what, model, num_prefill, num_decode, arguments.requests)
+        for what, (num_prefill, num_decode, part) in LAYOUTS.items():
+            report.rows += measure(what, model, num_prefill, num_decode, round(part * arguments.requests))
     report.notes.append(f"{IN_FLIGHT} conversations at a time; each worker caches {NUM_BLOCKS * BLOCK_TOKENS} tokens")
     report.finish()
 

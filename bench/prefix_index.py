@@ -31,6 +31,7 @@ BLOCK_TOKENS = 16
 SEQUENCE_BLOCKS = 64
 PROMPT_TOKENS = 100_000
 WORKERS = 64
+VOCABULARY = range(150_000)
 
 _decode = msgspec.json.Decoder(Events).decode
 
@@ -45,7 +46,7 @@ class Worker:
         self._sequence = 0
 
     def sequence(self, num_blocks: int = SEQUENCE_BLOCKS) -> list[StoredBlock]:
-        tokens = [self._rng.randrange(150_000) for _ in range(num_blocks * BLOCK_TOKENS)]
+        tokens = self._rng.choices(VOCABULARY, k=num_blocks * BLOCK_TOKENS)
         hashes: list[bytes] = []
         self._hasher.extend(hashes, tokens, BLOCK_TOKENS)
         return blocks_of(hashes, tokens, self._hasher.root)
