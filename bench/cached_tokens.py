@@ -20,6 +20,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from bench.cluster import Process, first_model, running
 from bench.models import Shape, write_model
@@ -28,7 +29,7 @@ from bench.report import Report, Row, compare
 TINY = Shape("tiny", hidden=64, layers=2, heads=4, kv_heads=2, intermediate=128, vocab=2048)
 LAYOUTS = {"2 prefill and 2 decode workers": (2, 2, 1.0), "3 decode workers": (0, 3, 0.2)}
 """Of each: prefill workers, decode workers, part of the requests."""
-BLOCK_TOKENS, NUM_BLOCKS = 16, 256
+BLOCK_TOKENS, NUM_BLOCKS = 16, 768
 ENGINE = {"block_size": BLOCK_TOKENS, "num_blocks": NUM_BLOCKS, "max_step_tokens": 256, "threads": 1, "secret": "bench"}
 SYSTEMS, TURNS, IN_FLIGHT = 24, 6, 8
 LETTERS = 258
@@ -118,7 +119,9 @@ def measure(what: str, model: Path, num_prefill: int, num_decode: int, num_reque
         asyncio.run(load.run())
         seconds = time.monotonic() - began
         outcomes = counted(router)
+        computed = sum(metric(worker, "penstock_prefill_tokens_total") for worker in (*prefill, *decode))
     total = sum(outcomes.values())
+    capacity = NUM_BLOCKS * BLOCK_TOKENS * (num_prefill + num_decode)
     if load.failed or total < num_requests:
         raise SystemExit(f"{load.failed} of {num_requests} requests failed, {total} were compared")
     return [
@@ -127,6 +130,7 @@ def measure(what: str, model: Path, num_prefill: int, num_decode: int, num_reque
         compare(f"{what}: requests compared", "requests", total),
         compare(f"{what}: fewer found than predicted", "requests", outcomes.get("fewer", 0)),
         compare(f"{what}: more found than predicted", "requests", outcomes.get("more", 0)),
+        compare(f"{what}: prompt tokens computed per token of cache", "", computed / capacity),
         compare(f"{what}: prompt tokens found in a cache", "%", 100 * load.cached_tokens / load.prompt_tokens),
         compare(f"{what}: requests per second", "1/s", num_requests / seconds),
     ]  # fmt: skip
@@ -138,15 +142,18 @@ def urls(processes: list[Process]) -> str:
 
 def counted(router: Process) -> dict[str, float]:
     """Requests by outcome, as the router counts them."""
-    with urllib.request.urlopen(f"{router.url}/metrics", timeout=5) as answer:
+    found = samples(router, "penstock_router_predicted_requests_total")
+    return {sample.labels["outcome"]: sample.value for sample in found}
+
+
+def metric(process: Process, name: str) -> float:
+    return sum(sample.value for sample in samples(process, name))
+
+
+def samples(process: Process, name: str) -> list[Sample]:
+    with urllib.request.urlopen(f"{process.url}/metrics", timeout=5) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
-    name = "penstock_router_predicted_requests_total"
-    return {
-        sample.labels["outcome"]: sample.value
-        for family in families
-        for sample in family.samples
-        if sample.name == name
-    }
+    return [sample for family in families for sample in family.samples if sample.name == name]
 
 
 if __name__ == "__main__":
