@@ -87,8 +87,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=5_000_000, help="blocks for the memory row (default: 5000000)")
     arguments = parser.parse_args()
     report = Report("prefix_index")
-    report.rows += [events(), *matching(), *next_turn()]
-    report.rows += [forgetting(), *memory(arguments.blocks)]
+    report.rows += [events(), *matching(), *next_turn(), forgetting(), *memory(arguments.blocks)]
     report.finish()
 
 
@@ -110,6 +109,7 @@ def events() -> Row:
     for line in lines:
         apply(subscription, line)
     per_s = count / (time.process_time() - began)
+    assert len(index) == sum(map(len, old))
     return Row("events applied on one core", "1/s", per_s, target="ours >= 100000", met=per_s >= 100_000)
 
 
@@ -193,7 +193,7 @@ def in_child(count: int, holders: int) -> float:
 
 
 def fill(count: int, holders: int) -> int:
-    index, workers = PrefixIndex(2 * count), [Worker(number) for number in range(WORKERS)]
+    index, workers = PrefixIndex(4 * count), [Worker(number) for number in range(WORKERS)]
     subscriptions = [index.subscribe(worker.url) for worker in workers]
     for worker, subscription in zip(workers, subscriptions, strict=True):
         apply(subscription, worker.line([]))

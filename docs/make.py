@@ -155,7 +155,7 @@ def metrics() -> str:
 
 UNITS = {
     **{word: word for word in ("seconds", "bytes", "tokens", "blocks", "requests", "streams", "placements", "errors")},
-    **dict.fromkeys(("ready", "healthy", "leading"), "0 or 1"),
+    **dict.fromkeys(("ready", "healthy", "leading", "alarm"), "0 or 1"),
     **dict.fromkeys(("queries", "hits"), "tokens"),
     **dict.fromkeys(("running", "waiting", "preemptions"), "sequences"),
     **dict.fromkeys(("free", "quarantined"), "blocks"),
@@ -163,6 +163,7 @@ UNITS = {
     "info": "always 1",
     "success": "answers",
     "pulls": "reads",
+    "timings": "steps",
     "peers": "workers",
     "actions": "changes",
     "calls": "requests",

@@ -52,6 +52,9 @@ class Engine:
     ) -> None:
         """`new_hasher(salt)` gives the root of a request's block hashes; `generation` names this process on tickets."""
         self.pulls: Pulls | None = None
+        self.announce: Callable[[], None] = lambda: None
+        """Called in the middle of a step, when blocks were evicted and nothing is computed yet: whoever hopes for them
+        should know before it sends its request."""
         self.runner = runner
         self.new_hasher = new_hasher
         self.eos_ids = runner.decoder.config.eos_ids
@@ -105,7 +108,7 @@ class Engine:
         """Takes a request's sequences out of all queues and frees their blocks."""
         for sequence in request.sequences:
             if sequence in self.waiting:
-                self.waiting.remove(sequence)
+                self._unqueue(sequence)
             if sequence in self.running:
                 self.running.remove(sequence)
             self._free(sequence)
@@ -117,8 +120,15 @@ class Engine:
         sequence.request.queued_at = time.monotonic()
         self._give_up(sequence)
         if self.budget.prefix_cache:
-            self.pool.touch(self.pool.match(sequence.full_hashes()))
+            hashes = sequence.full_hashes()
+            self.pool.want(hashes)
+            sequence.num_wanted = len(hashes)
         insort(self.waiting, sequence, key=lambda each: each.request.rank)
+
+    def _unqueue(self, sequence: Sequence) -> None:
+        self.waiting.remove(sequence)
+        self.pool.unwant(sequence.hashes[: sequence.num_wanted])
+        sequence.num_wanted = 0
 
     def start(self, sequence: Sequence, blocks: list[int], num_cached: int) -> None:
         """A sequence joins the batch with `blocks` for all of its tokens; the first `num_cached` hold their KV."""
@@ -197,6 +207,8 @@ class Engine:
             return bool(plan.preempt)
         for sequence, rows in plan.work:
             self._make_room(sequence, rows)
+        if self.pool.has_removed:
+            self.announce()
         began = time.monotonic()
         logits = self.runner.run(plan.work)
         self.timings.append(_timing(plan.work, time.monotonic() - began))
@@ -215,7 +227,7 @@ class Engine:
         """Takes a sequence out of the waiting ones: blocks for all of its tokens, the `matched` ones first, which are
         already referenced."""
         request = sequence.request
-        self.waiting.remove(sequence)
+        self._unqueue(sequence)
         self.spans.add(request, "queue", request.queued_at)
         hashes = sequence.full_hashes() if self.budget.prefix_cache else []
         self.pool.expect(hashes[len(matched) :])

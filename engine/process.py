@@ -96,6 +96,7 @@ class EngineProcess:
         generation = uuid.uuid4().hex
         built = build_engine(config, generation)
         self._engine: Engine = built.engine
+        self._engine.announce = self._announce
         regions = Regions(kv=built.engine.runner.kv, epochs=built.engine.pool.epochs)
         transport = make_transport(config.transport, regions, host=config.transfer_host)
         block_bytes = built.engine.runner.layout.block_bytes
@@ -178,6 +179,11 @@ class EngineProcess:
     def _ask_source(self, wanted: Wanted) -> None:
         """At once: the source answers while the step of the others runs here."""
         self._send(StepOutputs(wanted=(wanted,)))
+
+    def _announce(self) -> None:
+        """What was evicted for this step, while it is computed."""
+        if self._subscribed:
+            self._send(StepOutputs(events=self._send_events()))
 
     def _check_quarantine(self) -> None:
         """With too many blocks in quarantine this process ends: its streams go on elsewhere, and it starts afresh."""

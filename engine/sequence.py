@@ -36,6 +36,8 @@ class Sequence:
     """Tokens whose KV is in `blocks`."""
     num_committed: int = 0
     """Full blocks that were handed to the prefix cache."""
+    num_wanted: int = 0
+    """Full blocks that are kept for it while it waits."""
     num_expected: int = 0
     """Full blocks that others may wait for, since this sequence computes or pulls them."""
     finish_reason: str | None = None

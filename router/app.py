@@ -17,6 +17,8 @@ from penstock.router.openai.endpoint import Endpoint
 from penstock.router.openai.errors import error_body
 from penstock.router.openai.prepare import check_model, prepare_chat, prepare_completion
 from penstock.router.openai.responses import Model, ModelList
+from penstock.router.placement.explain import explain
+from penstock.router.placement.journal import DRIFTS, REMEMBERED
 from penstock.router.probe import Probe
 from penstock.router.services import Services
 
@@ -79,6 +81,7 @@ def _add_operation(app: FastAPI, services: Services) -> None:
         status = {
             "ready": services.ready,
             "draining": services.draining,
+            "drift": services.journal.alarms,
             "workers": {
                 worker.url: {"role": worker.role, "ready": worker.ready} for worker in services.cluster.workers
             },
@@ -87,10 +90,13 @@ def _add_operation(app: FastAPI, services: Services) -> None:
 
     async def metrics(_: Request) -> Response:
         for worker in services.cluster.workers:
+            services.metrics.refused_timings.labels(worker.url).set(services.cluster.books.model.refused(worker.url))
             services.metrics.worker_ready.labels(worker.url, worker.role).set(worker.ready)
             services.metrics.worker_streams.labels(worker.url, worker.role).set(
                 services.cluster.books.in_flight(worker.url)[0]
             )
+        for name in DRIFTS:
+            services.metrics.drift_alarm.labels(name).set(name in services.journal.alarms)
         return Response(services.metrics.render(), media_type="text/plain; version=0.0.4")
 
     async def drain(request: Request) -> Response:
@@ -99,6 +105,17 @@ def _add_operation(app: FastAPI, services: Services) -> None:
             raise HTTPException(403, "/drain is taken from this machine only; SIGTERM drains as well")
         services.draining = True
         return Response(msgspec.json.encode({"running": len(services.lifelines)}), media_type=JSON)
+
+    async def explain_placement(request: Request) -> Response:
+        """Where a request was placed, what else could have been, and the seconds of each."""
+        if not is_from_this_machine(request.scope):
+            raise HTTPException(403, "/explain is answered to this machine only")
+        request_id = request.path_params["request_id"]
+        decision = services.journal.find(request_id)
+        if decision is None:
+            message = f"no placement of {request_id} is remembered; the last {REMEMBERED} are"
+            return Response(error_body(RequestError(message, status=404, code="not_found")), 404, media_type=JSON)
+        return Response(msgspec.json.encode(explain(decision)), media_type=JSON)
 
     async def probe(_: Request) -> Response:
         """Moves a few KV blocks over every pair of workers, and says what became of them."""
@@ -110,6 +127,7 @@ def _add_operation(app: FastAPI, services: Services) -> None:
     app.add_route("/ready", ready, methods=["GET"])
     app.add_route("/metrics", metrics, methods=["GET"])
     app.add_route("/drain", drain, methods=["POST"])
+    app.add_route("/explain/{request_id}", explain_placement, methods=["GET"])
     app.add_route("/probe", probe, methods=["POST"])
 
 

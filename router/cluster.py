@@ -81,6 +81,7 @@ class Cluster:
         self._changed = asyncio.Event()
         self._now = asyncio.get_running_loop().time
         self.books = Books()
+        self._liars: set[str] = set()
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -100,6 +101,7 @@ class Cluster:
         """No longer chosen; streams on it go on."""
         worker = self._workers.pop(url, None)
         self.books.close(url)
+        self._liars.discard(url)
         for task in worker.tasks if worker is not None else ():
             task.cancel()
 
@@ -129,6 +131,10 @@ class Cluster:
         worker = self._workers.get(url)
         return worker.arrivals if worker is not None else 0
 
+    def revision(self, url: str) -> str:
+        worker = self._workers.get(url)
+        return worker.member.revision if worker is not None else ""
+
     def has_ready(self, role: Role) -> bool:
         return any(worker.ready and worker.role == role for worker in self.workers)
 
@@ -153,9 +159,9 @@ class Cluster:
 
     def observed(self, url: str, events: Events) -> None:
         """A frame of a worker's `/events`, for its load and its step timings."""
-        refused = self.books.observed(url, events)
-        if refused:
-            log.warning("%s sent %d step timings that cannot be true; they were left out", url, refused)
+        if self.books.observed(url, events) and url not in self._liars:
+            self._liars.add(url)
+            log.warning("%s sends step timings that cannot be true; they are left out, and counted in /metrics", url)
 
     async def _watch(self, worker: Worker) -> None:
         while True:

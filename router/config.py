@@ -47,9 +47,14 @@ class RouterConfig(LogConfig, TraceConfig):
     shutdown_delay_s: float = option(
         0.0, "How long new requests are still served after SIGTERM while load balancers notice.", unit="seconds"
     )
+    policy: str = option(
+        "seconds",
+        "How workers are chosen: by predicted seconds, or least-work, which hands over every prompt but the shortest.",
+        choices=("seconds", "least-work"),
+    )
     min_prefill_tokens: int = option(
         16,
-        "Uncached prompt tokens from which a prefill worker is used: less than one block is nothing to hand over.",
+        "Uncached prompt tokens from which least-work uses a prefill worker: less than a block is no hand-over.",
         unit="tokens",
     )
     index_blocks: int = option(

@@ -113,8 +113,9 @@ class Generation:
 
     async def _run(self, answers: list[Answer], trial: Trial) -> AsyncGenerator[Event, None]:
         while True:
+            output = answers[0].output if len(answers) == 1 else ()
             with current().span("place") as span:
-                placed = await self._placer.place(self._request, len(answers), trial, self._deadline)
+                placed = await self._placer.place(self._request, len(answers), trial, self._deadline, output)
                 span.note(decode=placed.decode, prefill=placed.prefill or "", attempt=trial.attempts)
             try:
                 async with aclosing(self._attempt(answers, placed)) as events:
@@ -154,7 +155,7 @@ class Generation:
                     if event is not None:
                         yield event
                     if all(answer.finish_reason for answer in answers) and any(answer.is_cut for answer in answers):
-                        self._placer.learned(placed, self._answers[0].output)
+                        self._placer.learned(placed, [answer.output for answer in self._answers])
                         return  # leaving closes the connection, which cancels what the worker would still generate
         if any(answer.finish_reason is None for answer in answers):
             raise WorkerLost(f"{placed.decode} was done before every answer was")
@@ -180,9 +181,10 @@ class Generation:
         return Output(self._first_choice + answer.index, tuple(tokens), tuple(logprobs)) if tokens else None
 
     def _done(self, frame: Done, placed: Placed) -> None:
+        self._placer.finished(placed, frame)
         if self.cached_tokens is None and not placed.is_resume:
             self.cached_tokens = frame.cached_tokens
-        self._placer.learned(placed, self._answers[0].output)
+        self._placer.learned(placed, [answer.output for answer in self._answers])
 
     def _body(self, answers: list[Answer], placed: Placed) -> GenerateRequest:
         remaining_s = self._deadline - asyncio.get_running_loop().time()
@@ -194,6 +196,7 @@ class Generation:
             samples=tuple(answer.sample() for answer in answers),
             timeout_s=remaining_s,
             prefill=placed.prefill,
+            source=placed.source,
         )
 
 

@@ -31,6 +31,29 @@ class Metrics:
             "penstock_router_cached_prompt_tokens", "Prompt tokens nobody had to compute", registry=self.registry
         )
         self.output_tokens = Counter("penstock_router_output_tokens", "Tokens in answers", registry=self.registry)
+        self.ttft_error = Histogram(
+            "penstock_router_ttft_prediction_error_seconds",
+            "Predicted less measured time from placement to first token, without sign",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.regret = Counter(
+            "penstock_router_placement_regret_seconds",
+            "Time by which first tokens came later than another choice was predicted to bring them",
+            registry=self.registry,
+        )
+        self.drift_alarm = Gauge(
+            "penstock_router_drift_alarm",
+            "1 while predictions of this are off and placement is by load only",
+            ["of"],
+            registry=self.registry,
+        )
+        self.refused_timings = Gauge(
+            "penstock_router_worker_refused_timings",
+            "Step timings of a worker that could not be true",
+            ["worker"],
+            registry=self.registry,
+        )
         self.placements = Counter("penstock_router_placements", "Placements by kind", ["kind"], registry=self.registry)
         self.replacements = Counter(
             "penstock_router_failed_placements", "Placements that failed, by reason", ["reason"], registry=self.registry

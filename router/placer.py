@@ -5,6 +5,7 @@ The policy is pure and forgets; this is its memory and its hands.
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import aiohttp
@@ -15,14 +16,16 @@ from penstock.errors import (
     PrefillLost,
     PrefillRefused,
     RetryableError,
+    Stopping,
     TransferError,
     WorkerLost,
 )
-from penstock.protocol import GenerateRequest
+from penstock.protocol import Done, GenerateRequest
 from penstock.router.cluster import Cluster, Reservation
 from penstock.router.index.keys import PromptKeys
 from penstock.router.index.prefix_index import Prediction, PrefixIndex
 from penstock.router.metrics import Metrics
+from penstock.router.placement.journal import Decision, Journal
 from penstock.router.policy import Placement, PlacementRequest, Policy
 
 CONFIRMATION_S = 1.0
@@ -44,6 +47,8 @@ class Trial:
     streaming: bool = False
     lost_at: int | None = None
     """How many output tokens there were when a worker that had taken the request was last lost."""
+    leaving: "Placed | None" = None
+    """The placement whose worker has just handed the request over: for a moment all of its KV can be read there."""
 
     def copy(self) -> "Trial":
         return replace(self, excluded=dict(self.excluded))
@@ -55,6 +60,8 @@ class Placed:
 
     decode: str
     prefill: str | None
+    source: str | None
+    revision: str
     reservation: Reservation
     keys: PromptKeys
     """Of the prompt."""
@@ -62,6 +69,9 @@ class Placed:
     """Prompt tokens that the computing worker is predicted to find in its cache."""
     predictions: list[Prediction]
     """What its workers will hold because of it."""
+    decision: Decision
+    placed_at: float
+    """On the event loop's clock."""
     is_resume: bool = False
     is_accepted: bool = False
     is_computed: bool = False
@@ -77,6 +87,7 @@ class Placer:
         policy: Policy,
         index: PrefixIndex,
         metrics: Metrics,
+        journal: Journal,
         *,
         max_attempts: int,
         wait_s: float,
@@ -86,23 +97,29 @@ class Placer:
         self._policy = policy
         self._index = index
         self._metrics = metrics
+        self._journal = journal
         self._max_attempts = max_attempts
         self._wait_s = wait_s
 
-    async def place(self, request: GenerateRequest, num_answers: int, trial: Trial, deadline: float) -> Placed:
+    async def place(
+        self, request: GenerateRequest, num_answers: int, trial: Trial, deadline: float, output: Sequence[int] = ()
+    ) -> Placed:
         """Chooses workers and books the work of `num_answers` samples; waits a little for a worker when there is none.
 
-        Raises RetryableError when none comes.
+        `output` is what one answer that resumes has so far. Raises RetryableError when no worker comes.
         """
-        keys = trial.keys = trial.keys or PromptKeys(request.salt, request.prompt)
+        trial.keys = trial.keys or PromptKeys(request.salt, request.prompt)
+        keys = trial.keys.followed_by(output) if output else trial.keys
         give_up = min(asyncio.get_running_loop().time() + self._wait_s, deadline)
         while True:
             matched = self._index.match(keys)
-            wanted = self._wanted(request, num_answers, matched)
+            wanted = self._wanted(request, num_answers, matched, keys.num_tokens)
             placement = self._choose(wanted, trial)
             if placement is not None:
                 trial.attempts += 1
-                return self._book(placement, wanted, keys)
+                placement = self._take_over(placement, trial)
+                decision = self._journal.placed(request.request_id, wanted, self._cluster.snapshot(), placement)
+                return self._book(decision, wanted, trial.keys, keys)
             if isinstance(trial.last_error, Overloaded):
                 await self._back_off(trial)
                 continue
@@ -127,6 +144,8 @@ class Placer:
         if placed.is_computed:
             return
         placed.is_computed = True
+        if not placed.is_resume:
+            self._came_true(placed, cached_tokens)
         if placed.prefill is not None:
             placed.predictions.append(self._index.predict(placed.decode, placed.keys))
         if cached_tokens is not None and not placed.is_resume:
@@ -136,15 +155,33 @@ class Placer:
                 log.debug("%s found %d of %d cached tokens", placed.decode, cached_tokens, placed.cached_tokens)
         self._retract_soon(placed.predictions)
 
+<<<<<<< HEAD
+    def learned(self, placed: Placed, outputs: Sequence[Sequence[int]]) -> None:
+        """Answers have ended with these `outputs`, of which the decode worker now holds the first with its prompt, but
+        for the last token, which was never fed to it.
+
+        If each had but one token, the prefill worker sampled them and had no reason to hand over the prompt.
+        """
+        if placed.prefill is not None and max(map(len, outputs)) <= 1:
+            _retract(placed.predictions[1:])
+            return
+        self._retract_soon([self._index.predict(placed.decode, placed.keys.followed_by(outputs[0][:-1]))])
+=======
     def learned(self, placed: Placed, output: list[int]) -> None:
         """The decode worker now holds the prompt and `output`, but for its last token, which was never fed to it."""
+        self._journal.answered(placed.decision, len(output))
         self._retract_soon([self._index.predict(placed.decode, placed.keys.followed_by(output[:-1]))])
+>>>>>>> next
 
     def ended(self, placed: Placed) -> None:
         """In whatever way. Call once."""
         placed.reservation.release()
         if not placed.is_computed:
             _retract(placed.predictions)
+
+    def finished(self, placed: Placed, done: Done) -> None:
+        """The stream's last frame came."""
+        self._journal.finished(placed.decision, done)
 
     def failed(self, placed: Placed, trial: Trial, error: RetryableError, *, num_output: int) -> None:
         """Notes what `error` says about the workers, after `num_output` output tokens.
@@ -161,6 +198,8 @@ class Placer:
                 self._cluster.mark_lost(placed.prefill)
         else:
             trial.excluded[placed.decode] = self._cluster.arrivals(placed.decode)
+            if isinstance(error, Stopping):
+                trial.leaving = placed
             if isinstance(error, WorkerLost):
                 self._cluster.mark_lost(placed.decode)
         if isinstance(error, WorkerLost) and placed.is_accepted:
@@ -170,12 +209,15 @@ class Placer:
         if isinstance(error, DeadlineExceeded) or trial.attempts >= self._max_attempts:
             raise error
 
-    def _wanted(self, request: GenerateRequest, num_answers: int, matched: dict[str, int]) -> PlacementRequest:
-        usual = self._cluster.books.model.output_tokens
+    def _wanted(
+        self, request: GenerateRequest, num_answers: int, matched: dict[str, int], num_tokens: int
+    ) -> PlacementRequest:
+        """`num_tokens` are those of the prompt and of the output so far: to a worker they all are prompt."""
+        left = request.sampling.max_tokens - (num_tokens - len(request.prompt))
         return PlacementRequest(
-            prompt_tokens=len(request.prompt),
+            prompt_tokens=num_tokens,
             cached_tokens=matched,
-            output_tokens=min(request.sampling.max_tokens, usual),
+            output_tokens=min(left, self._cluster.books.model.output_tokens),
             num_answers=num_answers,
         )
 
@@ -188,6 +230,13 @@ class Placer:
             placement = self._policy.choose(replace(wanted, excluded=still), snapshot)
         return placement
 
+    def _take_over(self, placement: Placement, trial: Trial) -> Placement:
+        """From a worker that hands its streams over all KV can be read: nothing is left for a prefill worker."""
+        leaving, trial.leaving = trial.leaving, None
+        if leaving is None or leaving.revision != self._cluster.revision(placement.decode):
+            return placement
+        return Placement(placement.decode, source=leaving.decode)
+
     async def _back_off(self, trial: Trial) -> None:
         """Every worker left is full: a new request is the client's to repeat, a running stream is ours to save."""
         assert trial.last_error is not None
@@ -197,13 +246,33 @@ class Placer:
         trial.last_error = None
         trial.excluded.clear()
 
-    def _book(self, placement: Placement, wanted: PlacementRequest, keys: PromptKeys) -> Placed:
+    def _book(self, decision: Decision, wanted: PlacementRequest, prompt_keys: PromptKeys, keys: PromptKeys) -> Placed:
+        """`keys`: of the prompt and of the output so far."""
+        placement = decision.placement
         computing = placement.prefill or placement.decode
         cached = max(wanted.cached_tokens.get(url or "", 0) for url in (computing, placement.source))
         reservation = self._cluster.reserve(placement, wanted)
         self._metrics.placements.labels(kind="disaggregated" if placement.prefill else "decode_alone").inc()
-        predictions = [self._index.predict(computing, keys)]
-        return Placed(placement.decode, placement.prefill, reservation, keys, cached, predictions)
+        return Placed(
+            decode=placement.decode,
+            prefill=placement.prefill,
+            source=placement.source,
+            revision=self._cluster.revision(placement.decode),
+            reservation=reservation,
+            keys=prompt_keys,
+            cached_tokens=cached,
+            predictions=[self._index.predict(computing, keys)],
+            decision=decision,
+            placed_at=asyncio.get_running_loop().time(),
+        )
+
+    def _came_true(self, placed: Placed, cached_tokens: int | None) -> None:
+        decision = placed.decision
+        self._journal.came_true(decision, asyncio.get_running_loop().time() - placed.placed_at, cached_tokens)
+        prediction = decision.placement.prediction
+        if prediction is not None and decision.ttft_s is not None:
+            self._metrics.ttft_error.observe(abs(decision.ttft_s - prediction.ttft_s))
+            self._metrics.regret.inc(decision.regret_s or 0.0)
 
     def _retract_soon(self, predictions: list[Prediction]) -> None:
         asyncio.get_running_loop().call_later(CONFIRMATION_S, _retract, predictions)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
+from msgspec import Struct
+
 from penstock.router.placement.costs import PRIOR_LINK, PRIOR_STEP, LinkCost, StepCost
 
 EXPECTED_OUTPUT_TOKENS = 256
@@ -15,9 +17,8 @@ EXPECTED_OUTPUT_TOKENS = 256
 Role: TypeAlias = Literal["prefill", "decode"]
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerState:
-    """One ready worker: what is in flight there, and what work costs there."""
+class WorkerState(Struct, frozen=True, gc=False):
+    """One ready worker: what is in flight there, and what work costs there. (A Struct: it is made anew very often.)"""
 
     url: str
     prefill_tokens: int = 0

@@ -17,8 +17,9 @@ from penstock.router.index.follower import Follower
 from penstock.router.index.prefix_index import PrefixIndex
 from penstock.router.metrics import Metrics
 from penstock.router.model import load_model
+from penstock.router.placement.journal import Guarded, Journal
 from penstock.router.placer import Placer
-from penstock.router.policy import LeastWork
+from penstock.router.policy import LeastWork, Policy
 from penstock.router.turns import TurnTokenizer
 from penstock.telemetry.trace import current, open_tracer
 
@@ -33,6 +34,7 @@ class Services:
 
     cluster: Cluster
     placer: Placer
+    journal: Journal
 
     def __init__(self, config: RouterConfig) -> None:
         """Reads the model's folder. Raises ConfigError."""
@@ -57,12 +59,14 @@ class Services:
             index = PrefixIndex(self.config.index_blocks)
             follower = Follower(session, index, self.metrics, lambda url, events: self.cluster.observed(url, events))
             self.cluster = Cluster(session, self.config.poll_s, follower.follow, model=self.model.fingerprint)
+            self.journal = Journal(self.cluster.books.model)
             self.placer = Placer(
                 session,
                 self.cluster,
-                LeastWork(self.config.min_prefill_tokens),
+                self._policy(),
                 index,
                 self.metrics,
+                self.journal,
                 max_attempts=self.config.max_attempts,
                 wait_s=self.config.worker_wait_s,
             )
@@ -80,6 +84,11 @@ class Services:
                 await follower.close()
                 self._encoders.shutdown(wait=False, cancel_futures=True)
                 await asyncio.to_thread(self.tracer.close)
+
+    def _policy(self) -> Policy:
+        if self.config.policy == "least-work":
+            return LeastWork(self.config.min_prefill_tokens)
+        return Guarded(self.journal, self.config.min_prefill_tokens)
 
     def _new_turns(self) -> TurnTokenizer:
         tokenizer, template = self.model.tokenizer, self.model.chat_template

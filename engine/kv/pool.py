@@ -36,6 +36,9 @@ class BlockPool:
         self._by_hash: dict[bytes, int] = {}
         self._free: deque[int] = deque(range(num_blocks))
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self._kept: OrderedDict[int, None] = OrderedDict()
+        """Cached blocks that somebody waits for."""
+        self._wanted: dict[bytes, int] = {}
         self._expected: dict[bytes, int] = {}
         self._poison = poison
         self._new_stored: dict[bytes, StoredBlock] = {}
@@ -44,12 +47,12 @@ class BlockPool:
     @property
     def num_free(self) -> int:
         """Blocks that allocate() can hand out now."""
-        return len(self._free) + len(self._cached)
+        return len(self._free) + self.num_evictable
 
     @property
     def num_evictable(self) -> int:
         """Of these, the ones that still answer to a hash."""
-        return len(self._cached)
+        return len(self._cached) + len(self._kept)
 
     @property
     def num_held(self) -> int:
@@ -70,11 +73,24 @@ class BlockPool:
             matched.append(block)
         return matched
 
-    def touch(self, blocks: Sequence[int]) -> None:
-        """Somebody waits for these matched blocks: of all cached ones they are to be evicted last."""
-        for block in reversed(blocks):
+    def want(self, hashes: Iterable[bytes]) -> None:
+        """Somebody waits who will acquire what is cached under these: it is evicted only when nothing else is left, and
+        then what was wanted last goes first. Until `unwant`."""
+        for name in hashes:
+            self._wanted[name] = self._wanted.get(name, 0) + 1
+            block = self._by_hash.get(name, -1)
             if block in self._cached:
-                self._cached.move_to_end(block)
+                del self._cached[block]
+                self._kept[block] = None
+
+    def unwant(self, hashes: Iterable[bytes]) -> None:
+        """Whoever wanted these waits no more."""
+        for name in hashes:
+            if not _count_down(self._wanted, name):
+                block = self._by_hash.get(name, -1)
+                if block in self._kept:
+                    del self._kept[block]
+                    self._cached[block] = None
 
     def expect(self, hashes: Iterable[bytes]) -> None:
         """Blocks of these hashes are being computed or pulled. Each is expected until `commit` or `give_up`."""
@@ -84,10 +100,7 @@ class BlockPool:
     def give_up(self, hashes: Iterable[bytes]) -> None:
         """Whoever expected these will not commit them, or has."""
         for name in hashes:
-            if self._expected.get(name, 0) > 1:
-                self._expected[name] -= 1
-            else:
-                self._expected.pop(name, None)
+            _count_down(self._expected, name)
 
     def is_expected(self, name: bytes) -> bool:
         """Whether a block of this hash will soon be in the prefix cache."""
@@ -95,12 +108,13 @@ class BlockPool:
 
     def num_unheld(self, blocks: Iterable[int]) -> int:
         """How many of `blocks` acquire() would take out of the allocatable ones."""
-        return sum(block in self._cached for block in blocks)
+        return sum(self._refs[block] == 0 for block in blocks)
 
     def acquire(self, blocks: Iterable[int]) -> None:
         """Takes one reference to each of `blocks` (matched or already held)."""
         for block in blocks:
             self._cached.pop(block, None)
+            self._kept.pop(block, None)
             self._refs[block] += 1
 
     def allocate(self, count: int) -> list[int]:
@@ -110,7 +124,7 @@ class BlockPool:
             if self._free:
                 block = self._free.popleft()
             else:
-                block, _ = self._cached.popitem(last=False)
+                block, _ = self._cached.popitem(last=False) if self._cached else self._kept.popitem()
                 self._forget(block)
             self._refs[block] = 1
             blocks.append(block)
@@ -154,6 +168,11 @@ class BlockPool:
             in_order.update((stored.hash, stored) for stored in reversed(chain))
         return list(in_order.values())
 
+    @property
+    def has_removed(self) -> bool:
+        """Whether blocks left the prefix cache since the last `drain_events`."""
+        return bool(self._new_removed)
+
     def drain_events(self) -> tuple[tuple[StoredBlock, ...], tuple[bytes, ...]]:
         """How the prefix cache differs from what it was at the last call: blocks that it has now, and has no more."""
         events = tuple(self._new_stored.values()), tuple(self._new_removed)
@@ -167,12 +186,13 @@ class BlockPool:
             self._poison(blocks)
 
     def _release(self, block: int) -> None:
-        if self._stored[block] is None:
-            self._free.append(block)
-            if self._poison is not None:
-                self._begin_write([block])
-        else:
-            self._cached[block] = None
+        stored = self._stored[block]
+        if stored is not None:
+            (self._kept if stored.hash in self._wanted else self._cached)[block] = None
+            return
+        self._free.append(block)
+        if self._poison is not None:
+            self._begin_write([block])
 
     def _forget(self, block: int) -> None:
         stored = self._stored[block]
@@ -181,3 +201,11 @@ class BlockPool:
         self._stored[block] = None
         if self._new_stored.pop(stored.hash, None) is None:
             self._new_removed[stored.hash] = None
+
+
+def _count_down(counts: dict[bytes, int], name: bytes) -> int:
+    """One less of `name`; how many are left."""
+    left = max(0, counts.pop(name, 0) - 1)
+    if left:
+        counts[name] = left
+    return left

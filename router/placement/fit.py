@@ -15,11 +15,11 @@ _Matrix: TypeAlias = list[list[float]]
 FORGET_SAMPLES = 4000
 """After so many samples of its sort, a sample weighs 1/e."""
 PRIOR_SAMPLES = 0.1
-"""The prior weighs as much as this many samples: it decides only what the samples leave open."""
+"""The last solution weighs as much as this many samples: it decides only what they leave open."""
 HUBER = 3.0
 """Errors beyond so many times the usual one weigh as much as one there."""
-MOST_SECONDS = 3600.0
-"""Nothing that is measured here takes longer."""
+LEAST_SECONDS, MOST_SECONDS = 1e-6, 3600.0
+"""Nothing that is measured here takes less or more."""
 
 
 class RatioFit:
@@ -36,11 +36,12 @@ class RatioFit:
         self._log_scale = 0.0
         self._usual_error = 1.0
         self._stale = False
+        self._solved_once = False
 
     def add(self, parts: Sequence[float], seconds: float, sort: int = 0) -> bool:
         """Takes one sample. False: it cannot be true (not finite, not positive) and was not taken."""
         by_prior = math.fsum(parts)
-        if not (0 < seconds <= MOST_SECONDS and 0 < by_prior < math.inf and min(parts) >= 0):
+        if not (LEAST_SECONDS <= seconds <= MOST_SECONDS and 0 < by_prior < math.inf and min(parts) >= 0):
             return False
         self.num_samples += 1
         self._log_scale += (math.log(seconds / by_prior) - self._log_scale) / min(self.num_samples, FORGET_SAMPLES)
@@ -86,9 +87,12 @@ class RatioFit:
             [sum(each[max(i, j)][min(i, j)] for each in self._products) for j in range(size)] for i in range(size)
         ]
         targets = [sum(each[i] for each in self._targets) for i in range(size)]
-        for i in range(size):
-            products[i][i] += PRIOR_SAMPLES / scale**2
-            targets[i] += PRIOR_SAMPLES / scale
+        for i, ratio in enumerate(self.ratios):
+            # Pulled towards where it was: a direction that samples leave open stays, all others move at every solution.
+            centre = max(ratio, scale / 1000) if products[i][i] > 0 and self._solved_once else scale
+            products[i][i] += PRIOR_SAMPLES / centre**2 + 1e-9 * products[i][i]  # the latter against rounding
+            targets[i] += PRIOR_SAMPLES / centre
+        self._solved_once = True
         return non_negative_solution(products, targets)
 
 

@@ -150,6 +150,11 @@ class CostModel:
         self._cached_tokens.add(cached_tokens)
         self._computed_tokens.add(max(1, prompt_tokens - cached_tokens))
 
+    def refused(self, url: str) -> int:
+        """Timings of this worker that could not be true."""
+        worker = self._workers.get(url)
+        return worker.refused if worker is not None else 0
+
     def forget(self, url: str) -> None:
         """A worker that is gone."""
         self._workers.pop(url, None)

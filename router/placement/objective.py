@@ -12,10 +12,19 @@ How many others wait is taken from who waits now: by Little's law, as many promp
 there are in the queue on average; and as many streams share the steps of an answer as share them now.
 """
 
+import math
 from typing import NamedTuple, TypeAlias
 
-from penstock.router.placement.costs import LinkCost, attention_pairs
-from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Prediction, WorkerState
+from penstock.router.placement.costs import attention_pairs
+from penstock.router.policy import (
+    ClusterSnapshot,
+    LinkClass,
+    Placement,
+    PlacementRequest,
+    Prediction,
+    WorkerState,
+    link_class,
+)
 
 _NEVER_S = 1e9
 """For memory that will not come free: chosen only where nothing else is left."""
@@ -76,16 +85,16 @@ class Seconds:
         return sorted(found, key=lambda placement: placement.prediction.total_s if placement.prediction else 0.0)
 
     def predict(self, request: PlacementRequest, cluster: ClusterSnapshot, placement: Placement) -> Prediction | None:
-        """What a placement that another policy chose will take; None when its workers are not in the snapshot."""
-        scene = Scene(request, cluster, pulls=placement.source is not None)
+        """What any placement will take, whoever chose it; None when its workers are not in the snapshot."""
         workers = {worker.url: worker for worker in (*cluster.prefill, *cluster.decode)}
-        decode, prefill = workers.get(placement.decode), workers.get(placement.prefill or placement.decode)
-        if decode is None or prefill is None:
+        decode, computes = workers.get(placement.decode), workers.get(placement.prefill or placement.decode)
+        if decode is None or computes is None:
             return None
-        pair = prefill if placement.prefill else None
-        return scene.placement(
-            pair, decode, scene.computing(prefill, alone=pair is None), scene.decoding(decode)
-        ).prediction
+        scene = Scene(request, cluster, pulls=False)
+        source = workers.get(placement.source) if placement.source else None
+        computing = scene.computing(computes, alone=placement.prefill is None, source=source)
+        prefill = computes if placement.prefill else None
+        return scene.placement(prefill, decode, computing, scene.decoding(decode)).prediction
 
 
 class Scene:
@@ -94,6 +103,8 @@ class Scene:
     def __init__(self, request: PlacementRequest, cluster: ClusterSnapshot, *, pulls: bool) -> None:
         self._request = request
         self._cluster = cluster
+        self._prompt = request.prompt_tokens
+        self._now_s = cluster.now_s
         self._prefill = [worker for worker in cluster.prefill if worker.url not in request.excluded]
         self._decode = [worker for worker in cluster.decode if worker.url not in request.excluded]
         self._waiting = {
@@ -102,31 +113,52 @@ class Scene:
         }
         self._prompt_pairs = attention_pairs(request.prompt_tokens)
         self._holders = self._find_holders() if pulls else []
+        self._held = {each.revision: self._cached(each) for each in reversed(self._holders)}
 
     def best(self) -> _Choice | None:
-        """Looks at pairs in the order of what they cost at least, and stops where no better one can follow."""
-        least = float("inf")
-        choice: _Choice | None = None
-        alone_s, pair_s = self._cluster.alone_s, self._cluster.pair_s
+        """Looks at workers in the order of what they cost at least, and stops where no better one can follow."""
         decodings = sorted(((self.decoding(worker), worker) for worker in self._decode), key=_by_total)
-        for decoding, decode in decodings:
-            computing = self.computing(decode, alone=True)
+        if not decodings:
+            return None
+        alone_s, pair_s = self._cluster.alone_s, self._cluster.pair_s + decodings[0][0].total_s
+        bounds: list[tuple[float, WorkerState, Decoding | None]] = [
+            (alone_s + decoding.total_s + self._least_s(worker, alone=True), worker, decoding)
+            for decoding, worker in decodings
+        ]
+        bounds += [(pair_s + self._least_s(worker, alone=False), worker, None) for worker in self._prefill]
+        least, choice = math.inf, None
+        for bound_s, worker, decoding in sorted(bounds, key=_by_bound):
+            if bound_s >= least:
+                break
+            if decoding is None:
+                least, choice = self._best_pair(worker, decodings, least, choice)
+                continue
+            computing = self.computing(worker, alone=True)
             total_s = alone_s + computing.total_s + decoding.total_s + max(0.0, decoding.admit_s - computing.own_s)
             if total_s < least:
-                least, choice = total_s, (None, decode, computing, decoding)
-        computings = sorted(((self.computing(worker), worker) for worker in self._prefill), key=_by_total)
-        for computing, prefill in computings:
-            for decoding, decode in decodings:
-                total_s = pair_s + computing.total_s + decoding.total_s
-                if total_s >= least:
-                    break
-                if decode.revision != prefill.revision or decode.url == prefill.url:
-                    continue
+                least, choice = total_s, (None, worker, computing, decoding)
+        return choice
+
+    def _best_pair(
+        self, prefill: WorkerState, decodings: list[tuple[Decoding, WorkerState]], least: float, choice: _Choice | None
+    ) -> tuple[float, _Choice | None]:
+        """With this prefill worker, if that is better than `least`. The decode workers come cheapest first."""
+        computing = self.computing(prefill)
+        for decoding, decode in decodings:
+            total_s = self._cluster.pair_s + computing.total_s + decoding.total_s
+            if total_s >= least:
+                break
+            if decode.revision == prefill.revision and decode.url != prefill.url:
                 transfer_s = self._transfer_s(prefill, decode, computing)
                 total_s += max(transfer_s, decoding.admit_s - computing.own_s)
                 if total_s < least:
                     least, choice = total_s, (prefill, decode, computing, decoding)
-        return choice
+        return least, choice
+
+    def _least_s(self, worker: WorkerState, *, alone: bool) -> float:
+        """What computing there takes if all that anybody has cached were there already."""
+        cached = max(self._cached(worker), self._held.get(worker.revision, 0))
+        return self._computing(worker, cached, alone).total_s
 
     def all(self) -> list[_Choice]:
         """Every candidate."""
@@ -161,44 +193,59 @@ class Scene:
         )
         return Placement(decode.url, prefill.url if prefill else None, computing.source, prediction)
 
-    def computing(self, worker: WorkerState, *, alone: bool = False) -> Computing:
-        """The prompt on `worker`, which pulls cached KV first if that is cheaper. `alone`: it also decodes."""
-        cached = min(self._request.cached_tokens.get(worker.url, 0), self._request.prompt_tokens - 1)
-        found = self._computing(worker, cached, None, alone)
-        links: set[LinkCost] = set()
-        for tokens, holder in self._holders:
-            if tokens <= cached or len(links) == 2:
+    def computing(self, worker: WorkerState, *, alone: bool = False, source: WorkerState | None = None) -> Computing:
+        """The prompt on `worker`, which pulls KV from `source`, or from the best holder if that is cheaper than not to.
+
+        `alone`: it also decodes.
+        """
+        cached = self._cached(worker)
+        if source is not None:
+            return self._pulling(worker, cached, source, alone)
+        found = self._computing(worker, cached, alone)
+        classes: set[LinkClass] = set()
+        for holder in self._holders:
+            if self._cached(holder) <= cached or len(classes) == 2:
                 break
-            link = self._cluster.link(holder, worker)
-            if holder.url != worker.url and holder.revision == worker.revision and link not in links:
-                links.add(link)
-                hop_s = max(0.0, self._cluster.pair_s - self._cluster.alone_s)
-                pulled = self._computing(worker, tokens, (holder.url, hop_s + link.seconds(tokens - cached)), alone)
+            link = link_class(holder, worker)
+            if holder.revision == worker.revision and link not in classes:  # those who follow hold less
+                classes.add(link)
+                pulled = self._pulling(worker, cached, holder, alone)
                 if pulled.total_s < found.total_s:
                     found = pulled
         return found
 
-    def _computing(self, worker: WorkerState, cached: int, source: tuple[str, float] | None, alone: bool) -> Computing:
-        """With `cached` tokens there when it begins, which come from `source` in so many seconds."""
-        request, cost = self._request, worker.cost
-        streams = worker.streams
+    def _cached(self, worker: WorkerState) -> int:
+        """The last token is always computed."""
+        return min(self._request.cached_tokens.get(worker.url, 0), self._request.prompt_tokens - 1)
+
+    def _pulling(self, worker: WorkerState, cached: int, source: WorkerState, alone: bool) -> Computing:
+        """After the rest of what `source` has cached came from there."""
+        tokens = max(cached, self._cached(source))
+        hop_s = max(0.0, self._cluster.pair_s - self._cluster.alone_s)
+        pull_s = hop_s + self._cluster.link(source, worker).seconds(tokens - cached)
+        return self._computing(worker, tokens, alone, pull_s, source.url)
+
+    def _computing(
+        self, worker: WorkerState, cached: int, alone: bool, pull_s: float = 0.0, source: str | None = None
+    ) -> Computing:
+        """With `cached` tokens there when it begins; some of them take `pull_s` from now to come from `source`."""
+        cost, streams, prompt = worker.cost, worker.streams, self._prompt
         shared_s = streams * cost.decode_token_s + worker.context_tokens * cost.context_token_s + cost.step_s
         chunk = max(1, worker.step_tokens - streams)
         queue_s = 0.0
         if worker.prefill_tokens:
-            head_s = worker.head_tokens * (cost.prefill_token_s + shared_s / chunk)
-            head_s += worker.head_pairs * cost.prefill_pair_s
-            queue_s = worker.prefill_tokens * (cost.prefill_token_s + shared_s / chunk)
-            queue_s += worker.prefill_pairs * cost.prefill_pair_s
-            queue_s = max(0.0, queue_s - min(head_s, self._cluster.now_s - worker.head_since_s))
-        tokens = request.prompt_tokens - cached
+            token_s = cost.prefill_token_s + shared_s / chunk
+            queue_s = worker.prefill_tokens * token_s + worker.prefill_pairs * cost.prefill_pair_s
+            head_s = worker.head_tokens * token_s + worker.head_pairs * cost.prefill_pair_s
+            queue_s = max(0.0, queue_s - min(head_s, self._now_s - worker.head_since_s))
+        tokens = prompt - cached
         steps = -(-tokens // chunk)
         pairs = self._prompt_pairs - cached * (cached + 1) // 2
         work_s = tokens * cost.prefill_token_s + pairs * cost.prefill_pair_s
         prefill_s = work_s + steps * shared_s
-        pull_s = max(0.0, source[1] - queue_s) if source else 0.0
+        pull_s = max(0.0, pull_s - queue_s)
         others_s = streams * work_s + self._waiting[worker.role] * prefill_s
-        evict_s = 0.0 if alone else self._evict_s(worker, request.prompt_tokens)
+        evict_s = 0.0 if alone else self._evict_s(worker, prompt)
         return Computing(
             queue_s + pull_s + prefill_s + others_s + evict_s,
             queue_s,
@@ -208,7 +255,7 @@ class Scene:
             evict_s,
             cached,
             tokens - (steps - 1) * chunk,
-            source[0] if source else None,
+            source,
         )
 
     def decoding(self, worker: WorkerState) -> Decoding:
@@ -236,8 +283,10 @@ class Scene:
 
     def _evict_s(self, worker: WorkerState, stored: int) -> float:
         """Of storing so many tokens: what falls out of the prefix cache would have been reused as often as usual."""
+        if not worker.evictable_tokens:
+            return 0.0
         stored -= self._request.cached_tokens.get(worker.url, 0)
-        evicted = min(stored - (worker.free_tokens - worker.evictable_tokens), worker.evictable_tokens)
+        evicted = min(stored - worker.free_tokens + worker.evictable_tokens, worker.evictable_tokens)
         return evicted * self._cluster.reuse * worker.cost.prefill_token_s if evicted > 0 else 0.0
 
     def _transfer_s(self, prefill: WorkerState, decode: WorkerState, computing: Computing) -> float:
@@ -248,16 +297,15 @@ class Scene:
         link = self._cluster.link(prefill, decode)
         return max(link.seconds(min(missing, computing.last_tokens)), link.seconds(missing) - computing.prefill_s)
 
-    def _find_holders(self) -> list[tuple[int, WorkerState]]:
-        """Who has cached KV of this prompt, the most first; the last token is always computed."""
-        cached, most = self._request.cached_tokens, self._request.prompt_tokens - 1
-        holders = [
-            (min(cached[worker.url], most), worker)
-            for worker in (*self._cluster.prefill, *self._cluster.decode)
-            if cached.get(worker.url, 0) > 0 and worker.url not in self._request.excluded
-        ]
-        return sorted(holders, key=lambda holder: -holder[0])
+    def _find_holders(self) -> list[WorkerState]:
+        """Who has cached KV of this prompt, the most first."""
+        holders = [each for each in (*self._prefill, *self._decode) if self._request.cached_tokens.get(each.url)]
+        return sorted(holders, key=self._cached, reverse=True)
 
 
-def _by_total(item: tuple[Computing | Decoding, WorkerState]) -> float:
+def _by_bound(item: tuple[float, WorkerState, Decoding | None]) -> float:
+    return item[0]
+
+
+def _by_total(item: tuple[Decoding, WorkerState]) -> float:
     return item[0].total_s

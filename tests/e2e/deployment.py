@@ -26,6 +26,9 @@ WIRES: dict[str, tuple[str, dict[str, str]]] = {
 }
 """How KV moves: the transport's name and the environment it needs."""
 
+ROUTER = {"policy": "least-work"}
+"""These tests are about hand-overs, which the default policy avoids while decode workers are idle."""
+
 ENGINE: dict[str, Any] = {
     "block_size": 8,
     "num_blocks": 512,
@@ -83,15 +86,16 @@ class Router:
 
     def __init__(self, name: str, config: RouterConfig, surroundings: Surroundings) -> None:
         self.name = name
+        self.config = config
+        self.surroundings = surroundings
         self.url = f"http://127.0.0.1:{config.port}"
-        self._start = lambda: start_router(config, surroundings)
-        self.process = self._start()
+        self.process = start_router(config, surroundings)
 
     def restart(self) -> None:
         """Starts it anew if it has died. `Deployment.wait_ready` waits for it."""
         if not self.process.alive:
             self.process.wait_gone()
-            self.process = self._start()
+            self.process = start_router(self.config, self.surroundings)
             self.process.wait_ready()
 
 
@@ -138,13 +142,13 @@ class Deployment:
                     self.workers.append(Worker(name, config, around))
             self.prefill, self.decode = self.workers[:prefill], self.workers[prefill:]
             at = {worker: reached_at(worker.name, worker.url) for worker in self.workers}
-            lists = {
+            lists: dict[str, Any] = {
                 "prefill": ",".join(at[worker] for worker in self.prefill),
                 "decode": ",".join(at[worker] for worker in self.decode),
             }
             for index in range(routers):
                 name = f"router-{index}"
-                front_door = RouterConfig(model=str(model), port=free_port(), **lists, **(router or {}))
+                front_door = RouterConfig(model=str(model), port=free_port(), **lists, **(ROUTER | (router or {})))
                 self.routers.append(Router(name, front_door, Surroundings(logs / f"{name}.log", {})))
         except BaseException:
             self.close()
@@ -169,8 +173,13 @@ class Deployment:
 
     def close(self) -> None:
         """Kills everything, frozen or not."""
-        for each in (*self.workers, *self.routers):
+        for each in self.members:
             each.process.kill()
+
+    @property
+    def members(self) -> "list[Worker | Router]":
+        """Whatever may die."""
+        return [*self.workers, *self.routers]
 
     @property
     def url(self) -> str:
@@ -182,17 +191,17 @@ class Deployment:
         """The first one's process."""
         return self.routers[0].process
 
-    def wait_ready(self, pause_s: float = 0.02) -> None:
-        """Until every router has found every worker ready."""
+    def all_ready(self) -> bool:
+        """Whether every router has found every worker ready."""
+        try:
+            ready = [metrics_of(router.url)["penstock_router_worker_ready"] for router in self.routers]
+        except OSError:
+            return False
+        return set(ready) == {len(self.workers)}
 
-        def all_ready() -> bool:
-            try:
-                ready = [metrics_of(router.url)["penstock_router_worker_ready"] for router in self.routers]
-            except OSError:
-                return False
-            return set(ready) == {len(self.workers)}
-
-        eventually(all_ready, "readiness of all workers", START_S, pause_s)
+    def wait_ready(self) -> None:
+        """Until `all_ready`."""
+        eventually(self.all_ready, "readiness of all workers", START_S, pause_s=0.02)
 
     def assert_quiet(self, timeout_s: float = QUIET_S) -> None:
         """No live worker has a running, waiting or leased request, an open stream, or a block that is not free."""

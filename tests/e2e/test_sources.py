@@ -11,10 +11,10 @@ import pytest
 from msgspec.structs import replace
 
 from penstock.protocol import Done, GenerateRequest, Sample, SamplingParams, Tokens
-from tests.e2e.client import random_prompt
+from tests.e2e.client import completion, new_client, random_prompt
 from tests.e2e.conftest import Deploy, need_wire
 from tests.e2e.deployment import WIRES, Deployment, Worker
-from tests.e2e.processes import freeze, send_signal, thaw
+from tests.e2e.processes import eventually, freeze, send_signal, thaw
 from tests.worker.requests import answer
 
 PROMPT = tuple(random_prompt(85, seed=1))
@@ -134,3 +134,27 @@ def test_small_pools_that_read_from_each_other_do_not_deadlock(deploy: Deploy) -
         assert all(threads.map(read, range(32)))
     assert sum(worker.metric("penstock_sourced_blocks_total") for worker in small.decode) > 0
     small.assert_quiet()
+
+
+def test_a_stopped_decode_worker_hands_its_streams_over_with_their_kv(deploy: Deploy) -> None:
+    """The grace is too short for them to finish; who goes on reads all that was computed, the answer's KV too."""
+    pair = deploy(prefill=0, decode=2, worker={"drain_grace_s": 1.0})
+    options: dict[str, Any] = {"max_tokens": 900, "stream": True}
+    with new_client(pair.url) as client, ThreadPoolExecutor(2) as threads:
+        expected = completion(client, list(PROMPT), **options)
+        salts = ("one", "two")  # nothing of the one is of use to the other
+        asked = [threads.submit(completion, client, list(PROMPT), **options, salt=salt) for salt in salts]
+        eventually(lambda: all(streams(worker) == 1 for worker in pair.decode), "a stream on each worker")
+        leaving, staying = pair.decode
+        before = computed(staying)
+        send_signal(leaving.process.front, signal.SIGTERM)
+        replies = [each.result() for each in asked]
+        assert [reply.answers for reply in replies] == [expected.answers] * 2
+        assert staying.metric("penstock_sourced_blocks_total") > CACHED_BLOCKS, "also blocks of the answer"
+        assert computed(staying) - before < len(PROMPT)
+        leaving.process.wait_gone()
+    pair.assert_quiet()
+
+
+def streams(worker: Worker) -> int:
+    return int(worker.metric("penstock_open_streams"))

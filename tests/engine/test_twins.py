@@ -20,7 +20,7 @@ def cached(answer: Answer) -> int:
 
 
 def assert_nothing_is_awaited(engine: Engine) -> None:
-    assert engine.pool._expected == {}
+    assert engine.pool._expected == engine.pool._wanted == engine.pool._kept == {}
     assert engine.pool.num_held == 0
 
 

@@ -229,7 +229,7 @@ def test_headers_say_who_did_what(
     start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Callable[..., openai.OpenAI]
 ) -> None:
     decode, prefill = start_worker(), start_worker()
-    client = connect(start_router((decode,), (prefill,)))
+    client = connect(start_router((decode,), (prefill,), policy="least-work"))
     raw = client.chat.completions.with_raw_response
     for stream in (True, False):
         answer = raw.create(

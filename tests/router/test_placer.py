@@ -4,12 +4,45 @@ import asyncio
 
 import aiohttp
 
+from penstock.errors import Stopping, WorkerLost
 from penstock.protocol import GenerateRequest, Sample, SamplingParams
 from penstock.router.cluster import Cluster, Member
 from penstock.router.index.prefix_index import PrefixIndex
 from penstock.router.metrics import Metrics
+from penstock.router.placement.journal import Journal
+from penstock.router.placement.model import CostModel
 from penstock.router.placer import Placer, Trial
 from penstock.router.policy import LeastWork
+
+
+def test_what_resumes_is_placed_by_all_tokens_that_it_has_and_reads_only_from_its_own_revision() -> None:
+    async def test() -> None:
+        async with aiohttp.ClientSession() as session:
+            cluster, index = Cluster(session, 1.0), PrefixIndex(9)
+            for name, revision in (("d0", "1"), ("d1", "1"), ("d2", "2")):
+                cluster.add(Member(f"http://{name}", "decode", revision))
+            placer = Placer(
+                session, cluster, LeastWork(), index, Metrics(), Journal(CostModel()), max_attempts=9, wait_s=1.0
+            )
+            request = GenerateRequest(
+                request_id="r", prompt=(1,) * 20, sampling=SamplingParams(max_tokens=20), samples=(Sample(0, 1),)
+            )
+            trial, deadline = Trial(), asyncio.get_running_loop().time() + 1
+            sources = []
+            for ready in (0, 1, 2, 1):
+                for number, worker in enumerate(cluster.workers):
+                    worker.ready = number == ready
+                placed = await placer.place(request, 1, trial, deadline, output=(2,) * 15)
+                assert cluster.snapshot().decode[0].prefill_tokens == 35
+                placer.ended(placed)
+                sources.append(placed.source)
+                error = Stopping("it leaves") if ready != 2 else WorkerLost("it is gone")
+                placer.failed(placed, trial, error, num_output=15)
+                trial.excluded.clear()
+            assert sources == [None, "http://d0", None, None], "not from another revision, not from the dead"
+            await cluster.close()
+
+    asyncio.run(test())
 
 
 def test_only_the_answers_that_are_placed_are_booked() -> None:
@@ -20,7 +53,16 @@ def test_only_the_answers_that_are_placed_are_booked() -> None:
             cluster = Cluster(session, 1.0)
             cluster.add(Member("http://d", "decode"))
             cluster.workers[0].ready = True
-            placer = Placer(session, cluster, LeastWork(), PrefixIndex(9), Metrics(), max_attempts=4, wait_s=1.0)
+            placer = Placer(
+                session,
+                cluster,
+                LeastWork(),
+                PrefixIndex(9),
+                Metrics(),
+                Journal(CostModel()),
+                max_attempts=4,
+                wait_s=1.0,
+            )
             request = GenerateRequest(
                 request_id="r",
                 prompt=(1, 2),

@@ -28,6 +28,12 @@ class LocalConfig(LogConfig, TraceConfig):
     served_model_name: str = option(
         "", "Name of the model in the API; when empty, the folder's name or the Hugging Face id."
     )
+    policy: str = option(
+        "seconds",
+        "How the router chooses workers: by predicted seconds (often a decode worker alone while it is idle), or "
+        "least-work, which hands over every prompt but the shortest.",
+        choices=("seconds", "least-work"),
+    )
     log_level: str = option(
         "warning",
         "What the parts log, and all that is worse; local mode itself says when they are ready.",

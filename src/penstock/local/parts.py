@@ -111,6 +111,7 @@ def router_part(config: LocalConfig, workers: list[WorkerPart], logs: Logs) -> R
         "prefill": ",".join(part.url for part in workers if part.config.role == "prefill"),
         "decode": ",".join(part.url for part in workers if part.config.role == "decode"),
         "shutdown-grace-s": GRACE_S,
+        "policy": config.policy,
     }
     if config.engine.max_context_tokens:
         flags["max-context-tokens"] = config.engine.max_context_tokens
