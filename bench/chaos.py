@@ -53,7 +53,7 @@ def main() -> None:
     report.rows = rows_of(outcome, arguments.scenario)
     report.notes = [
         f"{NUM_DECODE} decode and {NUM_PREFILL} prefill workers, one thread each, the demonstration model, KV over "
-        f"{arguments.wire}; {size.streams} streams, {size.concurrency} at a time, {size.max_tokens} tokens per answer",
+        f"{arguments.wire}; {size.concurrency} streams at a time, {size.max_tokens} tokens per answer",
     ]
     report.finish()
 

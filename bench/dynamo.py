@@ -77,7 +77,7 @@ def _kind(*, decodes: bool) -> WorkerKind:
 def ours(trace: Trace, prefill: int, decode: int, policy: Policy) -> list[float]:
     """Times to first token in seconds, in our simulator made to be the replay: messages and events take no time."""
     spec = ClusterSpec((_kind(decodes=False),) * prefill, (_kind(decodes=True),) * decode, hop_s=0.0, event_delay_s=0.0)
-    run = simulate(trace, spec, lambda: policy, MockerWorker)
+    run = simulate(trace, spec, lambda _: policy, MockerWorker)
     return [each.ttft_s for each in run.outcomes if each.ttft_s is not None]
 
 

@@ -1,6 +1,6 @@
 """Placement policies on a recorded trace, in the simulator: ours, and nine published ones behind the same protocol.
 
-    python -m bench.policies [--requests 6000] [--shapes 4P+4D,8P+8D,2P+6D] [--loads 0.3,0.6,0.8,1,1.3]
+    python -m bench.policies [--requests 3000] [--shapes 4P+4D,8P+8D,2P+6D] [--loads 0.3,0.6,0.8,1,1.3]
 
 Every policy places the same requests on the same workers: the engine's own scheduler and block pool with modelled step
 times (`penstock.simulator`). A load of 1 offers as many prompt tokens as the prefill pool computes when nothing is
@@ -15,20 +15,23 @@ import csv
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 from bench import dynamo
 from bench.processes import ROOT
 from bench.report import RESULTS, Report, Row, compare, percentile
 from penstock.router.baselines import BASELINES
 from penstock.router.placement.costs import attention_pairs
+from penstock.router.placement.journal import Guarded, Journal
 from penstock.router.placement.objective import Seconds
-from penstock.router.policy import Policy
-from penstock.simulator.cluster import ClusterSpec, simulate
+from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Policy
+from penstock.simulator.cluster import ClusterSpec, Fault, simulate
 from penstock.simulator.kinds import WorkerKind, find_kind
 from penstock.simulator.outcome import Objectives, Summary, summarize
 from penstock.simulator.trace import Trace, load_trace
@@ -36,6 +39,7 @@ from penstock.simulator.trace import Trace, load_trace
 TRACE = ROOT.parent / "shared" / "traces" / "mooncake_conversation_trace.jsonl"
 WHERE_TO_GET_IT = "https://github.com/kvcache-ai/Mooncake/tree/main/FAST25-release/traces (conversation_trace.jsonl)"
 OURS = "Penstock"
+PAIRS = "Penstock, pairs only"
 OBJECTIVES = Objectives(ttft_s=2.0, tpot_s=0.05)
 DYNAMO_SPEEDS = (1.0, 2.0, 4.0)
 """Up to where the mocker's four prefill workers are busy all the time."""
@@ -79,6 +83,20 @@ METRICS = {
 }
 TPOT = Metric("tpot_s", "s", less_is_better=True)
 
+CALM = ""
+STRESSES: dict[str, dict[str, Any]] = {
+    "three routers that share reservations": {"routers": 3},
+    "three routers that share nothing": {"routers": 3, "share_delay_s": None},
+    "events of workers half a second late": {"event_delay_s": 0.5},
+    "each minute a worker dies, for 30 s": {
+        "faults": tuple(
+            Fault(60.0 * minute, url, 30.0) for minute, url in zip(range(1, 60), cycle(["p0", "d0", "p1", "d1"]))
+        )
+    },
+}
+"""What a cluster may suffer; all runs of the table are calm."""
+STRESSED = Cell(4, 4, 0.8)
+
 Table = Mapping[str, Mapping[Cell, Summary]]
 """By policy and cell."""
 
@@ -87,17 +105,19 @@ def main() -> None:
     arguments = parse_arguments()
     if not arguments.trace.exists():
         raise SystemExit(f"no trace at {arguments.trace}: name it with --trace; it is at {WHERE_TO_GET_IT}")
-    names = [OURS, *BASELINES]
+    names = [OURS, PAIRS, *BASELINES]
     cells = [Cell(prefill, decode, load) for prefill, decode in arguments.shapes for load in arguments.loads]
-    jobs = [(arguments.trace, arguments.requests, arguments.kind, cell, name) for cell in cells for name in names]
+    jobs = [(cell, name, CALM) for cell in cells for name in names]
+    jobs += [(STRESSED, OURS, stress) for stress in (CALM, *STRESSES)]
     with ProcessPoolExecutor(arguments.processes) as pool:
-        summaries = list(pool.map(run, jobs))
+        summaries = list(pool.map(partial(run, arguments.trace, arguments.requests, arguments.kind), jobs))
     table: dict[str, dict[Cell, Summary]] = {name: {} for name in names}
-    for (_, _, _, cell, name), summary in zip(jobs, summaries, strict=True):
+    for (cell, name, _), summary in zip(jobs[: -len(STRESSES) - 1], summaries, strict=False):
         table[name][cell] = summary
     write_cells(table)
     print_means(table)
-    report = Report("policies", rows(table) + dynamo_rows(arguments.trace, arguments.requests))
+    report = Report("policies", rows(table) + stress_rows(summaries[-len(STRESSES) - 1 :]))
+    report.rows += dynamo_rows(arguments.trace, arguments.requests)
     report.notes += notes(arguments)
     report.finish()
 
@@ -105,7 +125,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", type=Path, default=TRACE, help="a trace of Mooncake's or Azure's form")
-    parser.add_argument("--requests", type=int, default=6000, help="the first so many of it; 0: all (default: 6000)")
+    parser.add_argument("--requests", type=int, default=3000, help="the first so many of it; 0: all (default: 3000)")
     parser.add_argument("--shapes", type=shapes, default=shapes("4P+4D,8P+8D,2P+6D"), help="prefill + decode workers")
     parser.add_argument("--loads", type=floats, default=floats("0.3,0.6,0.8,1,1.3"), help="of the prefill pool")
     parser.add_argument("--kind", default="h100x8-70b", help="of all workers (default: h100x8-70b)")
@@ -124,14 +144,14 @@ def floats(text: str) -> list[float]:
     return [float(word) for word in text.split(",")]
 
 
-def run(job: tuple[Path, int, str, Cell, str]) -> Summary:
-    """One policy in one cell, in a process of its own."""
-    path, requests, kind_name, cell, name = job
+def run(path: Path, requests: int, kind_name: str, job: tuple[Cell, str, str]) -> Summary:
+    """One policy in one cell, calm or under one of STRESSES, in a process of its own."""
+    cell, name, stress = job
     kind = find_kind(kind_name)
     trace = read(path, requests)
     trace = trace.at_speed(cell.load * cell.prefill * capacity(kind, trace) * trace.duration_s / len(trace.requests))
-    spec = ClusterSpec((kind,) * cell.prefill, (kind,) * cell.decode)
-    return summarize(simulate(trace, spec, lambda: policy(name)).outcomes, OBJECTIVES)
+    spec = ClusterSpec((kind,) * cell.prefill, (kind,) * cell.decode, **STRESSES.get(stress, {}))
+    return summarize(simulate(trace, spec, partial(policy, name)).outcomes, OBJECTIVES)
 
 
 @cache
@@ -139,8 +159,21 @@ def read(path: Path, requests: int) -> Trace:
     return load_trace(path).first(requests)
 
 
-def policy(name: str) -> Policy:
-    return Seconds() if name == OURS else BASELINES[name](1)
+class PairsOnly:
+    """Our objective where no decode worker computes a prompt: what the choice of pairs alone is worth."""
+
+    def __init__(self) -> None:
+        self._seconds = Seconds()
+
+    def choose(self, request: PlacementRequest, cluster: ClusterSnapshot) -> Placement | None:
+        placements = self._seconds.candidates(request, cluster)
+        return next((placement for placement in placements if placement.prefill is not None), None)
+
+
+def policy(name: str, journal: Journal) -> Policy:
+    if name == PAIRS:
+        return PairsOnly()
+    return Guarded(journal) if name == OURS else BASELINES[name](1)
 
 
 def capacity(kind: WorkerKind, trace: Trace) -> float:
@@ -180,6 +213,15 @@ def rows(table: Table) -> list[Row]:
                 target_ratio=0.98,
             )
         )
+        pairs = compare(
+            f"the same without prompts on decode workers: {title}",
+            metric.unit,
+            mean(table[PAIRS], metric),
+            mean(table[name], metric),
+            name,
+            less_is_better=metric.less_is_better,
+        )
+        means.append(pairs)
         gains = {cell: metric.gain(metric.of(table[OURS][cell]), metric.of(table[name][cell])) for cell in table[OURS]}
         cell = min(gains, key=lambda cell: gains[cell])
         worst.append(cell_row(table, cell, title, metric, name, target_ratio=0.97))
@@ -214,7 +256,18 @@ def mean(summaries: Mapping[Cell, Summary], metric: Metric) -> float:
 
 def best_baseline(table: Table, metric: Metric) -> str:
     order = min if metric.less_is_better else max
-    return order((name for name in table if name != OURS), key=lambda name: mean(table[name], metric))
+    return order((name for name in table if name not in (OURS, PAIRS)), key=lambda name: mean(table[name], metric))
+
+
+def stress_rows(summaries: Sequence[Summary]) -> list[Row]:
+    """Ours, calm and under each stress."""
+    calm, *stressed = summaries
+    found = []
+    for stress, summary in zip(STRESSES, stressed, strict=True):
+        for title, metric in METRICS.items():
+            what = f"{STRESSED.name}, {stress} ({summary.failed} failed): {title}"
+            found.append(Row(what, metric.unit, metric.of(summary), metric.of(calm), "the same, calm"))
+    return found
 
 
 def dynamo_rows(path: Path, requests: int) -> list[Row]:

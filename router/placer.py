@@ -155,23 +155,17 @@ class Placer:
                 log.debug("%s found %d of %d cached tokens", placed.decode, cached_tokens, placed.cached_tokens)
         self._retract_soon(placed.predictions)
 
-<<<<<<< HEAD
     def learned(self, placed: Placed, outputs: Sequence[Sequence[int]]) -> None:
         """Answers have ended with these `outputs`, of which the decode worker now holds the first with its prompt, but
         for the last token, which was never fed to it.
 
         If each had but one token, the prefill worker sampled them and had no reason to hand over the prompt.
         """
+        self._journal.answered(placed.decision, max(map(len, outputs)))
         if placed.prefill is not None and max(map(len, outputs)) <= 1:
             _retract(placed.predictions[1:])
             return
         self._retract_soon([self._index.predict(placed.decode, placed.keys.followed_by(outputs[0][:-1]))])
-=======
-    def learned(self, placed: Placed, output: list[int]) -> None:
-        """The decode worker now holds the prompt and `output`, but for its last token, which was never fed to it."""
-        self._journal.answered(placed.decision, len(output))
-        self._retract_soon([self._index.predict(placed.decode, placed.keys.followed_by(output[:-1]))])
->>>>>>> next
 
     def ended(self, placed: Placed) -> None:
         """In whatever way. Call once."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from penstock.router.baselines import BASELINES
 from penstock.router.baselines.least_loaded import LeastLoaded
 from penstock.router.baselines.round_robin import RoundRobin
-from penstock.router.placement.objective import Seconds
+from penstock.router.placement.journal import Guarded
 from penstock.simulator import worker
 from penstock.simulator.cluster import Fault, Run, simulate
 from penstock.simulator.trace import Trace, TraceRequest
@@ -45,7 +45,7 @@ def test_every_request_ends_once_and_nothing_is_left_held(
     names = {*(f"p{number}" for number in range(shape[0])), *(f"d{number}" for number in range(shape[1]))}
     chosen = spec(*shape, routers=routers, faults=tuple(fault for fault in faults if fault.url in names))
     requests = random_trace(seed)
-    run = simulate(requests, chosen, Seconds if name == "ours" else lambda: BASELINES[name](seed))
+    run = simulate(requests, chosen, Guarded if name == "ours" else lambda _: BASELINES[name](seed))
     assert run.held_blocks == 0
     assert [outcome.request for outcome in run.outcomes] == list(requests.requests)
     for outcome in run.outcomes:
@@ -57,9 +57,9 @@ def test_every_request_ends_once_and_nothing_is_left_held(
 
 
 def test_the_same_input_gives_the_same_times() -> None:
-    runs = [simulate(random_trace(3), spec(2, 2, routers=2), lambda: BASELINES["random of two"](5)) for _ in range(2)]
+    runs = [simulate(random_trace(3), spec(2, 2, routers=2), lambda _: BASELINES["random of two"](5)) for _ in range(2)]
     assert times(runs[0]) == times(runs[1])
-    assert times(runs[0]) != times(simulate(random_trace(4), spec(2, 2, routers=2), LeastLoaded))
+    assert times(runs[0]) != times(simulate(random_trace(4), spec(2, 2, routers=2), lambda _: LeastLoaded()))
 
 
 def test_steps_taken_as_one_span_take_as_long_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,9 +68,9 @@ def test_steps_taken_as_one_span_take_as_long_as_one_by_one(monkeypatch: pytest.
     No two prompts share anything: else 15 ms may decide what is still in a cache.
     """
     requests = trace(*((each.arrival_s, each.prompt_tokens, each.output_tokens) for each in random_trace(1).requests))
-    spans = simulate(requests, spec(1, 2), RoundRobin)
+    spans = simulate(requests, spec(1, 2), lambda _: RoundRobin())
     monkeypatch.setattr(worker, "MAX_SPAN_STEPS", 1)
-    steps = simulate(requests, spec(1, 2), RoundRobin)
+    steps = simulate(requests, spec(1, 2), lambda _: RoundRobin())
     for span, step in zip(spans.outcomes, steps.outcomes, strict=True):
         assert span.finish_s == pytest.approx(step.finish_s, abs=0.03)
         assert span.first_token_s == pytest.approx(step.first_token_s, abs=0.03)
@@ -80,7 +80,7 @@ def test_steps_taken_as_one_span_take_as_long_as_one_by_one(monkeypatch: pytest.
 
 def test_a_cache_that_is_too_small_preempts_and_still_answers_all() -> None:
     requests = trace(*((0.0, 6000, 3000) for _ in range(8)))
-    run = simulate(requests, spec(0, 1), LeastLoaded)
+    run = simulate(requests, spec(0, 1), lambda _: LeastLoaded())
     assert run.preemptions > 0
     assert all(outcome.finish_s is not None for outcome in run.outcomes)
     assert run.held_blocks == 0
@@ -88,8 +88,8 @@ def test_a_cache_that_is_too_small_preempts_and_still_answers_all() -> None:
 
 def test_a_dead_decode_worker_s_streams_go_on_elsewhere_after_their_last_token() -> None:
     requests = trace((0.0, 1000, 200), (0.0, 1000, 2))
-    calm = simulate(requests, spec(0, 2), LeastLoaded)
-    broken = simulate(requests, spec(0, 2, faults=(Fault(1.0, "d0", down_s=60.0),)), LeastLoaded)
+    calm = simulate(requests, spec(0, 2), lambda _: LeastLoaded())
+    broken = simulate(requests, spec(0, 2, faults=(Fault(1.0, "d0", down_s=60.0),)), lambda _: LeastLoaded())
     [moved] = [outcome for outcome in broken.outcomes if outcome.attempts == 2]
     assert moved.decode == "d1"
     assert moved.first_token_s == calm.outcomes[moved.request.index].first_token_s
@@ -101,16 +101,16 @@ def test_a_dead_decode_worker_s_streams_go_on_elsewhere_after_their_last_token()
 
 def test_a_dead_prefill_worker_s_prompts_are_computed_elsewhere() -> None:
     requests = trace(*((0.0, 4000, 2) for _ in range(6)))
-    run = simulate(requests, spec(2, 1, faults=(Fault(0.5, "p0", down_s=60.0),)), LeastLoaded)
+    run = simulate(requests, spec(2, 1, faults=(Fault(0.5, "p0", down_s=60.0),)), lambda _: LeastLoaded())
     assert {outcome.prefill for outcome in run.outcomes if outcome.attempts == 2} == {"p1"}
     assert all(outcome.finish_s is not None for outcome in run.outcomes)
 
 
 def test_routers_that_share_reservations_do_not_choose_the_same_idle_worker() -> None:
     requests = Trace("two", (TraceRequest(0, 0.0, 1000, 5), TraceRequest(1, 0.01, 1000, 5)))
-    blind = simulate(requests, spec(0, 2, routers=2, share_delay_s=None), LeastLoaded)
-    shared = simulate(requests, spec(0, 2, routers=2, share_delay_s=1e-3), LeastLoaded)
-    late = simulate(requests, spec(0, 2, routers=2, share_delay_s=0.05), LeastLoaded)
+    blind = simulate(requests, spec(0, 2, routers=2, share_delay_s=None), lambda _: LeastLoaded())
+    shared = simulate(requests, spec(0, 2, routers=2, share_delay_s=1e-3), lambda _: LeastLoaded())
+    late = simulate(requests, spec(0, 2, routers=2, share_delay_s=0.05), lambda _: LeastLoaded())
     assert [outcome.decode for outcome in blind.outcomes] == ["d0", "d0"]
     assert [outcome.decode for outcome in shared.outcomes] == ["d0", "d1"]
     assert [outcome.decode for outcome in late.outcomes] == ["d0", "d0"]

@@ -1,15 +1,15 @@
 """The simulated cluster: workers, routers, what passes between them, and what breaks."""
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from penstock.router.policy import Placement, PlacementRequest, Policy
+from penstock.router.policy import Placement, PlacementRequest
 from penstock.simulator.clock import Clock
 from penstock.simulator.kinds import WorkerKind
 from penstock.simulator.outcome import Outcome
-from penstock.simulator.router import Router, Stream
-from penstock.simulator.trace import Trace
+from penstock.simulator.router import NewPolicy, Router, Stream
+from penstock.simulator.trace import Trace, TraceRequest
 from penstock.simulator.worker import Call, Report, Worker
 
 
@@ -57,18 +57,17 @@ class Run:
     """Blocks that somebody still holds when all is over; 0, or the engine's bookkeeping leaks."""
 
 
-def simulate(
-    trace: Trace, spec: ClusterSpec, new_policy: Callable[[], Policy], new_worker: type[Worker] = Worker
-) -> Run:
-    """Replays `trace`: every request arrives when it did, whatever became of those before. Each router has a policy.
+def simulate(trace: Trace, spec: ClusterSpec, new_policy: NewPolicy, new_worker: type[Worker] = Worker) -> Run:
+    """Replays `trace`: every request arrives when it did, whatever became of those before.
 
-    `new_worker` makes the workers, for those who simulate another engine.
+    `new_policy` makes each router's policy from its journal, and `new_worker` the workers, for those who simulate
+    another engine.
     """
     return _Cluster(spec, new_policy, new_worker).run(trace)
 
 
 class _Cluster:
-    def __init__(self, spec: ClusterSpec, new_policy: Callable[[], Policy], new_worker: type[Worker]) -> None:
+    def __init__(self, spec: ClusterSpec, new_policy: NewPolicy, new_worker: type[Worker]) -> None:
         self._spec = spec
         self._clock = Clock()
         kinds = {f"p{number}": kind for number, kind in enumerate(spec.prefill)}
@@ -78,27 +77,21 @@ class _Cluster:
             url: new_worker(url, kind, self._clock, spec.hop_s, self._reported) for url, kind in kinds.items()
         }
         self._routers = [
-            Router(self._clock, new_policy(), self._workers, roles, hop_s=spec.hop_s, share=self._shared)
+            Router(self._clock, new_policy, self._workers, roles, hop_s=spec.hop_s, share=self._shared)
             for _ in range(spec.routers)
         ]
 
     def run(self, trace: Trace) -> Run:
         outcomes: list[Outcome] = []
         turns = itertools.cycle(self._routers)
-        arrivals = iter(trace.requests)
 
-        def arrive_next() -> None:
-            request = next(arrivals, None)
-            if request is not None:
-                self._clock.at(request.arrival_s, lambda: arrive(request))
+        def arrive(request: TraceRequest) -> None:
+            outcomes.append(next(turns).arrive(request))
 
-        def arrive(request: object) -> None:
-            outcomes.append(next(turns).arrive(request))  # type: ignore[arg-type]
-            arrive_next()
-
-        arrive_next()
+        for request in trace.requests:
+            self._clock.at(request.arrival_s, partial(arrive, request))
         for fault in self._spec.faults:
-            self._clock.at(fault.time_s, lambda fault=fault: self._break(fault))  # type: ignore[misc]
+            self._clock.at(fault.time_s, partial(self._break, fault))
         self._clock.run()
         busy = {url: worker.busy_s / self._clock.now_s for url, worker in self._workers.items()}
         preemptions = sum(worker.num_preemptions for worker in self._workers.values())

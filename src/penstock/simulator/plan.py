@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from penstock.errors import ConfigError
-from penstock.router.placement.objective import Seconds
+from penstock.router.placement.journal import Guarded
 from penstock.simulator.cluster import ClusterSpec, simulate
 from penstock.simulator.config import PlanConfig
 from penstock.simulator.kinds import WorkerKind, find_kind
@@ -81,7 +81,7 @@ def try_plan(
 ) -> Plan:
     """Replays the trace with the router's own policy."""
     spec = ClusterSpec((prefill,) * num_prefill, (decode,) * num_decode)
-    summary = summarize(simulate(trace, spec, Seconds).outcomes, Objectives(config.ttft, config.tpot))
+    summary = summarize(simulate(trace, spec, Guarded).outcomes, Objectives(config.ttft, config.tpot))
     return Plan(num_prefill, num_decode, spec, summary, is_good=100 * good_share(summary) >= config.good)
 
 

@@ -6,9 +6,11 @@ when they share reservations, and then later.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
-from penstock.protocol import Events
+from penstock.protocol import Done, Events
 from penstock.router.placement.books import About, Booking, Books
+from penstock.router.placement.journal import Decision, Journal
 from penstock.router.policy import Placement, PlacementRequest, Policy
 from penstock.simulator.clock import Clock
 from penstock.simulator.outcome import Outcome
@@ -18,6 +20,9 @@ from penstock.simulator.worker import Call, Report, Worker
 
 MAX_ATTEMPTS = 4
 
+NewPolicy: TypeAlias = Callable[[Journal], Policy]
+"""Makes a router's policy, which may look at that router's journal."""
+
 
 class Router:
     """Places what arrives; `workers` are all there are, by URL, with their roles."""
@@ -25,7 +30,7 @@ class Router:
     def __init__(
         self,
         clock: Clock,
-        policy: Policy,
+        new_policy: NewPolicy,
         workers: Mapping[str, Worker],
         roles: Mapping[str, str],
         *,
@@ -33,12 +38,13 @@ class Router:
         share: Callable[["Stream", Placement, PlacementRequest], None],
     ) -> None:
         self.books = Books()
+        self.journal = Journal(self.books.model)
         self.view = CacheView(tuple(workers))
         self.clock = clock
         self.hop_s = hop_s
         self.workers = workers
         self.share = share
-        self._policy = policy
+        self._policy = new_policy(self.journal)
         self._roles = roles
         self._ready: dict[str, None] = {}
         self._waiting: list[Stream] = []
@@ -77,9 +83,12 @@ class Router:
                 self.view.stored(url, [stored.hash for stored in report.stored])
             self.books.observed(url, Events(generation="", sequence=0, load=report.load, timings=report.timings))
 
-    def choose(self, request: PlacementRequest) -> Placement | None:
+    def choose(self, name: str, request: PlacementRequest) -> Decision | None:
+        """Asks the policy, and notes what it said."""
         ready = sorted(self._ready) if len(self._ready) < len(self.workers) else self.workers
-        return self._policy.choose(request, self.books.snapshot(ready, self.clock.now_s))
+        cluster = self.books.snapshot(ready, self.clock.now_s)
+        placement = self._policy.choose(request, cluster)
+        return None if placement is None else self.journal.placed(name, request, cluster, placement)
 
     def wait(self, stream: "Stream") -> None:
         """Until a worker is found."""
@@ -98,6 +107,8 @@ class Stream:
     excluded: set[str] = field(default_factory=set)
     num_output: int = 0
     call: Call | None = None
+    decision: Decision | None = None
+    placed_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.outcome = Outcome(self.request)
@@ -112,13 +123,16 @@ class Stream:
             router.books.model.output_tokens,
             hashes=hashes,
         )
-        placement = router.choose(request)
-        if placement is None and self.excluded:
+        decision = router.choose(str(self.request.index), request)
+        if decision is None and self.excluded:
             self.excluded.clear()
-            placement = router.choose(replace(request, excluded=frozenset()))
-        if placement is None:
+            request = replace(request, excluded=frozenset())
+            decision = router.choose(str(self.request.index), request)
+        if decision is None:
             router.wait(self)
             return
+        placement = decision.placement
+        self.decision, self.placed_s = decision, now
         self.bookings = [router.books.book(placement, request, now)]
         router.share(self, placement, request)
         computing = placement.prefill or placement.decode
@@ -145,9 +159,12 @@ class Stream:
 
     def first_token(self, cached_tokens: int) -> None:
         """Counted when it leaves the worker; it is at the router one hop later."""
+        arrived_s = self.router.clock.now_s + self.router.hop_s
         if self.outcome.first_token_s is None:
-            self.outcome.first_token_s = self.router.clock.now_s + self.router.hop_s
+            self.outcome.first_token_s = arrived_s
             self.outcome.cached_tokens = cached_tokens
+        if self.decision is not None:
+            self.router.journal.came_true(self.decision, arrived_s - self.placed_s, cached_tokens)
         self.produced(1)
         self.router.view.stored(self.outcome.decode, self.request.hashes)
 
@@ -159,11 +176,12 @@ class Stream:
     def finished(self) -> None:
         self.outcome.finish_s = self.router.clock.now_s + self.router.hop_s
         self.release()
-        self.router.books.model.answered(
-            prompt_tokens=self.request.prompt_tokens,
-            cached_tokens=self.outcome.cached_tokens,
-            output_tokens=self.request.output_tokens,
-        )
+        call, decision = self.call, self.decision
+        assert call is not None
+        assert decision is not None
+        pulled_blocks = call.pulled_tokens // BLOCK_TOKENS
+        self.router.journal.finished(decision, Done(pulled_blocks=pulled_blocks, pulls=call.pulls, pull_s=call.pull_s))
+        self.router.journal.answered(decision, self.request.output_tokens)
 
     def lost(self, worker: Worker) -> None:
         """Placed again, to go on after the last token that came."""

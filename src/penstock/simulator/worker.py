@@ -72,6 +72,13 @@ class Call:
     submitted: int = 0
     """Of these, how many were read or are being read."""
     reads: int = 0
+    """Under way."""
+    pulls: int = 0
+    """Times that reading began with nothing being read."""
+    pulled_tokens: int = 0
+    pull_s: float = 0.0
+    """In which something was being read."""
+    reading_since_s: float = 0.0
     first_sent: bool = False
     over: bool = False
 
@@ -423,7 +430,11 @@ class Worker:
         if tokens > 0:
             assert call.prefill is not None
             call.submitted = call.ticketed
+            if call.reads == 0:
+                call.reading_since_s = self._clock.now_s
+                call.pulls += 1
             call.reads += 1
+            call.pulled_tokens += tokens
             num_bytes = tokens * self.kind.kv_token_bytes
             transfer(self._clock, call.prefill.port, self.port, num_bytes, lambda: self._verified(call))
         elif call.first_sent and call.reads == 0:
@@ -431,6 +442,8 @@ class Worker:
 
     def _verified(self, call: Call) -> None:
         call.reads -= 1
+        if call.reads == 0:
+            call.pull_s += self._clock.now_s - call.reading_since_s
         if call.over or call.on_decode is None or not self.up:
             return
         if call.first_sent and call.reads == 0 and call.submitted >= call.ticketed:
