@@ -8,6 +8,7 @@ cut without the terminating chunk (SDKs take a cleanly closed stream for success
 import asyncio
 import ipaddress
 import math
+from collections.abc import Callable
 from types import TracebackType
 
 from starlette.types import Receive, Scope, Send
@@ -141,10 +142,13 @@ def is_from_this_machine(scope: Scope) -> bool:
 class Reply:
     """The answer to one request: one JSON body, or a stream of server-sent events."""
 
-    def __init__(self, send: Send, receive: Receive, request_id: str) -> None:
+    def __init__(
+        self, send: Send, receive: Receive, request_id: str, is_free: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`is_free` as an Outbox takes it."""
         self._send = send
         self._receive = receive
-        self._outbox = Outbox(send)
+        self._outbox = Outbox(send, is_free)
         self.request_id = request_id
         self.headers = [(b"x-request-id", request_id.encode())]
         self.status = 0

@@ -5,6 +5,7 @@ the router would take the worker for lost.
 """
 
 import asyncio
+from collections.abc import Callable
 
 from starlette.types import Send
 
@@ -23,14 +24,19 @@ class SlowClient(PenstockError):
 class Outbox:
     """The events of one stream on their way to its client."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, is_free: Callable[[], bool] = lambda: False) -> None:
+        """`is_free` says that the connection takes data now, so that `send` will not wait."""
         self._send = send
+        self._is_free = is_free
         self._waiting: list[bytes] = []
         self._num_bytes = 0
         self._writer: asyncio.Task[None] | None = None
 
     async def put(self, data: bytes) -> None:
         """Returns without waiting for the client. Raises SlowClient when too much waits for it."""
+        if self._writer is None and self._is_free():  # nearly always, and it saves a task per event
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            return
         self._waiting.append(data)
         self._num_bytes += len(data)
         if self._writer is None:

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.errors import RequestError, RetryableError
 from penstock.router.answer_text import Delta
+from penstock.router.connection import is_free_of
 from penstock.router.generation import Event, Generation, Output, Started
 from penstock.router.http import ClientGone, Lifeline, Reply, header, retry_after_of, timeout_of
 from penstock.router.merge import merge
@@ -46,7 +47,7 @@ class Endpoint:
         self._prepare = prepare
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = Reply(send, receive, _request_id(scope))
+        reply = Reply(send, receive, _request_id(scope), is_free_of(scope))
         metrics = self._services.metrics
         outcome = "200"
         facts: dict[str, Value] = {"endpoint": self._name, "model": self._services.model.name}
