@@ -13,11 +13,12 @@ from pathlib import Path
 from bench.processes import ROOT
 from penstock.engine.sequence import Role
 from penstock.router.policy import Policy
+from penstock.simulator.call import Call
 from penstock.simulator.cluster import ClusterSpec, simulate
 from penstock.simulator.kinds import WorkerKind
 from penstock.simulator.sequence import SimulatedSequence
 from penstock.simulator.trace import BLOCK_TOKENS, Trace
-from penstock.simulator.worker import Call, Worker
+from penstock.simulator.worker import Worker
 
 VARIABLE = "PENSTOCK_BENCH_DYNAMO"
 HOW_TO_INSTALL = f"""\

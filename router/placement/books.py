@@ -36,6 +36,8 @@ class Account:
     """What it last said that it is doing."""
     queue: dict["Booking", None] = field(default_factory=dict)
     """Prompts to compute, first come first served."""
+    guests: int = 0
+    """Of them, those whose answers other workers stream."""
     head_since_s: float = 0.0
     prefill_tokens: int = 0
     prefill_pairs: int = 0
@@ -71,6 +73,7 @@ class Booking:
         if compute is not None:
             if compute is not decode:
                 self._arriving.append((compute, self.tokens))
+                compute.guests += 1
             if not compute.queue:
                 compute.head_since_s = now_s
             compute.queue[self] = None
@@ -110,6 +113,7 @@ class Booking:
             del compute.queue[self]
             compute.prefill_tokens -= self.tokens
             compute.prefill_pairs -= self.pairs
+            compute.guests -= compute is not self._decode
         for account, tokens in self._arriving:
             account.arriving_tokens -= tokens
             account.state = None
@@ -191,7 +195,7 @@ def _state(account: Account, cost: StepCost) -> WorkerState:
     """What is booked, and what the worker reports beyond that: work of other routers and of direct callers."""
     load, about = account.load or Load(), account.about
     reported = load.running + load.waiting
-    foreign = max(0, reported - max(account.streams, len(account.queue)))
+    foreign = max(0, reported - account.streams - account.guests)
     share = foreign / reported if foreign else 0.0
     is_decode = account.role == "decode"
     head = next(iter(account.queue), None)

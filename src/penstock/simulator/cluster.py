@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from penstock.router.policy import Placement, PlacementRequest
+from penstock.simulator.call import Call, Report
 from penstock.simulator.clock import Clock
 from penstock.simulator.kinds import WorkerKind
 from penstock.simulator.outcome import Outcome
 from penstock.simulator.router import NewPolicy, Router, Stream
 from penstock.simulator.trace import Trace, TraceRequest
-from penstock.simulator.worker import Call, Report, Worker
+from penstock.simulator.worker import Worker
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from penstock.protocol import Done, Events
 from penstock.router.placement.books import About, Booking, Books
 from penstock.router.placement.journal import Decision, Journal
 from penstock.router.policy import Placement, PlacementRequest, Policy
+from penstock.simulator.call import Call, Node, Report
 from penstock.simulator.clock import Clock
 from penstock.simulator.outcome import Outcome
 from penstock.simulator.trace import BLOCK_TOKENS, TraceRequest
 from penstock.simulator.view import CacheView
-from penstock.simulator.worker import Call, Report, Worker
+from penstock.simulator.worker import Worker
 
 MAX_ATTEMPTS = 4
 
@@ -183,7 +184,7 @@ class Stream:
         self.router.journal.finished(decision, Done(pulled_blocks=pulled_blocks, pulls=call.pulls, pull_s=call.pull_s))
         self.router.journal.answered(decision, self.request.output_tokens)
 
-    def lost(self, worker: Worker) -> None:
+    def lost(self, worker: Node) -> None:
         """Placed again, to go on after the last token that came."""
         self.release()
         self.router.lost(worker.url)

@@ -2,124 +2,27 @@
 
 A prefill worker publishes what it has computed; the decode worker reads it while the next chunk is computed, and the
 first token goes out with the last ticket (docs/explanation/one-request.md). Steps in which all sequences only decode
-are the same until one ends, needs a block, or something arrives: they are taken as one `Span`.
+are the same until one ends, needs a block, or something arrives: they are taken as one span.
 """
 
 import math
 from bisect import insort
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
 
 from penstock.engine.kv.pool import BlockPool, num_blocks_for
 from penstock.engine.scheduler import Budget, Plan, schedule
 from penstock.engine.sequence import Role
-from penstock.protocol import Load, StepTiming, StoredBlock, Ticket
+from penstock.protocol import Load, Ticket
 from penstock.router.placement.costs import attention_pairs
+from penstock.simulator.call import Call, Report
 from penstock.simulator.clock import Clock, Event
-from penstock.simulator.kinds import StepTime, WorkerKind
+from penstock.simulator.kinds import WorkerKind
 from penstock.simulator.links import Port, transfer
 from penstock.simulator.sequence import SimulatedSequence
-from penstock.simulator.trace import BLOCK_TOKENS, TraceRequest
+from penstock.simulator.span import MAX_SPAN_STEPS, Span
+from penstock.simulator.trace import BLOCK_TOKENS
 
-MAX_SPAN_STEPS = 64
-"""Steps taken as one: their context grows by a few per mille, and its mean gives their length."""
 _TICKET = Ticket(generation="", first_position=0, blocks=())
-
-
-@dataclass(slots=True)
-class Report:
-    """What a worker says on its `/events` stream."""
-
-    stored: tuple[StoredBlock, ...]
-    removed: tuple[bytes, ...]
-    load: Load
-    timings: tuple[StepTiming, ...]
-
-
-class Caller(Protocol):
-    """The router's side of a call."""
-
-    def first_token(self, cached_tokens: int) -> None:
-        """The prompt is computed; `cached_tokens` of it were found in the cache of the worker that did."""
-
-    def produced(self, count: int) -> None:
-        """`count` further tokens."""
-
-    def finished(self) -> None: ...
-
-    def lost(self, worker: "Worker") -> None:
-        """`worker` is gone, and with it this call."""
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """One request on its way through a decode worker and perhaps a prefill worker."""
-
-    trace: TraceRequest
-    start_tokens: int
-    """Prompt, and on a resume the output so far."""
-    caller: Caller
-    decode: "Worker"
-    prefill: "Worker | None" = None
-    source: "Worker | None" = None
-    """Whose cached KV the computing worker reads first."""
-    on_decode: SimulatedSequence | None = None
-    on_prefill: SimulatedSequence | None = None
-    cached_tokens: int = 0
-    ticketed: int = 0
-    """Tokens of KV that the prefill worker has published."""
-    submitted: int = 0
-    """Of these, how many were read or are being read."""
-    reads: int = 0
-    """Under way."""
-    pulls: int = 0
-    """Times that reading began with nothing being read."""
-    pulled_tokens: int = 0
-    pull_s: float = 0.0
-    """In which something was being read."""
-    reading_since_s: float = 0.0
-    first_sent: bool = False
-    over: bool = False
-
-
-@dataclass(slots=True)
-class Span:
-    """Steps of one plan, one after the other; each reads `decode_tokens` more tokens of context than the one before."""
-
-    plan: Plan
-    began_s: float
-    step: StepTime
-    prefill_tokens: int
-    prefill_pairs: int
-    decode_tokens: int
-    context_tokens: int
-    """Of the first step."""
-    steps: int = 0
-    step_s: float = 0.0
-    """On average, which is all that the others' steps differ by."""
-    end: Event = field(init=False)
-
-    def take(self, steps: int) -> None:
-        """From now on it has so many steps."""
-        self.steps = steps
-        self.step_s = self.step.seconds(
-            self.prefill_tokens, self.prefill_pairs, self.decode_tokens, self.mean_context_tokens
-        )
-
-    @property
-    def mean_context_tokens(self) -> float:
-        return self.context_tokens + self.decode_tokens * (self.steps - 1) / 2
-
-    @property
-    def end_s(self) -> float:
-        return self.began_s + self.steps * self.step_s
-
-    @property
-    def timing(self) -> StepTiming:
-        """One of the steps, as a worker reports it."""
-        context = int(self.mean_context_tokens)
-        return StepTiming(self.prefill_tokens, self.decode_tokens, context, self.step_s, self.prefill_pairs)
 
 
 class Worker:

@@ -125,8 +125,8 @@ def test_an_explanation_has_every_candidate_the_chosen_first() -> None:
     decision = place(journal)
     journal.came_true(decision, 0.5, 1000)
     found = msgspec.json.decode(msgspec.json.encode(explain(decision)), type=Explanation)
-    assert found.num_candidates == len(found.candidates) == 6
-    assert [each.chosen for each in found.candidates] == [True] + [False] * 5
+    assert found.num_candidates == len(found.candidates) == 8
+    assert [each.chosen for each in found.candidates] == [True] + [False] * 7
     for each in found.candidates:
         assert each.total_s == pytest.approx(sum(each.parts.values()))
     assert found.candidates[0].total_s == min(each.total_s for each in found.candidates)
@@ -134,7 +134,7 @@ def test_an_explanation_has_every_candidate_the_chosen_first() -> None:
     assert "2000 prompt tokens" in text
     assert "first token after 500.0 ms" in text
     assert sum(line.lstrip().startswith("*") for line in text.splitlines()) == 1
-    assert len(text.splitlines()) == 3 + 1 + 6
+    assert len(text.splitlines()) == 3 + 1 + 8
 
 
 def test_what_did_not_come_yet_is_said() -> None:
