@@ -36,7 +36,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {_IS_FREE: self._is_free}
+        cast("Scope", self.scope)["extensions"] = {_IS_FREE: self._is_free}
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -9,6 +9,7 @@ Python as possible runs per request, so that what is measured is the gateway in 
 import asyncio
 import re
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
@@ -46,7 +47,7 @@ def _text(text: str, reason: str) -> bytes:
 
 
 _DONE = b"data: [DONE]\n\n"
-DIALECTS = {
+DIALECTS: dict[bytes, tuple[bytes, Callable[[int], bytes], Callable[[int], bytes]]] = {
     b"/v1/chat/completions": (
         _chat('{"role":"assistant","content":""}', "null"),
         lambda _: _chat('{"content":" the"}', "null"),

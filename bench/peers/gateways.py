@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import psutil
 
@@ -47,7 +47,8 @@ class Gateway:
 
     name: str
     port: int
-    process: psutil.Process
+    process: Any
+    """psutil's."""
     make: Callable[[int], bytes]
     """A request for an answer of so many tokens."""
     timings: list[Timing] = field(default_factory=list)
@@ -56,18 +57,19 @@ class Gateway:
     def cpu_s(self) -> float:
         """CPU time of all its processes so far."""
         times = [process.cpu_times() for process in self._processes()]
-        return sum(each.user + each.system for each in times)
+        return float(sum(each.user + each.system for each in times))
 
     def memory_mb(self) -> float:
         """Resident memory of all its processes."""
-        return sum(process.memory_info().rss for process in self._processes()) / 1e6
+        return float(sum(process.memory_info().rss for process in self._processes())) / 1e6
 
     def added_ms(self, part: str, percent: float) -> float:
         """A percentile of the requests through it, less the median of those straight to a worker."""
         through = percentile([1e3 * getattr(timing, part) for timing in self.timings], percent)
-        return through - statistics.median(1e3 * getattr(timing, part) for timing in self.direct)
+        direct = statistics.median(1e3 * getattr(timing, part) for timing in self.direct)
+        return float(through - direct)
 
-    def _processes(self) -> list[psutil.Process]:
+    def _processes(self) -> list[Any]:
         return [self.process, *self.process.children(recursive=True)]
 
 

@@ -62,6 +62,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             "port": 0,
             "kv-bytes": "8MiB",
             "max-step-tokens": CHUNK,
+            "policy": "least-work",  # always hands over
             "log-dir": folder / "logs",
             "log-format": "json",
             "log-level": "info",
