@@ -22,6 +22,9 @@ from penstock.demo import MODEL_FOLDER
 from penstock.hashing import BlockHasher
 from penstock.protocol import Events, Load, StoredBlock, encode_line
 from penstock.router.config import RouterConfig
+from penstock.router.flow.arrival import Arrival
+from penstock.router.flow.patience import Patience
+from penstock.router.flow.tenants import ANYONE
 from penstock.router.index.keys import PromptKeys
 from penstock.router.index.prefix_index import PrefixIndex, Subscription
 from penstock.router.openai.prepare import prepare_chat
@@ -31,6 +34,7 @@ BLOCK_TOKENS = 16
 SEQUENCE_BLOCKS = 64
 PROMPT_TOKENS = 100_000
 WORKERS = 64
+VOCABULARY = range(150_000)
 
 _decode = msgspec.json.Decoder(Events).decode
 
@@ -45,7 +49,7 @@ class Worker:
         self._sequence = 0
 
     def sequence(self, num_blocks: int = SEQUENCE_BLOCKS) -> list[StoredBlock]:
-        tokens = [self._rng.randrange(150_000) for _ in range(num_blocks * BLOCK_TOKENS)]
+        tokens = self._rng.choices(VOCABULARY, k=num_blocks * BLOCK_TOKENS)
         hashes: list[bytes] = []
         self._hasher.extend(hashes, tokens, BLOCK_TOKENS)
         return blocks_of(hashes, tokens, self._hasher.root)
@@ -123,7 +127,7 @@ def matching() -> list[Row]:
     rng = random.Random(3)
     for worker, subscription in zip(workers, subscriptions, strict=True):
         apply(subscription, worker.line(long[: rng.randrange(len(long))]))
-        while len(subscription._mirror.known) < 1_000_000 // WORKERS:
+        while len(subscription._mirror.known) < 1_300_000 // WORKERS:
             apply(subscription, worker.line(worker.sequence()))
     apply(subscriptions[0], workers[0].line(long))
     tokens = [token for block in long for token in block.tokens] + [1]
@@ -136,6 +140,7 @@ def matching() -> list[Row]:
         times.append(1e3 * (time.perf_counter() - began))
     assert found[workers[0].url] == len(long) * BLOCK_TOKENS
     assert len(found) == WORKERS
+    assert len(index) >= 1_000_000
     hashing = []
     for _ in range(20):
         began = time.process_time()
@@ -239,7 +244,7 @@ async def converse() -> tuple[float, list[float], int]:
     services = Services(RouterConfig(model=str(MODEL_FOLDER), max_context_tokens=2**20))
     async with services.running():
         messages = [message("system", 300)]
-        while sum(len(each["content"]) for each in messages) < 2.6 * PROMPT_TOKENS:
+        while sum(len(each["content"]) for each in messages) < 1.3 * PROMPT_TOKENS:
             messages += [message("user", 60), message("assistant", 200)]
         messages.append(message("user", 60))
         whole, num_tokens = await prepared(services, messages)
@@ -254,7 +259,7 @@ async def prepared(services: Services, messages: list[dict[str, str]]) -> tuple[
     """CPU milliseconds from the request's body to the keys of its prompt, and the prompt's length."""
     body = msgspec.json.encode({"model": services.model.name, "messages": messages, "max_tokens": 1})
     began = time.process_time()
-    call = await prepare_chat(services, body, "bench", asyncio.get_running_loop().time() + 60)
+    call = await prepare_chat(services, Arrival("bench", ANYONE, Patience(60, 60, 15), 0.0, body))
     [generation] = call.generations
     PromptKeys("", generation.prompt).of(BLOCK_TOKENS)
     return 1e3 * (time.process_time() - began), len(generation.prompt)

@@ -1,5 +1,6 @@
 """One request over router, prefill and decode worker: one trace with the right parents, and its id in all logs."""
 
+import asyncio
 import itertools
 import json
 import os
@@ -90,17 +91,23 @@ def ask_once(url: str, headers: dict[str, str]) -> dict[str, int]:
     }
 
     async def main() -> dict[str, int]:
-        async with (
-            aiohttp.ClientSession() as session,
-            session.post(f"{url}/v1/chat/completions", json=body, headers=headers) as answer,
-        ):
-            found = await answer.json()
-            assert answer.status == 200, found
-            assert "x-penstock-prefill" in answer.headers
-            usage: dict[str, int] = found["usage"]
-            return usage
+        async with aiohttp.ClientSession() as session:
+            while not await sees_all_workers(session, url):
+                await asyncio.sleep(0.02)
+            async with session.post(f"{url}/v1/chat/completions", json=body, headers=headers) as answer:
+                found = await answer.json()
+                assert answer.status == 200, found
+                assert "x-penstock-prefill" in answer.headers
+                usage: dict[str, int] = found["usage"]
+                return usage
 
     return run(main)
+
+
+async def sees_all_workers(session: aiohttp.ClientSession, url: str) -> bool:
+    """The cluster is ready with its decode worker; the router may find the prefill worker at its next look."""
+    async with session.get(f"{url}/ready") as answer:
+        return all(worker["ready"] for worker in (await answer.json())["workers"].values())
 
 
 def test_every_span_is_there_once_and_prefill_chunks_cover_the_prompt(served: Served) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from penstock.router.connection import Corked
+from penstock.router.corked import Corked
 
 
 class Wire(asyncio.Transport):
