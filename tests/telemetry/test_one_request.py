@@ -1,9 +1,9 @@
 """One request over router, prefill and decode worker: one trace with the right parents, and its id in all logs."""
 
-import asyncio
 import itertools
 import json
 import os
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import pytest
 
 from tests.local.processes import running_up
 from tests.local.tiny_model import write_tiny_model
+from tests.router.serving import wait_until
 from tests.telemetry.collector import Collector, Received, running_collector
 from tests.worker.requests import run
 
@@ -73,6 +74,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         with running_up(str(model), *(f"--{name}={value}" for name, value in flags.items())) as up:
             del os.environ["OTEL_BSP_SCHEDULE_DELAY"]
             url = up.wait_ready()
+            wait_until(lambda: sees_all_workers(url), "readiness of all workers")
             headers = {"traceparent": f"00-{trace_id}-{CALLER}-01", "x-request-id": request_id}
             usage = ask_once(url, headers)
             names = [f"{service} {name}" for service, names in SPANS.items() for name in names]
@@ -91,23 +93,23 @@ def ask_once(url: str, headers: dict[str, str]) -> dict[str, int]:
     }
 
     async def main() -> dict[str, int]:
-        async with aiohttp.ClientSession() as session:
-            while not await sees_all_workers(session, url):
-                await asyncio.sleep(0.02)
-            async with session.post(f"{url}/v1/chat/completions", json=body, headers=headers) as answer:
-                found = await answer.json()
-                assert answer.status == 200, found
-                assert "x-penstock-prefill" in answer.headers
-                usage: dict[str, int] = found["usage"]
-                return usage
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{url}/v1/chat/completions", json=body, headers=headers) as answer,
+        ):
+            found = await answer.json()
+            assert answer.status == 200, found
+            assert "x-penstock-prefill" in answer.headers
+            usage: dict[str, int] = found["usage"]
+            return usage
 
     return run(main)
 
 
-async def sees_all_workers(session: aiohttp.ClientSession, url: str) -> bool:
+def sees_all_workers(url: str) -> bool:
     """The cluster is ready with its decode worker; the router may find the prefill worker at its next look."""
-    async with session.get(f"{url}/ready") as answer:
-        return all(worker["ready"] for worker in (await answer.json())["workers"].values())
+    with urllib.request.urlopen(f"{url}/ready", timeout=5) as answer:
+        return all(worker["ready"] for worker in json.load(answer)["workers"].values())
 
 
 def test_every_span_is_there_once_and_prefill_chunks_cover_the_prompt(served: Served) -> None:
