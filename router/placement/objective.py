@@ -118,8 +118,8 @@ class Scene:
         self._decode = [worker for worker in cluster.decode if worker.url not in request.excluded]
         self._prefill = [worker for worker in cluster.prefill if worker.url not in request.excluded]
         self._waiting = {
-            role: sum(worker.prompts for worker in pool) / max(1, len(pool))
-            for role, pool in (("prefill", cluster.prefill), ("decode", cluster.decode))
+            "prefill": _mean_prompts(cluster.prefill, cluster.waiting),
+            "decode": _mean_prompts(cluster.decode, 0 if cluster.prefill else cluster.waiting),
         }
         self._hop_s = max(0.0, cluster.pair_s - cluster.alone_s)
         self._near, self._far = (cluster.links.get(link) or PRIOR_LINK for link in ("node", "network"))
@@ -289,6 +289,11 @@ class Scene:
                 of_revision.of_node[holder[1].node] = holder
                 of_revision.second = of_revision.second or holder
         return found
+
+
+def _mean_prompts(pool: tuple[WorkerState, ...], more: int) -> float:
+    """That wait for each of `pool`, with as many `more` in the router."""
+    return (sum(worker.prompts for worker in pool) + more) / len(pool) if pool else 0.0
 
 
 def _first(item: tuple[Any, ...]) -> Any:
