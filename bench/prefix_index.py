@@ -22,6 +22,9 @@ from penstock.demo import MODEL_FOLDER
 from penstock.hashing import BlockHasher
 from penstock.protocol import Events, Load, StoredBlock, encode_line
 from penstock.router.config import RouterConfig
+from penstock.router.flow.arrival import Arrival
+from penstock.router.flow.patience import Patience
+from penstock.router.flow.tenants import ANYONE
 from penstock.router.index.keys import PromptKeys
 from penstock.router.index.prefix_index import PrefixIndex, Subscription
 from penstock.router.openai.prepare import prepare_chat
@@ -254,7 +257,7 @@ async def prepared(services: Services, messages: list[dict[str, str]]) -> tuple[
     """CPU milliseconds from the request's body to the keys of its prompt, and the prompt's length."""
     body = msgspec.json.encode({"model": services.model.name, "messages": messages, "max_tokens": 1})
     began = time.process_time()
-    call = await prepare_chat(services, body, "bench", asyncio.get_running_loop().time() + 60)
+    call = await prepare_chat(services, Arrival("bench", ANYONE, Patience(60, 60, 15), 0.0, body))
     [generation] = call.generations
     PromptKeys("", generation.prompt).of(BLOCK_TOKENS)
     return 1e3 * (time.process_time() - began), len(generation.prompt)

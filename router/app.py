@@ -1,6 +1,6 @@
 """The router's HTTP surface: OpenAI's paths, and those of operation. Read this first."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from penstock.errors import RequestError
 from penstock.router.config import RouterConfig
+from penstock.router.flow.advice import advice_headers
 from penstock.router.http import is_from_this_machine
 from penstock.router.openai.endpoint import Endpoint
 from penstock.router.openai.errors import error_body
@@ -57,14 +58,19 @@ def build_app(config: RouterConfig) -> FastAPI:
 def _add_models(app: FastAPI, services: Services) -> None:
     model = Model(services.model.name, services.model.created)
 
-    async def list_models(_: Request) -> Response:
+    async def list_models(request: Request) -> Response:
+        try:
+            services.tenant(request.scope)
+        except RequestError as error:
+            return _refusal(error)
         return Response(msgspec.json.encode(ModelList([model])), media_type=JSON)
 
     async def get_model(request: Request) -> Response:
         try:
+            services.tenant(request.scope)
             check_model(request.path_params["model"], services.model)
         except RequestError as error:
-            return Response(error_body(error), error.status, media_type=JSON)
+            return _refusal(error)
         return Response(msgspec.json.encode(model), media_type=JSON)
 
     app.add_route("/v1/models", list_models, methods=["GET"])
@@ -139,5 +145,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
         405: f"{request.url.path} does not take {request.method}",
     }.get(error.status_code, error.detail)
     code = {403: "forbidden", 404: "not_found"}.get(error.status_code)
-    wrong = RequestError(said, status=error.status_code, code=code)
-    return Response(error_body(wrong), error.status_code, headers=error.headers, media_type=JSON)
+    return _refusal(RequestError(said, status=error.status_code, code=code), error.headers)
+
+
+def _refusal(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
+    advice = {name.decode(): value.decode() for name, value in advice_headers(error)}
+    return Response(error_body(error), error.status, {**(headers or {}), **advice}, JSON)

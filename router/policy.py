@@ -44,6 +44,8 @@ class WorkerState(Struct, frozen=True, gc=False):
     """When that prompt became the first, on the snapshot's clock: what it has been computed since then is done."""
     streams: int = 0
     """Sequences that decode there, or will when their prompt is computed."""
+    max_streams: int = 0
+    """Sequences that its engine batches; 0 where unknown."""
     context_tokens: int = 0
     """KV tokens that they hold, and read in every step."""
 

@@ -21,6 +21,8 @@ class About:
     step_tokens: int = 2048
     layout: str = ""
     """Only workers with equal layouts of the KV cache can read each other's blocks."""
+    max_streams: int = 0
+    """Sequences that its engine batches; 0 where unknown."""
 
 
 @dataclass(slots=True, eq=False)
@@ -220,5 +222,6 @@ def _state(account: Account, cost: StepCost) -> WorkerState:
         evictable_tokens=min(free_tokens, load.evictable_blocks * about.block_tokens),
         block_tokens=about.block_tokens,
         step_tokens=about.step_tokens,
+        max_streams=about.max_streams,
         cost=cost,
     )
