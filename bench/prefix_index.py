@@ -34,6 +34,7 @@ BLOCK_TOKENS = 16
 SEQUENCE_BLOCKS = 64
 PROMPT_TOKENS = 100_000
 WORKERS = 64
+VOCABULARY = range(150_000)
 
 _decode = msgspec.json.Decoder(Events).decode
 
@@ -48,7 +49,7 @@ class Worker:
         self._sequence = 0
 
     def sequence(self, num_blocks: int = SEQUENCE_BLOCKS) -> list[StoredBlock]:
-        tokens = [self._rng.randrange(150_000) for _ in range(num_blocks * BLOCK_TOKENS)]
+        tokens = self._rng.choices(VOCABULARY, k=num_blocks * BLOCK_TOKENS)
         hashes: list[bytes] = []
         self._hasher.extend(hashes, tokens, BLOCK_TOKENS)
         return blocks_of(hashes, tokens, self._hasher.root)
@@ -126,7 +127,7 @@ def matching() -> list[Row]:
     rng = random.Random(3)
     for worker, subscription in zip(workers, subscriptions, strict=True):
         apply(subscription, worker.line(long[: rng.randrange(len(long))]))
-        while len(subscription._mirror.known) < 1_000_000 // WORKERS:
+        while len(subscription._mirror.known) < 1_300_000 // WORKERS:
             apply(subscription, worker.line(worker.sequence()))
     apply(subscriptions[0], workers[0].line(long))
     tokens = [token for block in long for token in block.tokens] + [1]
@@ -139,6 +140,7 @@ def matching() -> list[Row]:
         times.append(1e3 * (time.perf_counter() - began))
     assert found[workers[0].url] == len(long) * BLOCK_TOKENS
     assert len(found) == WORKERS
+    assert len(index) >= 1_000_000
     hashing = []
     for _ in range(20):
         began = time.process_time()
@@ -242,7 +244,7 @@ async def converse() -> tuple[float, list[float], int]:
     services = Services(RouterConfig(model=str(MODEL_FOLDER), max_context_tokens=2**20))
     async with services.running():
         messages = [message("system", 300)]
-        while sum(len(each["content"]) for each in messages) < 2.6 * PROMPT_TOKENS:
+        while sum(len(each["content"]) for each in messages) < 1.3 * PROMPT_TOKENS:
             messages += [message("user", 60), message("assistant", 200)]
         messages.append(message("user", 60))
         whole, num_tokens = await prepared(services, messages)

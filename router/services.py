@@ -67,6 +67,7 @@ class Services:
         """Connects to the workers for as long as the block lasts."""
         async with new_session() as session:
             index = PrefixIndex(self.config.index_blocks)
+            self.metrics.index_blocks.set_function(lambda: len(index))
             follower = Follower(session, index, self.metrics, lambda url, events: self.cluster.observed(url, events))
             self.cluster = Cluster(session, self.config.poll_s, follower.follow, model=self.model.fingerprint)
             self.journal = Journal(self.cluster.books.model)
