@@ -109,8 +109,8 @@ class Target:
     keys: dict[str, str]
     vocab: int
 
-    def client(self, tenant: str, seed: int, **options: int) -> Client:
-        return Client(self.url, self.model, self.keys[tenant], seed, self.vocab, **options)
+    def client(self, tenant: str, seed: int, retries: int = 0) -> Client:
+        return Client(self.url, self.model, self.keys[tenant], seed, self.vocab, retries=retries)
 
 
 @dataclass(frozen=True)

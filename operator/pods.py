@@ -43,10 +43,7 @@ def worker_pod(name: str, role: api.Role, spec: api.Spec, config: OperatorConfig
     image = config.worker_image_cuda if pool.gpus else config.worker_image_cpu
     environment = [
         {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
-        {
-            "name": "PENSTOCK_FLAG_SECRET",
-            "valueFrom": {"secretKeyRef": {"name": names.secret_name(name), "key": "secret"}},
-        },
+        _secret(name),
         {"name": "UCX_LOG_LEVEL", "value": "warn"},
     ]
     container = {
@@ -72,7 +69,7 @@ def router_pod(name: str, spec: api.Spec, config: OperatorConfig, settings_hash:
     container = {
         "name": names.CONTAINER["router"],
         "args": ["router", *_flags(spec.router.flags)],
-        "env": [],
+        "env": [_secret(name)],
         "envFrom": [{"configMapRef": {"name": names.pool_name(name, "router")}}],
         "resources": _requests(spec.router.resources, {"cpu": "100m", "memory": "256Mi"}),
         "ports": [{"name": "http", "containerPort": names.ROUTER_PORT, "protocol": "TCP"}],
@@ -130,6 +127,14 @@ def worker_flags(spec: api.Spec, pool: api.Pool) -> dict[str, str]:
         "drain-grace-s": str(DRAIN_S),
     }
     return flags | spec.engine
+
+
+def _secret(name: str) -> Template:
+    """The deployment's secret as environment: workers key block hashes with it, routers what they tell of salts."""
+    return {
+        "name": "PENSTOCK_FLAG_SECRET",
+        "valueFrom": {"secretKeyRef": {"name": names.secret_name(name), "key": "secret"}},
+    }
 
 
 def merged_pod(pod: Template, override: Template) -> Template:

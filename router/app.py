@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from penstock.errors import RequestError
 from penstock.router.config import RouterConfig
@@ -46,13 +47,28 @@ def build_app(config: RouterConfig) -> FastAPI:
     app.state.services = services
     app.add_exception_handler(HTTPException, _http_error)
     # Plain ASGI endpoints: no dependency solving and no pydantic where every token passes.
-    chat = Endpoint(services, "chat", prepare_chat)
-    completions = Endpoint(services, "completions", prepare_completion)
-    app.router.routes.append(Route("/v1/chat/completions", chat, methods=["POST"]))
-    app.router.routes.append(Route("/v1/completions", completions, methods=["POST"]))
+    endpoints = {
+        "/v1/chat/completions": Endpoint(services, "chat", prepare_chat),
+        "/v1/completions": Endpoint(services, "completions", prepare_completion),
+    }
+    for path, endpoint in endpoints.items():
+        app.router.routes.append(Route(path, endpoint, methods=["POST"]))
+    app.state.endpoints = endpoints
     _add_models(app, services)
     _add_operation(app, services)
     return app
+
+
+class Direct:
+    """The application, whose busiest paths skip FastAPI's layers: each of them would wrap every event of a stream."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+        self._endpoints: dict[str, Endpoint] = app.state.endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._endpoints.get(scope.get("path", "")) if scope.get("method") == "POST" else None
+        await (self._app if endpoint is None else endpoint)(scope, receive, send)
 
 
 def _add_models(app: FastAPI, services: Services) -> None:

@@ -7,10 +7,13 @@ Without this a client that sends a header for ever, or opens connections for eve
 import asyncio
 import logging
 from dataclasses import dataclass
+from typing import cast
 
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from penstock.errors import Overloaded, PenstockError, RequestError
+from penstock.router.corked import Corked, offer_is_free
 from penstock.router.flow.advice import advice_headers
 from penstock.router.openai.errors import error_body, error_status
 
@@ -49,7 +52,7 @@ class ClientConnection(HttpToolsProtocol):
         return type("LimitedConnection", (cls,), {"limits": limits})
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", Corked(transport, self.loop)))
         most = self.limits.max_connections
         if len(self.connections) > most:
             self._refuse(Overloaded(f"the router has {most} connections, and takes no more"))
@@ -71,6 +74,10 @@ class ClientConnection(HttpToolsProtocol):
         super().data_received(data)
         if self._in_headers and self._received_bytes > self.limits.max_header_bytes:
             self._refuse_headers()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        offer_is_free(cast("Scope", self.scope), lambda: not self.flow.write_paused)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)

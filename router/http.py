@@ -164,10 +164,13 @@ def is_from_this_machine(scope: Scope) -> bool:
 class Reply:
     """The answer to one request: one JSON body, or a stream of server-sent events."""
 
-    def __init__(self, send: Send, receive: Receive, request_id: str) -> None:
+    def __init__(
+        self, send: Send, receive: Receive, request_id: str, is_free: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`is_free` as an Outbox takes it."""
         self._send = send
         self._receive = receive
-        self._outbox = Outbox(send)
+        self._outbox = Outbox(send, is_free)
         self._timer: asyncio.TimerHandle | None = None
         self._silence_s = 0.0
         self._told = -1

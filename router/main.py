@@ -9,7 +9,7 @@ import uvicorn
 
 from penstock.address import bracketed
 from penstock.errors import Stopping
-from penstock.router.app import build_app
+from penstock.router.app import Direct, build_app
 from penstock.router.config import RouterConfig
 from penstock.router.connection import ClientConnection, ConnectionLimits
 from penstock.router.services import Services
@@ -30,7 +30,7 @@ def make_server(config: RouterConfig) -> "RouterServer":
     app = build_app(config)
     return RouterServer(
         uvicorn.Config(
-            app,
+            Direct(app),
             host=config.host,
             port=config.port,
             loop="uvloop",

@@ -7,6 +7,7 @@ cached (so that sharing a prefix pays, as in Cao et al. 2025, "Locality-aware Fa
 tokens of answer twice. It is charged by expectation when a request leaves, and set right when it has ended. Pure.
 """
 
+import bisect
 import heapq
 import itertools
 from collections.abc import Iterator
@@ -49,8 +50,7 @@ class _Line(Generic[T]):
     counter: float = 0.0
     """Work done for it, by its weight."""
     waiting: list[Entry[T]] = field(default_factory=list)
-    """A heap; entries that have gone stay until they come up."""
-    num_waiting: int = 0
+    """In order."""
     work: float = 0.0
     """Of those who wait."""
 
@@ -65,7 +65,7 @@ class FairQueue(Generic[T]):
         """The counter that whoever was last let through began from."""
 
     def __len__(self) -> int:
-        return sum(line.num_waiting for line in self._lines.values())
+        return sum(len(line.waiting) for line in self._lines.values())
 
     @property
     def work(self) -> float:
@@ -75,7 +75,7 @@ class FairQueue(Generic[T]):
     def waiting(self, tenant: Tenant) -> int:
         """How many requests of `tenant` wait."""
         line = self._lines.get(tenant.name)
-        return line.num_waiting if line is not None else 0
+        return len(line.waiting) if line is not None else 0
 
     def work_of(self, tenant: Tenant) -> float:
         """Of the requests of `tenant` that wait."""
@@ -85,34 +85,38 @@ class FairQueue(Generic[T]):
     def push(self, tenant: Tenant, item: T, work: float, priority: int = 0) -> Entry[T]:
         """`item` waits from now on."""
         line = self._line(tenant)
-        if not line.num_waiting:
+        if not line.waiting:
             line.counter = self._lifted(line)
         entry = Entry(tenant, item, work, (priority, next(self._numbers)))
-        heapq.heappush(line.waiting, entry)
-        line.num_waiting += 1
+        bisect.insort(line.waiting, entry)
         line.work += work
         return entry
 
-    def heads(self, most: int) -> Iterator[Entry[T]]:
-        """The first of each tenant, fairest first, of at most `most` tenants. The queue may change meanwhile."""
-        lines = [line for line in self._lines.values() if line.num_waiting]
-        for line in heapq.nsmallest(most, lines, key=_rank):
-            entry = self._first(line)
-            if entry is not None:
-                yield entry
+    def first(self, most: int) -> Iterator[Entry[T]]:
+        """At most so many: the first of each tenant, fairest first, then the second of each, and so on.
+
+        Stop when the queue has changed.
+        """
+        lines = heapq.nsmallest(most, (line for line in self._lines.values() if line.waiting), key=_rank)
+        left = most
+        for depth in range(most):
+            for line in lines:
+                if depth < len(line.waiting) and left:
+                    left -= 1
+                    yield line.waiting[depth]
 
     def remove(self, entry: Entry[T]) -> None:
-        """It no longer waits, and got nothing."""
+        """It no longer waits; again and again does no harm."""
         if not entry.gone:
             entry.gone = True
             line = self._lines[entry.tenant.name]
-            line.num_waiting -= 1
-            line.work = line.work - entry.work if line.num_waiting else 0.0
+            del line.waiting[bisect.bisect_left(line.waiting, entry)]
+            line.work = line.work - entry.work if line.waiting else 0.0
 
     def charge(self, tenant: Tenant, work: float) -> None:
         """Work begins for `tenant`, also when nobody waits."""
         line = self._line(tenant)
-        start = line.counter if line.num_waiting else self._lifted(line)
+        start = line.counter if line.waiting else self._lifted(line)
         self._clock = max(self._clock, start)
         line.counter = start + work / tenant.weight
 
@@ -127,7 +131,7 @@ class FairQueue(Generic[T]):
         tenant."""
         mine = self._line(tenant)
         own = mine.work + expected.get(tenant.name, 0.0)
-        start = (mine.counter if mine.num_waiting else self._lifted(mine)) + own / tenant.weight
+        start = (mine.counter if mine.waiting else self._lifted(mine)) + own / tenant.weight
         ahead = own
         for name, line in self._lines.items():
             work = line.work + expected.get(name, 0.0)
@@ -141,11 +145,11 @@ class FairQueue(Generic[T]):
 
     def longest(self) -> Entry[T] | None:
         """The last in line of the tenant with most work waiting for its weight: who makes room when there is none."""
-        lines = [line for line in self._lines.values() if line.num_waiting]
+        lines = [line for line in self._lines.values() if line.waiting]
         if not lines:
             return None
         line = max(lines, key=lambda line: line.work / line.tenant.weight)
-        return max(entry for entry in line.waiting if not entry.gone)
+        return line.waiting[-1]
 
     def _line(self, tenant: Tenant) -> _Line[T]:
         line = self._lines.get(tenant.name)
@@ -156,15 +160,10 @@ class FairQueue(Generic[T]):
 
     def _lifted(self, line: _Line[T]) -> float:
         """Where a tenant of whom nobody waits begins."""
-        others = [other.counter for other in self._lines.values() if other.num_waiting]
+        others = [other.counter for other in self._lines.values() if other.waiting]
         return max(line.counter, min(others, default=self._clock))
-
-    def _first(self, line: _Line[T]) -> Entry[T] | None:
-        while line.waiting and line.waiting[0].gone:
-            heapq.heappop(line.waiting)
-        return line.waiting[0] if line.waiting else None
 
 
 def _rank(line: _Line[T]) -> tuple[int, float, int]:
     """Who comes first; at a tie, as when a tenant has just been lifted, who wants least."""
-    return line.tenant.priority, line.counter, line.num_waiting
+    return line.tenant.priority, line.counter, len(line.waiting)

@@ -25,8 +25,8 @@ from penstock.router.flow.usage import Usage
 
 POLL_S = 0.05
 """While somebody waits, workers are looked at so often: prompts progress without telling."""
-_MOST_HEADS = 8
-"""So many tenants' first requests are tried at a time."""
+_MOST_TRIED = 8
+"""So many requests are tried at a time, until one can go."""
 _MEMORY_S = 10.0
 """Over which the speed of the queue is averaged."""
 _FIRST_LEFT = 4
@@ -228,21 +228,27 @@ class Gate(Generic[T]):
             self._speeds_of(entry.tenant)[1].empty()
 
     def _let_one_through(self, now: float) -> bool:
-        for entry in self._queue.heads(_MOST_HEADS):
+        hopeless: set[tuple[bool, bool]] = set()
+        for entry in self._queue.first(_MOST_TRIED):
             waiter = entry.item
             if waiter.result.done():  # its task was cancelled, and has not run since
                 self._remove(entry)
                 return True
+            turn = self._turn(entry, now)
+            if (turn.in_line, turn.heavy) in hopeless:
+                continue
             outcome: T | Busy | None
             try:
-                outcome = waiter.attempt(self._turn(entry, now))
+                outcome = waiter.attempt(turn)
             except Exception as error:  # raised where that request is, not where this work ended
                 self._remove(entry)
                 waiter.result.set_exception(error)
                 return True
             if isinstance(outcome, Busy):
                 waiter.compute_s = outcome.compute_s
-                if outcome.could_go and waiter.could_go_since is None:
+                if not outcome.could_go:
+                    hopeless.add((turn.in_line, turn.heavy))  # no worker has room for others of its kind
+                elif waiter.could_go_since is None:
                     waiter.could_go_since = now
                 continue
             if outcome is None:

@@ -12,8 +12,9 @@ from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest,
 _SPARE = 4.0
 """A request that stands in no line may find so many times the usual work ahead of it: a burst that the workers can take
 at once is not worth ordering."""
-_RESERVED = 8
-"""One of so many streams is kept for tenants that are not heavy, while there are such."""
+_PART = 8
+"""A heavy tenant leaves one of so many streams to others. The rest may have as many more than a worker batches, whose
+prompts are computed until streams have ended: else streams would be idle for as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +40,22 @@ class Room:
             if wait_s >= most_s:
                 found.add(computing.url)
         if decode is not None and decode.streams:  # an idle one takes whatever it is: there will never be more room
-            reserved = decode.max_streams // _RESERVED if heavy else 0
-            is_full = decode.max_streams and decode.streams + num_answers > decode.max_streams - reserved
-            if is_full or (prediction is not None and prediction.admit_s >= most_s):
+            most = _most_streams(decode, heavy=heavy)
+            if (most and decode.streams + num_answers > most) or (
+                prediction is not None and prediction.admit_s >= most_s
+            ):
                 found.add(decode.url)
         return frozenset(found)
 
 
 def has_any(cluster: ClusterSnapshot) -> bool:
     """Whether some decode worker might take another stream: else looking for placements is in vain."""
-    return any(not worker.max_streams or worker.streams < worker.max_streams for worker in cluster.decode)
+    return any(not worker.max_streams or worker.streams < _most_streams(worker) for worker in cluster.decode)
+
+
+def _most_streams(worker: WorkerState, *, heavy: bool = False) -> int:
+    part = worker.max_streams // _PART
+    return worker.max_streams - part if heavy else worker.max_streams + part
 
 
 def queue_s(worker: WorkerState) -> float:
@@ -70,9 +77,9 @@ def compute_s(cluster: ClusterSnapshot, placement: Placement, request: Placement
 
 
 def workers_of(cluster: ClusterSnapshot, placement: Placement) -> tuple[WorkerState | None, WorkerState | None]:
-    """Who decodes and who computes the prompt, as far as they are in the snapshot."""
+    """Who decodes and who computes the prompt (perhaps another decode worker), as far as they are in the snapshot."""
     decode = _find(cluster.decode, placement.decode)
-    return decode, _find(cluster.prefill, placement.prefill) if placement.prefill else decode
+    return decode, _find(cluster.prefill + cluster.decode, placement.prefill) if placement.prefill else decode
 
 
 def _find(workers: tuple[WorkerState, ...], url: str) -> WorkerState | None:

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.errors import RequestError, RetryableError
 from penstock.router.answer_text import Delta
+from penstock.router.corked import is_free_of
 from penstock.router.flow.advice import advice_headers
 from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.patience import patience_of
@@ -49,7 +50,7 @@ class Endpoint:
         self._prepare = prepare
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = Reply(send, receive, _request_id(scope))
+        reply = Reply(send, receive, _request_id(scope), is_free_of(scope))
         metrics = self._services.metrics
         outcome = "200"
         facts: dict[str, Value] = {"endpoint": self._name, "model": self._services.model.name}

@@ -124,6 +124,15 @@ def test_routers_and_workers_log_and_trace_as_the_operator_is_told() -> None:
     assert not any("OTLP" in entry["name"] for entry in worker(revision())["env"])
 
 
+def test_routers_and_workers_share_the_deployments_secret() -> None:
+    """Routers name tenants' salts by it: all the same, so that they share what is cached."""
+    found = revision()
+    router = router_pod("demo", spec(), CONFIG, "")["spec"]["containers"][0]
+    source = {"secretKeyRef": {"name": "demo-hash", "key": "secret"}}
+    for container in (worker(found), worker(found, "prefill"), router):
+        assert {"name": "PENSTOCK_FLAG_SECRET", "valueFrom": source} in container["env"]
+
+
 def test_the_router_gets_its_keys_and_flags() -> None:
     def router(**changes: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
         found = revision(router=api.Router(**changes))

@@ -26,7 +26,7 @@ def drain(queue: FairQueue[str], most: int = 10**6) -> list[str]:
     """Items in the order in which they leave."""
     left: list[str] = []
     while len(queue) and len(left) < most:
-        entry = next(queue.heads(1))
+        entry = next(queue.first(1))
         leave(queue, entry)
         left.append(entry.item)
     return left
@@ -81,6 +81,16 @@ def test_priority_orders_a_tenants_own_requests_and_classes_of_tenants() -> None
     assert drain(queue) == ["gold", "urgent", "first", "second", "late", "batch"]
 
 
+def test_who_cannot_go_is_passed_by_the_next() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for name in ("a1", "a2", "a3"):
+        queue.push(A, name, 1)
+    for name in ("b1", "b2"):
+        queue.push(B, name, 1)
+    assert [entry.item for entry in queue.first(9)] == ["b1", "a1", "b2", "a2", "a3"]
+    assert [entry.item for entry in queue.first(3)] == ["b1", "a1", "b2"]
+
+
 def test_what_was_charged_wrongly_is_set_right() -> None:
     queue: FairQueue[str] = FairQueue()
     for _ in range(10):
@@ -129,7 +139,7 @@ def test_work_ahead_is_what_is_served_before_a_newcomer(
     ahead = queue.ahead_of(tenants[newcomer], {})
     queue.push(tenants[newcomer], "newcomer", 1)
     before = 0.0
-    while (entry := next(queue.heads(1))).item != "newcomer":
+    while (entry := next(queue.first(1))).item != "newcomer":
         leave(queue, entry)
         before += entry.work
     assert abs(before - ahead) <= sum(dict(sorted(lines)).values())
@@ -153,7 +163,7 @@ def test_ten_thousand_requests_are_quick() -> None:
         queue.remove(entry)
     order = []
     while len(queue):
-        entry = next(queue.heads(1))
+        entry = next(queue.first(1))
         leave(queue, entry)
         order.append(entry.item)
     assert len(order) == 5000

@@ -327,6 +327,35 @@ def test_a_placement_of_one_that_has_just_left_is_taken_back() -> None:
     run(test())
 
 
+def test_one_that_waits_for_its_best_worker_holds_up_nobody() -> None:
+    """Not even those behind it in its own line; and it goes elsewhere when it has waited long enough."""
+
+    async def test() -> None:
+        gate: Gate[Job] = Gate(has_room=lambda: True, undo=lambda _: None, most_waiting=9, longest_wait_s=60)
+        loop = asyncio.get_running_loop()
+        full = True
+
+        def picky(turn: Turn) -> Job | Busy:
+            return Busy(could_go=True) if turn.waited_s < 3 else Job(1, 0, loop.create_future())
+
+        def easy(_: Turn) -> Job | Busy:
+            return Busy() if full else Job(1, 0, loop.create_future())
+
+        claim = Claim(Arrival("id", ANYONE, Patience(60, 60, 15), 0.0), 0, 1, 60)
+        first = asyncio.ensure_future(gate.enter(claim, picky))
+        second = asyncio.ensure_future(gate.enter(claim, easy))
+        await asyncio.sleep(1)
+        assert not first.done()
+        assert not second.done()
+        full = False
+        await second
+        assert loop.time() < 1.1
+        await first
+        assert loop.time() == pytest.approx(3, abs=0.1)
+
+    run(test())
+
+
 def test_a_bug_in_one_attempt_is_that_requests_alone() -> None:
     async def test() -> None:
         worker = Worker(1000)

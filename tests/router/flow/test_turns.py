@@ -56,9 +56,9 @@ def test_a_worker_has_enough_when_it_has_a_quarter_second_of_prompts(ahead: int,
 @pytest.mark.parametrize(
     ("streams", "answers", "turn", "has_room"),
     [
-        (15, 1, Turn(), True),
-        (16, 1, Turn(), False),
-        (15, 2, Turn(), False),
+        (17, 1, Turn(), True),
+        (18, 1, Turn(), False),
+        (17, 2, Turn(), False),
         (13, 1, Turn(heavy=True), True),
         (14, 1, Turn(heavy=True), False),
         (0, 99, Turn(heavy=True), True),
@@ -67,9 +67,10 @@ def test_a_worker_has_enough_when_it_has_a_quarter_second_of_prompts(ahead: int,
 def test_streams_are_bounded_and_some_are_kept_from_heavy_tenants(
     streams: int, answers: int, turn: Turn, has_room: bool
 ) -> None:
+    """An eighth more than are batched, whose prompts are computed meanwhile; for heavy ones an eighth less."""
     cluster = ClusterSnapshot(decode=(worker("d", streams=streams, max_streams=16),))
     assert isinstance(take(PlacementRequest(10, num_answers=answers), cluster, turn), Placement) == has_room
-    assert has_any(cluster) == (streams < 16)
+    assert has_any(cluster) == (streams < 18)
 
 
 def test_where_the_limit_is_unknown_there_is_none() -> None:
@@ -123,3 +124,9 @@ def test_a_prompt_that_takes_longer_than_its_client_waits_is_refused_for_good() 
     assert (caught.value.status, caught.value.code) == (503, "deadline_too_short")
     unknown = ClusterSnapshot(decode=(WorkerState("d"),))
     assert take(PlacementRequest(10**6), unknown, Turn(remaining_s=0.1)) == Placement("d"), "nothing is measured yet"
+
+
+def test_a_decode_worker_that_computes_for_another_has_as_little_room_as_a_prefill_worker() -> None:
+    cluster = ClusterSnapshot(decode=(worker("d1"), worker("d2", prefill_tokens=5000, prompts=1)))
+    lacking = ROOM.lacking(cluster, Placement("d1", "d2"), num_answers=1, in_line=True, heavy=False)
+    assert lacking == {"d2"}

@@ -6,7 +6,7 @@ import pytest
 from penstock.protocol import Done
 from penstock.router.placement.explain import Explanation, explain, table
 from penstock.router.placement.journal import REMEMBERED, WINDOW, Decision, Guarded, Journal
-from penstock.router.placement.model import CostModel
+from penstock.router.placement.model import CostModel, Hops
 from penstock.router.placement.objective import Seconds
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, WorkerState
 
@@ -70,9 +70,22 @@ def test_memory_is_bounded() -> None:
 def test_the_usual_rest_of_the_time_is_learned_and_predicted() -> None:
     journal = Journal(model := CostModel())
     decision = place(journal)
-    rest = 0.05
-    journal.came_true(decision, predicted(decision)[0] + rest, None)
+    ttft_s, rest = predicted(decision)[0], 0.05
+    journal.came_true(decision, ttft_s + 10 * rest, None)
+    assert model.hops.usual == {True: 0.0, False: 0.0}, "the first is no measure"
+    for _ in range(40):
+        journal.came_true(decision, ttft_s + rest, None)
     assert model.hops.usual == {True: pytest.approx(rest), False: 0.0}
+
+
+def test_what_once_was_slow_is_tried_again() -> None:
+    hops = Hops()
+    for _ in range(64):
+        hops.add(pair=True, seconds=1.0)
+    assert hops.usual[True] == 1.0
+    for _ in range(64 * 40):
+        hops.add(pair=False, seconds=0.01)
+    assert hops.usual == {True: 0.0, False: pytest.approx(0.01)}
 
 
 @pytest.mark.parametrize(
