@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -18,6 +18,13 @@ _PATIENCE_S = 0.5
 log = logging.getLogger(__name__)
 
 Argument: TypeAlias = str | bytes | float
+
+
+class _Call(NamedTuple):
+    script: str
+    key: str
+    arguments: tuple[Argument, ...]
+    answer: asyncio.Future[Any]
 
 
 class Link:
@@ -39,7 +46,7 @@ class Link:
             ) from None
         self._redis: Redis = Redis.from_pool(pool)
         self._metrics = metrics
-        self._calls: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = []
+        self._calls: list[_Call] = []
         self._sending: asyncio.Task[None] | None = None
         self.is_up = False
         """Whether the last answer came. None came yet in the beginning."""
@@ -51,7 +58,7 @@ class Link:
         The text goes along with every call: a Redis that comes back empty knows no script by its digest.
         """
         future = asyncio.get_running_loop().create_future()
-        self._calls.append(((script, 1, key, *arguments), future))
+        self._calls.append(_Call(script, key, arguments, future))
         if self._sending is None:
             self._sending = asyncio.create_task(self._send(), name="redis")
         try:
@@ -77,17 +84,17 @@ class Link:
         while self._calls:
             calls, self._calls = self._calls, []
             pipeline = self._redis.pipeline(transaction=False)
-            for call, _ in calls:
-                pipeline.eval(*call)
+            for call in calls:
+                pipeline.eval(call.script, 1, call.key, *call.arguments)
             answers: list[Any]
             try:
                 async with asyncio.timeout(_PATIENCE_S):
                     answers = await pipeline.execute(raise_on_error=False)
             except (RedisError, OSError, TimeoutError) as error:
                 answers = [error] * len(calls)
-            for (_, future), answer in zip(calls, answers, strict=True):
-                if not future.done():  # who asked may have given up
-                    future.set_result(answer)
+            for call, answer in zip(calls, answers, strict=True):
+                if not call.answer.done():  # who asked may have given up
+                    call.answer.set_result(answer)
         self._sending = None
 
     def _lost(self, why: str) -> None:

@@ -21,8 +21,8 @@ async def _up(config: LocalConfig, report: Report) -> int:
     report.say(f"{engine.model}: {parts}" + (f", {config.routers} routers" if config.routers > 1 else ""))
     watch = Stopwatch()
     async with running(config, report) as cluster:
-        others = "".join(f", {router.url}/v1" for router in cluster.routers[1:])
-        report.say(f"ready in {watch}: {cluster.url}/v1{others}\n\n{_curl(cluster.url, config)}\n\nCtrl-C stops everything.")
+        urls = ", ".join(f"{router.url}/v1" for router in cluster.routers)
+        report.say(f"ready in {watch}: {urls}\n\n{_curl(cluster.url, config)}\n\nCtrl-C stops everything.")
         await asyncio.get_running_loop().create_future()  # until cancelled
     return 0
 
