@@ -3,8 +3,8 @@
     python -m bench.cached_tokens [--requests 10000]
 
 Conversations of several turns, many of which begin with the same system prompt, over real workers whose caches hold a
-small part of them. Once with decode workers alone, once with prefill workers. The router counts for each request
-whether what was found equals what it had predicted when it placed the request.
+small part of them. Once with prefill workers, and once, with a fifth of the requests, without. The router counts for
+each request whether what was found equals what it had predicted when it placed the request.
 """
 
 import argparse
@@ -20,14 +20,16 @@ from pathlib import Path
 import aiohttp
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from bench.cluster import Process, first_model, running
 from bench.models import Shape, write_model
 from bench.report import Report, Row, compare
 
 TINY = Shape("tiny", hidden=64, layers=2, heads=4, kv_heads=2, intermediate=128, vocab=2048)
-LAYOUTS = {"3 decode workers": (0, 3), "2 prefill and 2 decode workers": (2, 2)}
-BLOCK_TOKENS, NUM_BLOCKS = 16, 256
+LAYOUTS = {"2 prefill and 2 decode workers": (2, 2, 1.0), "3 decode workers": (0, 3, 0.2)}
+"""Of each: prefill workers, decode workers, part of the requests."""
+BLOCK_TOKENS, NUM_BLOCKS = 16, 768
 ENGINE = {"block_size": BLOCK_TOKENS, "num_blocks": NUM_BLOCKS, "max_step_tokens": 256, "threads": 1, "secret": "bench"}
 SYSTEMS, TURNS, IN_FLIGHT = 24, 6, 8
 LETTERS = 258
@@ -95,13 +97,13 @@ JSON = {"content-type": "application/json"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=10_000, help="requests of each kind (default: 10000)")
+    parser.add_argument("--requests", type=int, default=10_000, help="requests (default: 10000)")
     arguments = parser.parse_args()
     report = Report("cached_tokens")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         model = write_model(TINY, Path(folder) / TINY.name)
-        for what, (num_prefill, num_decode) in LAYOUTS.items():
-            report.rows += measure(what, model, num_prefill, num_decode, arguments.requests)
+        for what, (num_prefill, num_decode, part) in LAYOUTS.items():
+            report.rows += measure(what, model, num_prefill, num_decode, round(part * arguments.requests))
     report.notes.append(f"{IN_FLIGHT} conversations at a time; each worker caches {NUM_BLOCKS * BLOCK_TOKENS} tokens")
     report.finish()
 
@@ -117,7 +119,9 @@ def measure(what: str, model: Path, num_prefill: int, num_decode: int, num_reque
         asyncio.run(load.run())
         seconds = time.monotonic() - began
         outcomes = counted(router)
+        computed = sum(metric(worker, "penstock_prefill_tokens_total") for worker in (*prefill, *decode))
     total = sum(outcomes.values())
+    capacity = NUM_BLOCKS * BLOCK_TOKENS * (num_prefill + num_decode)
     if load.failed or total < num_requests:
         raise SystemExit(f"{load.failed} of {num_requests} requests failed, {total} were compared")
     return [
@@ -126,6 +130,7 @@ def measure(what: str, model: Path, num_prefill: int, num_decode: int, num_reque
         compare(f"{what}: requests compared", "requests", total),
         compare(f"{what}: fewer found than predicted", "requests", outcomes.get("fewer", 0)),
         compare(f"{what}: more found than predicted", "requests", outcomes.get("more", 0)),
+        compare(f"{what}: prompt tokens computed per token of cache", "", computed / capacity),
         compare(f"{what}: prompt tokens found in a cache", "%", 100 * load.cached_tokens / load.prompt_tokens),
         compare(f"{what}: requests per second", "1/s", num_requests / seconds),
     ]  # fmt: skip
@@ -137,15 +142,18 @@ def urls(processes: list[Process]) -> str:
 
 def counted(router: Process) -> dict[str, float]:
     """Requests by outcome, as the router counts them."""
-    with urllib.request.urlopen(f"{router.url}/metrics", timeout=5) as answer:
+    found = samples(router, "penstock_router_predicted_requests_total")
+    return {sample.labels["outcome"]: sample.value for sample in found}
+
+
+def metric(process: Process, name: str) -> float:
+    return sum(sample.value for sample in samples(process, name))
+
+
+def samples(process: Process, name: str) -> list[Sample]:
+    with urllib.request.urlopen(f"{process.url}/metrics", timeout=5) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
-    name = "penstock_router_predicted_requests_total"
-    return {
-        sample.labels["outcome"]: sample.value
-        for family in families
-        for sample in family.samples
-        if sample.name == name
-    }
+    return [sample for family in families for sample in family.samples if sample.name == name]
 
 
 if __name__ == "__main__":

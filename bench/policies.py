@@ -166,8 +166,9 @@ class PairsOnly:
         self._seconds = Seconds()
 
     def choose(self, request: PlacementRequest, cluster: ClusterSnapshot) -> Placement | None:
+        pool = {worker.url for worker in cluster.prefill}  # prompts may also be lent to other decode workers
         placements = self._seconds.candidates(request, cluster)
-        return next((placement for placement in placements if placement.prefill is not None), None)
+        return next((placement for placement in placements if placement.prefill in pool), None)
 
 
 def policy(name: str, journal: Journal) -> Policy:

@@ -22,6 +22,9 @@ from penstock.demo import MODEL_FOLDER
 from penstock.hashing import BlockHasher
 from penstock.protocol import Events, Load, StoredBlock, encode_line
 from penstock.router.config import RouterConfig
+from penstock.router.flow.arrival import Arrival
+from penstock.router.flow.patience import Patience
+from penstock.router.flow.tenants import ANYONE
 from penstock.router.index.keys import PromptKeys
 from penstock.router.index.prefix_index import PrefixIndex, Subscription
 from penstock.router.openai.prepare import prepare_chat
@@ -31,6 +34,7 @@ BLOCK_TOKENS = 16
 SEQUENCE_BLOCKS = 64
 PROMPT_TOKENS = 100_000
 WORKERS = 64
+VOCABULARY = range(150_000)
 
 _decode = msgspec.json.Decoder(Events).decode
 
@@ -45,7 +49,7 @@ class Worker:
         self._sequence = 0
 
     def sequence(self, num_blocks: int = SEQUENCE_BLOCKS) -> list[StoredBlock]:
-        tokens = [self._rng.randrange(150_000) for _ in range(num_blocks * BLOCK_TOKENS)]
+        tokens = self._rng.choices(VOCABULARY, k=num_blocks * BLOCK_TOKENS)
         hashes: list[bytes] = []
         self._hasher.extend(hashes, tokens, BLOCK_TOKENS)
         return blocks_of(hashes, tokens, self._hasher.root)
@@ -113,8 +117,8 @@ def events() -> Row:
     return Row("events applied on one core", "1/s", per_s, target="ours >= 100000", met=per_s >= 100_000)
 
 
-def matching() -> list[Row]:
-    """64 workers, a million blocks; prompts that one, some or all of them have in different lengths."""
+def million_blocks() -> tuple[PrefixIndex, list[str], list[int]]:
+    """An index of 64 workers, their URLs, and the tokens of a prompt that each has in part and the first has whole."""
     index, workers = PrefixIndex(10_000_000), [Worker(number) for number in range(WORKERS)]
     subscriptions = [index.subscribe(worker.url) for worker in workers]
     for worker, subscription in zip(workers, subscriptions, strict=True):
@@ -123,10 +127,16 @@ def matching() -> list[Row]:
     rng = random.Random(3)
     for worker, subscription in zip(workers, subscriptions, strict=True):
         apply(subscription, worker.line(long[: rng.randrange(len(long))]))
-        while len(subscription._mirror.known) < 1_000_000 // WORKERS:
+        while len(subscription._mirror.known) < 1_300_000 // WORKERS:
             apply(subscription, worker.line(worker.sequence()))
     apply(subscriptions[0], workers[0].line(long))
-    tokens = [token for block in long for token in block.tokens] + [1]
+    assert len(index) >= 1_000_000
+    return index, [worker.url for worker in workers], [token for block in long for token in block.tokens] + [1]
+
+
+def matching() -> list[Row]:
+    """A prompt of 100,000 tokens against a million blocks."""
+    index, urls, tokens = million_blocks()
     keys = PromptKeys("", tokens)
     keys.of(BLOCK_TOKENS)
     times = []
@@ -134,7 +144,7 @@ def matching() -> list[Row]:
         began = time.perf_counter()
         found = index.match(keys)
         times.append(1e3 * (time.perf_counter() - began))
-    assert found[workers[0].url] == len(long) * BLOCK_TOKENS
+    assert found[urls[0]] == len(tokens) - 1
     assert len(found) == WORKERS
     hashing = []
     for _ in range(20):
@@ -239,7 +249,7 @@ async def converse() -> tuple[float, list[float], int]:
     services = Services(RouterConfig(model=str(MODEL_FOLDER), max_context_tokens=2**20))
     async with services.running():
         messages = [message("system", 300)]
-        while sum(len(each["content"]) for each in messages) < 2.6 * PROMPT_TOKENS:
+        while sum(len(each["content"]) for each in messages) < 1.3 * PROMPT_TOKENS:
             messages += [message("user", 60), message("assistant", 200)]
         messages.append(message("user", 60))
         whole, num_tokens = await prepared(services, messages)
@@ -254,7 +264,7 @@ async def prepared(services: Services, messages: list[dict[str, str]]) -> tuple[
     """CPU milliseconds from the request's body to the keys of its prompt, and the prompt's length."""
     body = msgspec.json.encode({"model": services.model.name, "messages": messages, "max_tokens": 1})
     began = time.process_time()
-    call = await prepare_chat(services, body, "bench", asyncio.get_running_loop().time() + 60)
+    call = await prepare_chat(services, Arrival("bench", ANYONE, Patience(60, 60, 15), 0.0, body))
     [generation] = call.generations
     PromptKeys("", generation.prompt).of(BLOCK_TOKENS)
     return 1e3 * (time.process_time() - began), len(generation.prompt)

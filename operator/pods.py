@@ -19,6 +19,8 @@ _START_S = 3600
 """How long a model may take to load before its pod is started again."""
 _SHARED_MEMORY = "1Gi"
 """/dev/shm, over which processes of one node exchange blocks; a pod's own is 64 MB."""
+_KEYS, _KEYS_FILE = "/run/penstock/keys", "keys.toml"
+"""Where routers find the API keys."""
 _NODE_LOST_S = 20
 """A pod on a node that does not answer is replaced after so long (Kubernetes' default: 300 s)."""
 
@@ -41,10 +43,7 @@ def worker_pod(name: str, role: api.Role, spec: api.Spec, config: OperatorConfig
     image = config.worker_image_cuda if pool.gpus else config.worker_image_cpu
     environment = [
         {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
-        {
-            "name": "PENSTOCK_FLAG_SECRET",
-            "valueFrom": {"secretKeyRef": {"name": names.secret_name(name), "key": "secret"}},
-        },
+        _secret(name),
         {"name": "UCX_LOG_LEVEL", "value": "warn"},
     ]
     container = {
@@ -69,8 +68,8 @@ def router_pod(name: str, spec: api.Spec, config: OperatorConfig, settings_hash:
     """The pod template of the router; `settings_hash` restarts it when its ConfigMap changes."""
     container = {
         "name": names.CONTAINER["router"],
-        "args": ["router"],
-        "env": [],
+        "args": ["router", *_flags(spec.router.flags)],
+        "env": [_secret(name)],
         "envFrom": [{"configMapRef": {"name": names.pool_name(name, "router")}}],
         "resources": _requests(spec.router.resources, {"cpu": "100m", "memory": "256Mi"}),
         "ports": [{"name": "http", "containerPort": names.ROUTER_PORT, "protocol": "TCP"}],
@@ -79,7 +78,10 @@ def router_pod(name: str, spec: api.Spec, config: OperatorConfig, settings_hash:
         "livenessProbe": _probe("/health", "http", period_s=5, failures=3),
     }
     model = _model_pod(spec.model, config.router_image, config, text_only=True)
-    pod = _pod(name, "router", spec.router, config, model, container, config.router_image, volumes=[], mounts=[])
+    volumes, mounts = _keys(spec.router.keys_secret)
+    pod = _pod(
+        name, "router", spec.router, config, model, container, config.router_image, volumes=volumes, mounts=mounts
+    )
     pod["metadata"]["annotations"] = {f"{api.GROUP}/settings": settings_hash}
     pod["spec"]["serviceAccountName"] = names.pool_name(name, "router")
     return merged_pod(pod, spec.router.template)
@@ -93,10 +95,20 @@ def router_settings(name: str, spec: api.Spec, model_hash: str) -> dict[str, str
         "host": "0.0.0.0",
         "port": str(names.ROUTER_PORT),
         "discover": f"{names.DEPLOYMENT}={name},{names.MODEL}={model_hash}",
+        "keys": f"{_KEYS}/{_KEYS_FILE}" if spec.router.keys_secret else "",
         "shutdown_delay_s": "3",
         "shutdown_grace_s": str(DRAIN_S),
     }
-    return {f"PENSTOCK_FLAG_{flag.upper()}": value for flag, value in flags.items()}
+    return {f"PENSTOCK_FLAG_{flag.upper()}": value for flag, value in flags.items() if value}
+
+
+def _keys(secret: api.KeysSecret | None) -> tuple[list[Template], list[Template]]:
+    """Volume and mount of the key file: a whole folder, since a file that is mounted by itself never changes."""
+    if secret is None:
+        return [], []
+    source = {"secretName": secret.name, "items": [{"key": secret.key, "path": _KEYS_FILE}], "defaultMode": 0o440}
+    volume = {"name": "api-keys", "secret": source}
+    return [volume], [{"name": "api-keys", "mountPath": _KEYS, "readOnly": True}]
 
 
 def worker_flags(spec: api.Spec, pool: api.Pool) -> dict[str, str]:
@@ -115,6 +127,14 @@ def worker_flags(spec: api.Spec, pool: api.Pool) -> dict[str, str]:
         "drain-grace-s": str(DRAIN_S),
     }
     return flags | spec.engine
+
+
+def _secret(name: str) -> Template:
+    """The deployment's secret as environment: workers key block hashes with it, routers what they tell of salts."""
+    return {
+        "name": "PENSTOCK_FLAG_SECRET",
+        "valueFrom": {"secretKeyRef": {"name": names.secret_name(name), "key": "secret"}},
+    }
 
 
 def merged_pod(pod: Template, override: Template) -> Template:

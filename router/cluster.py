@@ -181,7 +181,7 @@ class Cluster:
     def _describe(self, url: str, said: Readiness) -> None:
         usual = About()
         block_tokens, step_tokens = said.block_size or usual.block_tokens, said.step_tokens or usual.step_tokens
-        self.books.describe(url, About(said.kind, block_tokens, step_tokens, said.layout))
+        self.books.describe(url, About(said.kind, block_tokens, step_tokens, said.layout, said.max_samples or 0))
 
     async def _ask(self, url: str) -> Readiness | str:
         """What a ready worker says of itself; of another, why it is not ready."""

@@ -30,12 +30,46 @@ class RouterConfig(LogConfig, TraceConfig):
     max_body_bytes: int = option(
         8 * 2**20, "Largest request body. A million token ids as JSON fit into 8 MiB.", unit="bytes"
     )
+    max_bodies_bytes: int = option(
+        512 * 2**20, "Memory for all request bodies that are being read or parsed, together.", unit="bytes"
+    )
+    body_timeout_s: float = option(60.0, "How long a request body may take to arrive.", unit="seconds")
+    max_header_bytes: int = option(2**16, "Largest request line and headers.", unit="bytes")
+    header_timeout_s: float = option(
+        30.0, "How long headers may take, and a new connection may stay silent.", unit="seconds"
+    )
+    max_connections: int = option(
+        10_000, "Most connections of clients; more are answered with 503.", unit="connections"
+    )
     default_max_tokens: int | None = option(
         None, "Answer limit of a request that names none; the rest of the context when none.", unit="tokens"
     )
     max_samples: int = option(128, "Most answers one request may ask for: its `n` times its prompts.")
-    timeout_s: float = option(600.0, "Deadline of a request that sends no `timeout` header.", unit="seconds")
+    timeout_s: float = option(
+        600.0, "Deadline of a request that names none, by a `timeout` header or as SDKs do.", unit="seconds"
+    )
     max_timeout_s: float = option(3600.0, "Longest deadline a `timeout` header may ask for.", unit="seconds")
+    silence_s: float = option(
+        15.0,
+        "Longest pause of a stream, also before its first token: then comes a comment, sooner for a client whose SDK "
+        "says that it waits less than twice as long.",
+        unit="seconds",
+    )
+    keys: str = option("", "File with the hashes of API keys and their tenants' quotas; without one anybody may ask.")
+    max_wait_s: float = option(
+        60.0,
+        "A request that is predicted to wait longer for its turn is refused at once, with the time when to come back.",
+        unit="seconds",
+    )
+    max_queued: int = option(
+        4096, "Most prompts that wait for their turn; then the tenant with most waiting makes room.", unit="requests"
+    )
+    worker_ahead_s: float = option(
+        0.25,
+        "Prompt work that a worker is given ahead while more waits; too little lets workers run dry between requests, "
+        "too much leaves tenants' order to chance.",
+        unit="seconds",
+    )
     max_attempts: int = option(4, "How often one request is placed before it fails.")
     worker_wait_s: float = option(
         1.5, "How long a request waits for a worker to become ready before it fails.", unit="seconds"
@@ -75,10 +109,20 @@ class RouterConfig(LogConfig, TraceConfig):
     def __post_init__(self) -> None:
         if (_urls(self.prefill) + _urls(self.decode)) and self.discover:
             raise ConfigError("workers are either listed, by --prefill and --decode, or watched, by --discover")
-        for name in ("max_body_bytes", "max_samples", "max_attempts", "index_blocks"):
+        for name in ("max_body_bytes", "max_samples", "max_attempts", "index_blocks", "max_queued", "max_connections"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("timeout_s", "max_timeout_s", "worker_wait_s", "poll_s"):
+        for name in (
+            "timeout_s",
+            "max_timeout_s",
+            "silence_s",
+            "body_timeout_s",
+            "header_timeout_s",
+            "max_wait_s",
+            "worker_ahead_s",
+            "worker_wait_s",
+            "poll_s",
+        ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be more than 0 seconds, not {getattr(self, name)}")
 

@@ -33,6 +33,7 @@ from penstock.protocol import (
     Tokens,
 )
 from penstock.router.answer import Answer
+from penstock.router.flow.arrival import Arrival
 from penstock.router.merge import merge
 from penstock.router.placer import Placed, Placer, Trial
 from penstock.telemetry.trace import current
@@ -80,8 +81,12 @@ class Generation:
         salt: str = "",
         priority: int = 0,
         deadline: float,
+        arrival: Arrival,
     ) -> None:
-        """`end_ids` are the tokens that end an answer; `deadline` is on the event loop's clock."""
+        """`end_ids` are the tokens that end an answer; `deadline` is on the event loop's clock.
+
+        `priority` orders the requests of one tenant; smaller is first.
+        """
         self.prompt = prompt
         self.cached_tokens: int | None = None
         """Prompt tokens nobody had to compute, by the first run's account; None while unknown."""
@@ -90,6 +95,7 @@ class Generation:
         self._end_ids = end_ids
         self._first_choice = first_choice
         self._deadline = deadline
+        self._arrival = arrival
         self._answers = [Answer(index, seed) for index, seed in enumerate(seeds)]
         self._request = GenerateRequest(
             request_id=request_id,
@@ -115,7 +121,9 @@ class Generation:
         while True:
             output = answers[0].output if len(answers) == 1 else ()
             with current().span("place") as span:
-                placed = await self._placer.place(self._request, len(answers), trial, self._deadline, output)
+                placed = await self._placer.place(
+                    self._request, len(answers), trial, self._deadline, self._arrival, output
+                )
                 span.note(decode=placed.decode, prefill=placed.prefill or "", attempt=trial.attempts)
             try:
                 async with aclosing(self._attempt(answers, placed)) as events:
@@ -177,6 +185,7 @@ class Generation:
             self.cached_tokens = frame.cached_tokens
         tokens, logprobs = answer.take(frame)
         placed.reservation.produced(len(tokens))
+        placed.num_output += len(tokens)
         self._placer.computed(placed, frame.cached_tokens)
         return Output(self._first_choice + answer.index, tuple(tokens), tuple(logprobs)) if tokens else None
 
@@ -196,6 +205,7 @@ class Generation:
             samples=tuple(answer.sample() for answer in answers),
             timeout_s=remaining_s,
             prefill=placed.prefill,
+            priority=placed.priority,
             source=placed.source,
         )
 

@@ -9,9 +9,9 @@ import uvicorn
 
 from penstock.address import bracketed
 from penstock.errors import Stopping
-from penstock.router.app import build_app
+from penstock.router.app import Direct, build_app
 from penstock.router.config import RouterConfig
-from penstock.router.connection import ClientConnection
+from penstock.router.connection import ClientConnection, ConnectionLimits
 from penstock.router.services import Services
 from penstock.telemetry.logs import set_up_logs
 
@@ -30,11 +30,13 @@ def make_server(config: RouterConfig) -> "RouterServer":
     app = build_app(config)
     return RouterServer(
         uvicorn.Config(
-            app,
+            Direct(app),
             host=config.host,
             port=config.port,
             loop="uvloop",
-            http=ClientConnection,
+            http=ClientConnection.limited(
+                ConnectionLimits(config.max_connections, config.max_header_bytes, config.header_timeout_s)
+            ),
             ws="none",
             access_log=False,
             log_config=None,

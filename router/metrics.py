@@ -26,6 +26,31 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.queue_wait = Histogram(
+            "penstock_router_queue_wait_seconds",
+            "How long those requests waited in the router that could not be placed at once",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.queued_requests = Gauge(
+            "penstock_router_queued_requests", "Prompts that wait in the router for their turn", registry=self.registry
+        )
+        self.queued_tokens = Gauge(
+            "penstock_router_queued_tokens",
+            "Work that they are expected to be: prompt tokens that are not cached, and answer tokens twice",
+            registry=self.registry,
+        )
+        self.refusals = Counter(
+            "penstock_router_refused_requests",
+            "Requests refused at once because they would wait too long, by the code of their error",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.key_file_errors = Counter(
+            "penstock_router_key_file_errors",
+            "Times the API key file had changed and could not be used",
+            registry=self.registry,
+        )
         self.prompt_tokens = Counter("penstock_router_prompt_tokens", "Prompt tokens", registry=self.registry)
         self.cached_tokens = Counter(
             "penstock_router_cached_prompt_tokens", "Prompt tokens nobody had to compute", registry=self.registry

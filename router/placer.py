@@ -22,11 +22,17 @@ from penstock.errors import (
 )
 from penstock.protocol import Done, GenerateRequest
 from penstock.router.cluster import Cluster, Reservation
+from penstock.router.flow.arrival import Arrival
+from penstock.router.flow.fair_queue import work_of
+from penstock.router.flow.gate import Claim, Gate
+from penstock.router.flow.room import Room, has_any
+from penstock.router.flow.tenants import ANYONE, Tenant
+from penstock.router.flow.turns import Busy, Turn, take_turn
 from penstock.router.index.keys import PromptKeys
 from penstock.router.index.prefix_index import Prediction, PrefixIndex
 from penstock.router.metrics import Metrics
 from penstock.router.placement.journal import Decision, Journal
-from penstock.router.policy import Placement, PlacementRequest, Policy
+from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Policy
 
 CONFIRMATION_S = 1.0
 """So long after a worker has computed what it was given, its events must have told of it."""
@@ -72,9 +78,29 @@ class Placed:
     decision: Decision
     placed_at: float
     """On the event loop's clock."""
+    tenant: Tenant = ANYONE
+    work: float = 0.0
+    """Charged to the tenant, in tokens."""
+    output_work: float = 0.0
+    """The part of it that is expected to be the answer's."""
+    num_output: int = 0
+    priority: int = 0
+    """Among the worker's requests."""
     is_resume: bool = False
     is_accepted: bool = False
     is_computed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is to be placed."""
+
+    request: GenerateRequest
+    num_answers: int
+    trial: Trial
+    prompt_keys: PromptKeys
+    keys: PromptKeys
+    """Of the prompt and of the output so far."""
 
 
 class Placer:
@@ -91,6 +117,9 @@ class Placer:
         *,
         max_attempts: int,
         wait_s: float,
+        room: Room,
+        most_waiting: int,
+        longest_wait_s: float,
     ) -> None:
         self.session = session
         self._cluster = cluster
@@ -100,26 +129,39 @@ class Placer:
         self._journal = journal
         self._max_attempts = max_attempts
         self._wait_s = wait_s
+        self._room = room
+        self.gate: Gate[Placed] = Gate(
+            has_room=lambda: has_any(cluster.snapshot()),
+            undo=self.ended,
+            most_waiting=most_waiting,
+            longest_wait_s=longest_wait_s,
+            on_left=metrics.queue_wait.observe,
+            on_refused=lambda reason: metrics.refusals.labels(reason=reason).inc(),
+        )
 
     async def place(
-        self, request: GenerateRequest, num_answers: int, trial: Trial, deadline: float, output: Sequence[int] = ()
+        self,
+        request: GenerateRequest,
+        num_answers: int,
+        trial: Trial,
+        deadline: float,
+        arrival: Arrival,
+        output: Sequence[int] = (),
     ) -> Placed:
-        """Chooses workers and books the work of `num_answers` samples; waits a little for a worker when there is none.
+        """Waits for the request's turn, chooses workers and books the work of `num_answers` samples; waits a little for
+        a worker when there is none.
 
-        `output` is what one answer that resumes has so far. Raises RetryableError when no worker comes.
+        `output` is what one answer that resumes has so far. Raises RetryableError when no worker comes, or when the
+        wait would be too long.
         """
         trial.keys = trial.keys or PromptKeys(request.salt, request.prompt)
         keys = trial.keys.followed_by(output) if output else trial.keys
+        job = _Job(request, num_answers, trial, trial.keys, keys)
         give_up = min(asyncio.get_running_loop().time() + self._wait_s, deadline)
         while True:
-            matched = self._index.match(keys)
-            wanted = self._wanted(request, num_answers, matched, keys.num_tokens)
-            placement = self._choose(wanted, trial)
-            if placement is not None:
-                trial.attempts += 1
-                placement = self._take_over(placement, trial)
-                decision = self._journal.placed(request.request_id, wanted, self._cluster.snapshot(), placement)
-                return self._book(decision, wanted, trial.keys, keys)
+            placed = await self._in_turn(job, arrival, deadline)
+            if placed is not None:
+                return placed
             if isinstance(trial.last_error, Overloaded):
                 await self._back_off(trial)
                 continue
@@ -154,6 +196,7 @@ class Placer:
             if outcome != "exact":
                 log.debug("%s found %d of %d cached tokens", placed.decode, cached_tokens, placed.cached_tokens)
         self._retract_soon(placed.predictions)
+        self.gate.changed()
 
     def learned(self, placed: Placed, outputs: Sequence[Sequence[int]]) -> None:
         """Answers have ended with these `outputs`, of which the decode worker now holds the first with its prompt, but
@@ -172,6 +215,7 @@ class Placer:
         placed.reservation.release()
         if not placed.is_computed:
             _retract(placed.predictions)
+        self.gate.done(placed.tenant, work_of(0, placed.num_output) - placed.output_work)
 
     def finished(self, placed: Placed, done: Done) -> None:
         """The stream's last frame came."""
@@ -203,25 +247,56 @@ class Placer:
         if isinstance(error, DeadlineExceeded) or trial.attempts >= self._max_attempts:
             raise error
 
-    def _wanted(
-        self, request: GenerateRequest, num_answers: int, matched: dict[str, int], num_tokens: int
-    ) -> PlacementRequest:
-        """`num_tokens` are those of the prompt and of the output so far: to a worker they all are prompt."""
+    async def _in_turn(self, job: _Job, arrival: Arrival, deadline: float) -> Placed | None:
+        """A request waits for its turn once; whoever was under way when a worker failed goes on at once."""
+        wanted = self._wanted(job)
+        output_work = work_of(0, job.num_answers * wanted.output_tokens)
+        prompt_work = max(1, wanted.prompt_tokens - max(wanted.cached_tokens.values(), default=0))
+        claim = Claim(arrival, job.request.priority, prompt_work + output_work, deadline)
+        if job.trial.attempts:
+            cluster = replace(self._cluster.snapshot(), waiting=len(self.gate))
+            found = self._choose(wanted, job.trial, cluster)
+            if found is None:
+                return None
+            return self._book(self._take_over(found, job.trial), wanted, cluster, job, claim)
+
+        def attempt(turn: Turn) -> Placed | Busy | None:
+            latest = self._wanted(job) if turn.is_later else wanted
+            cluster = replace(self._cluster.snapshot(), waiting=len(self.gate))
+            found = take_turn(
+                lambda full: self._choose(latest, job.trial, cluster, full), latest, cluster, self._room, turn
+            )
+            if not isinstance(found, Placement):
+                return found
+            placed = self._book(found, latest, cluster, job, claim, heavy=turn.heavy)
+            placed.work, placed.output_work = claim.work, output_work
+            return placed
+
+        return await self.gate.enter(claim, attempt)
+
+    def _wanted(self, job: _Job) -> PlacementRequest:
+        """To a worker prompt and output so far are all prompt."""
+        request, num_tokens = job.request, job.keys.num_tokens
         left = request.sampling.max_tokens - (num_tokens - len(request.prompt))
         return PlacementRequest(
             prompt_tokens=num_tokens,
-            cached_tokens=matched,
+            cached_tokens=self._index.match(job.keys),
             output_tokens=min(left, self._cluster.books.model.output_tokens),
-            num_answers=num_answers,
+            num_answers=job.num_answers,
         )
 
-    def _choose(self, wanted: PlacementRequest, trial: Trial) -> Placement | None:
+    def _choose(
+        self,
+        wanted: PlacementRequest,
+        trial: Trial,
+        cluster: ClusterSnapshot,
+        full: frozenset[str] = frozenset(),
+    ) -> Placement | None:
         """Without the workers that failed this request; else also with those that came back since."""
-        snapshot = self._cluster.snapshot()
-        placement = self._policy.choose(replace(wanted, excluded=frozenset(trial.excluded)), snapshot)
+        placement = self._policy.choose(replace(wanted, excluded=frozenset(trial.excluded) | full), cluster)
         if placement is None and trial.excluded:
             still = frozenset(url for url, arrival in trial.excluded.items() if self._cluster.arrivals(url) == arrival)
-            placement = self._policy.choose(replace(wanted, excluded=still), snapshot)
+            placement = self._policy.choose(replace(wanted, excluded=still | full), cluster)
         return placement
 
     def _take_over(self, placement: Placement, trial: Trial) -> Placement:
@@ -240,9 +315,18 @@ class Placer:
         trial.last_error = None
         trial.excluded.clear()
 
-    def _book(self, decision: Decision, wanted: PlacementRequest, prompt_keys: PromptKeys, keys: PromptKeys) -> Placed:
-        """`keys`: of the prompt and of the output so far."""
-        placement = decision.placement
+    def _book(
+        self,
+        placement: Placement,
+        wanted: PlacementRequest,
+        cluster: ClusterSnapshot,
+        job: _Job,
+        claim: Claim,
+        *,
+        heavy: bool = False,
+    ) -> Placed:
+        job.trial.attempts += 1
+        decision = self._journal.placed(job.request.request_id, wanted, cluster, placement)
         computing = placement.prefill or placement.decode
         cached = max(wanted.cached_tokens.get(url or "", 0) for url in (computing, placement.source))
         reservation = self._cluster.reserve(placement, wanted)
@@ -253,11 +337,13 @@ class Placer:
             source=placement.source,
             revision=self._cluster.revision(placement.decode),
             reservation=reservation,
-            keys=prompt_keys,
+            keys=job.prompt_keys,
             cached_tokens=cached,
-            predictions=[self._index.predict(computing, keys)],
+            predictions=[self._index.predict(computing, job.keys)],
             decision=decision,
             placed_at=asyncio.get_running_loop().time(),
+            tenant=claim.tenant,
+            priority=claim.wire_priority(heavy=heavy),
         )
 
     def _came_true(self, placed: Placed, cached_tokens: int | None) -> None:

@@ -44,6 +44,8 @@ class WorkerState(Struct, frozen=True, gc=False):
     """When that prompt became the first, on the snapshot's clock: what it has been computed since then is done."""
     streams: int = 0
     """Sequences that decode there, or will when their prompt is computed."""
+    max_streams: int = 0
+    """Sequences that its engine batches; 0 where unknown."""
     context_tokens: int = 0
     """KV tokens that they hold, and read in every step."""
 
@@ -86,6 +88,8 @@ class ClusterSnapshot:
     """The same with a prefill worker: one more hop."""
     reuse: float = 0.0
     """How often a token of KV is found in a prefix cache before it is evicted, on average."""
+    waiting: int = 0
+    """Requests that wait in the router until workers have room."""
     now_s: float = 0.0
     """Of any steady clock, for policies that look at a window of time."""
 

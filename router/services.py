@@ -7,12 +7,19 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from starlette.types import Scope
+
 from penstock.errors import ConfigError, RequestError
 from penstock.hop import new_session
 from penstock.router.cluster import Cluster, Member
 from penstock.router.config import RouterConfig
 from penstock.router.discovery import api_of_this_pod, discover
-from penstock.router.http import Lifelines
+from penstock.router.flow.bodies import Bodies
+from penstock.router.flow.keys import KeyFile
+from penstock.router.flow.quota import LocalBuckets, Quotas
+from penstock.router.flow.room import Room
+from penstock.router.flow.tenants import Tenant
+from penstock.router.http import Lifelines, header
 from penstock.router.index.follower import Follower
 from penstock.router.index.prefix_index import PrefixIndex
 from penstock.router.metrics import Metrics
@@ -46,6 +53,9 @@ class Services:
         )
         self._api = api_of_this_pod() if config.discover else None
         self.metrics = Metrics()
+        self.keys = KeyFile(config.keys, self.metrics.key_file_errors.inc)
+        self.quotas = Quotas(LocalBuckets())
+        self.bodies = Bodies(config.max_bodies_bytes)
         self.tracer = open_tracer(config, "penstock-router")
         self.lifelines = Lifelines()
         self.draining = False
@@ -57,6 +67,7 @@ class Services:
         """Connects to the workers for as long as the block lasts."""
         async with new_session() as session:
             index = PrefixIndex(self.config.index_blocks)
+            self.metrics.index_blocks.set_function(lambda: len(index))
             follower = Follower(session, index, self.metrics, lambda url, events: self.cluster.observed(url, events))
             self.cluster = Cluster(session, self.config.poll_s, follower.follow, model=self.model.fingerprint)
             self.journal = Journal(self.cluster.books.model)
@@ -69,17 +80,27 @@ class Services:
                 self.journal,
                 max_attempts=self.config.max_attempts,
                 wait_s=self.config.worker_wait_s,
+                room=Room(self.config.worker_ahead_s),
+                most_waiting=self.config.max_queued,
+                longest_wait_s=self.config.max_wait_s,
             )
+            gate, metrics = self.placer.gate, self.metrics
+            metrics.queued_requests.set_function(lambda: len(gate))
+            metrics.queued_tokens.set_function(lambda: gate.work)
             for url in self.config.decode_urls:
                 self.cluster.add(Member(url, "decode"))
             for url in self.config.prefill_urls:
                 self.cluster.add(Member(url, "prefill"))
-            discovery = asyncio.create_task(self._discover(), name="discovery")
+            tasks = [
+                asyncio.create_task(self._discover(), name="discovery"),
+                asyncio.create_task(self.keys.watch(), name="keys"),
+            ]
             try:
                 yield
             finally:
-                discovery.cancel()
-                await asyncio.gather(discovery, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
                 await self.cluster.close()
                 await follower.close()
                 self._encoders.shutdown(wait=False, cancel_futures=True)
@@ -100,6 +121,10 @@ class Services:
         if self._api is not None:
             count_error = self.metrics.discovery_errors.inc
             await discover(self._api, self.config.discover, self.cluster.set_members, count_error)
+
+    def tenant(self, scope: Scope) -> Tenant:
+        """Whose request it is, by its API key. Raises RequestError (401)."""
+        return self.keys.tenant(header(scope, b"authorization"), header(scope, b"x-api-key"))
 
     @property
     def ready(self) -> bool:

@@ -73,7 +73,7 @@ class Mirror:
         """`frame` has been applied."""
         if frame.snapshot and not frame.more:
             self.is_complete = True
-        if frame.load is not None and len(self.known) > frame.load.num_blocks:
+        if frame.load is not None and 0 < frame.load.num_blocks < len(self.known):
             raise BadEvents(f"it says that it holds {len(self.known)} blocks of its {frame.load.num_blocks}")
 
     def remove(self, names: Sequence[bytes]) -> None:

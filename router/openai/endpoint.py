@@ -12,8 +12,12 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.errors import RequestError, RetryableError
 from penstock.router.answer_text import Delta
+from penstock.router.corked import is_free_of
+from penstock.router.flow.advice import advice_headers
+from penstock.router.flow.arrival import Arrival
+from penstock.router.flow.patience import patience_of
 from penstock.router.generation import Event, Generation, Output, Started
-from penstock.router.http import ClientGone, Lifeline, Reply, header, retry_after_of, timeout_of
+from penstock.router.http import ClientGone, Lifeline, Reply, header
 from penstock.router.merge import merge
 from penstock.router.openai.call import Call, Choice
 from penstock.router.openai.errors import error_body, error_status, named_for_api
@@ -24,7 +28,7 @@ from penstock.telemetry.trace import Value, current, incoming
 
 log = logging.getLogger(__name__)
 
-Prepare: TypeAlias = Callable[[Services, bytes, str, float], Awaitable[Call]]
+Prepare: TypeAlias = Callable[[Services, Arrival], Awaitable[Call]]
 
 _LAST_WORD_S = 0.5
 _SEMANTIC_NAMES = {
@@ -46,7 +50,7 @@ class Endpoint:
         self._prepare = prepare
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = Reply(send, receive, _request_id(scope))
+        reply = Reply(send, receive, _request_id(scope), is_free_of(scope))
         metrics = self._services.metrics
         outcome = "200"
         facts: dict[str, Value] = {"endpoint": self._name, "model": self._services.model.name}
@@ -74,43 +78,68 @@ class Endpoint:
                     log.info("the request has ended", extra=facts)
 
     async def _answer(self, scope: Scope, receive: Receive, reply: Reply, facts: dict[str, Value]) -> None:
-        config = self._services.config
-        timeout_s = timeout_of(scope, config.timeout_s, config.max_timeout_s)
-        async with Lifeline(receive, timeout_s, self._services.lifelines) as lifeline:
-            reply.is_early = True
-            body = await lifeline.body(scope, config.max_body_bytes)
-            reply.is_early = False
-            call = await self._prepare(self._services, body, reply.request_id, lifeline.deadline)
-            run = _Run(self._services, call, reply, began=lifeline.deadline - timeout_s)
-            try:
-                await (run.stream() if call.stream else run.whole())
-            except RequestError as error:  # a worker's
-                raise named_for_api(error, call.prompt_field, call.max_tokens_field) from error
-            finally:
-                facts |= run.facts()
+        services, config = self._services, self._services.config
+        reply.is_early = True
+        tenant = services.tenant(scope)
+        if tenant.name:
+            facts["tenant"] = tenant.name
+        patience = patience_of(
+            scope, default_s=config.timeout_s, longest_s=config.max_timeout_s, silence_s=config.silence_s
+        )
+        async with Lifeline(receive, patience.longest_s, services.lifelines) as lifeline:
+            arrival = Arrival(reply.request_id, tenant, patience, lifeline.began)
+            with services.bodies.hold() as held:
+                arrival.body = await lifeline.body(
+                    scope, config.max_body_bytes, timeout_s=config.body_timeout_s, take=held.add
+                )
+                reply.is_early = False
+                async with services.quotas.spending(arrival, reply.headers) as spending:
+                    services.placer.gate.check(arrival)
+                    call = await self._prepare(services, arrival)
+                    arrival.seal()
+                    held.release()
+                    lifeline.end_by(arrival.deadline(stream=call.stream))
+                    await spending.expect(call.expected_tokens)
+                    run = _Run(services, call, reply, arrival)
+                    try:
+                        await (run.stream() if call.stream else run.whole())
+                    except RequestError as error:  # a worker's
+                        raise named_for_api(error, call.prompt_field, call.max_tokens_field) from error
+                    finally:
+                        facts |= run.facts()
+                        if run.has_begun:
+                            spending.used = call.usage().total_tokens
 
 
 class _Run:
     """One call being answered."""
 
-    def __init__(self, services: Services, call: Call, reply: Reply, *, began: float) -> None:
+    def __init__(self, services: Services, call: Call, reply: Reply, arrival: Arrival) -> None:
         self._metrics = services.metrics
         self._call = call
         self._reply = reply
-        self._began = began
+        self._arrival = arrival
         self._workers: dict[Generation, Started] = {}
+        self._is_open = False
         self._first_token_s: float | None = None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a worker has taken any of it."""
+        return bool(self._workers)
+
     async def stream(self) -> None:
-        """Server-sent events; headers leave once every prompt is accepted by a worker."""
+        """Server-sent events; headers leave once every prompt is accepted by a worker, or when the client must get a
+        sign of life."""
         call, reply = self._call, self._reply
+        reply.never_silent(self._arrival.patience.silence_s)
         early: list[tuple[Choice, Delta]] = []
         async with aclosing(self._deltas()) as deltas:
             async for choice, delta in deltas:
                 if len(self._workers) < len(call.generations):
                     early.append((choice, delta))
                     continue
-                if not reply.status:
+                if not self._is_open:
                     await self._open()
                 for waiting in [*early, (choice, delta)]:
                     if waiting[1]:
@@ -132,8 +161,10 @@ class _Run:
         await self._reply.json(call.form.whole(call.choices, usage))
 
     async def _open(self) -> None:
-        self._name_workers()
-        await self._reply.start_events()
+        self._is_open = True
+        if not self._reply.status:
+            self._name_workers()
+            self._reply.start_events()
         for choice in self._call.choices:
             opening = self._call.form.opening(choice)
             if opening is not None:
@@ -176,7 +207,7 @@ class _Run:
             "prompt_tokens": usage.prompt_tokens,
             "cached_tokens": usage.prompt_tokens_details.cached_tokens,
             "output_tokens": usage.completion_tokens,
-            "seconds": round(asyncio.get_running_loop().time() - self._began, 6),
+            "seconds": round(asyncio.get_running_loop().time() - self._arrival.began, 6),
         }
         if self._first_token_s is not None:
             facts["first_token_s"] = round(self._first_token_s, 6)
@@ -184,7 +215,7 @@ class _Run:
 
     def _note_first_token(self) -> None:
         if self._first_token_s is None:
-            self._first_token_s = asyncio.get_running_loop().time() - self._began
+            self._first_token_s = asyncio.get_running_loop().time() - self._arrival.began
             self._metrics.first_token.observe(self._first_token_s)
             current().record("first_token", self._first_token_s)
 
@@ -219,8 +250,8 @@ async def _fail(reply: Reply, error: Exception) -> None:
                 await reply.event(error_body(error))
                 await reply.flush()
         return
-    retry_after_s = retry_after_of(error) if isinstance(error, RetryableError) else None
-    await reply.json(error_body(error), error_status(error), retry_after_s=retry_after_s)
+    reply.headers += advice_headers(error)
+    await reply.json(error_body(error), error_status(error))
 
 
 def _request_id(scope: Scope) -> str:

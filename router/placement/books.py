@@ -21,6 +21,8 @@ class About:
     step_tokens: int = 2048
     layout: str = ""
     """Only workers with equal layouts of the KV cache can read each other's blocks."""
+    max_streams: int = 0
+    """Sequences that its engine batches; 0 where unknown."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +38,8 @@ class Account:
     """What it last said that it is doing."""
     queue: dict["Booking", None] = field(default_factory=dict)
     """Prompts to compute, first come first served."""
+    guests: int = 0
+    """Of them, those whose answers other workers stream."""
     head_since_s: float = 0.0
     prefill_tokens: int = 0
     prefill_pairs: int = 0
@@ -71,6 +75,7 @@ class Booking:
         if compute is not None:
             if compute is not decode:
                 self._arriving.append((compute, self.tokens))
+                compute.guests += 1
             if not compute.queue:
                 compute.head_since_s = now_s
             compute.queue[self] = None
@@ -110,6 +115,7 @@ class Booking:
             del compute.queue[self]
             compute.prefill_tokens -= self.tokens
             compute.prefill_pairs -= self.pairs
+            compute.guests -= compute is not self._decode
         for account, tokens in self._arriving:
             account.arriving_tokens -= tokens
             account.state = None
@@ -191,7 +197,7 @@ def _state(account: Account, cost: StepCost) -> WorkerState:
     """What is booked, and what the worker reports beyond that: work of other routers and of direct callers."""
     load, about = account.load or Load(), account.about
     reported = load.running + load.waiting
-    foreign = max(0, reported - max(account.streams, len(account.queue)))
+    foreign = max(0, reported - account.streams - account.guests)
     share = foreign / reported if foreign else 0.0
     is_decode = account.role == "decode"
     head = next(iter(account.queue), None)
@@ -216,5 +222,6 @@ def _state(account: Account, cost: StepCost) -> WorkerState:
         evictable_tokens=min(free_tokens, load.evictable_blocks * about.block_tokens),
         block_tokens=about.block_tokens,
         step_tokens=about.step_tokens,
+        max_streams=about.max_streams,
         cost=cost,
     )

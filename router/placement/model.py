@@ -7,7 +7,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from penstock.protocol import StepTiming
 from penstock.router.placement.costs import PRIOR_LINK, PRIOR_STEP, LinkCost, StepCost
@@ -18,6 +18,7 @@ REFIT_SAMPLES = 16
 """Costs are solved anew after so many samples: solving takes 50 us."""
 _MEMORY = 256
 """Requests over which hops, reuse and lengths of answers are averaged."""
+_FIRST_ZEROS, _MOST_RESTS = 15, 64
 _MOST_TOKENS = 10**9
 """No step has more tokens, nor as many pairs as its square."""
 _SLOWEST = math.log(4)
@@ -99,19 +100,29 @@ class Average:
         self.value += (value - self.value) / self._count
 
 
-@dataclass
 class Hops:
-    """The usual rest of a request's time to first token, by whether a prefill worker took part."""
+    """The usual rest of a request's time to first token, by whether a prefill worker took part.
 
-    rests: dict[bool, deque[float]] = field(
-        default_factory=lambda: {pair: deque(maxlen=_MEMORY // 4) for pair in (False, True)}
-    )
-    usual: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
+    The first few are slow (workers meet), and what looks slow is chosen no more: so both begin with a row of zeros, and
+    the one that is not used gets a zero now and then until it is tried again.
+    """
+
+    def __init__(self) -> None:
+        self.usual = {False: 0.0, True: 0.0}
+        self._rests = {pair: deque([0.0] * _FIRST_ZEROS, maxlen=_MOST_RESTS) for pair in self.usual}
+        self._since = dict.fromkeys(self.usual, 0)
+        """Samples of the other sort since the last of this one, or since the last zero."""
 
     def add(self, *, pair: bool, seconds: float) -> None:
-        rests = self.rests[pair]
-        rests.append(seconds)
-        self.usual[pair] = max(0.0, statistics.median(rests))
+        self._append(pair, seconds)
+        self._since[not pair] += 1
+        if self._since[not pair] >= _MOST_RESTS:
+            self._append(not pair, 0.0)
+
+    def _append(self, pair: bool, seconds: float) -> None:
+        self._since[pair] = 0
+        self._rests[pair].append(seconds)
+        self.usual[pair] = max(0.0, statistics.median(self._rests[pair]))
 
 
 class CostModel:

@@ -104,7 +104,7 @@ def _chat(args: argparse.Namespace) -> Run:
 def _demo_flags(parser: argparse.ArgumentParser) -> None:
     from penstock.local.config import add_local_flags
 
-    add_local_flags(parser, skip=("host", "port", "policy"))
+    add_local_flags(parser, skip=("host", "port", "keys", "policy"))
 
 
 def _demo(args: argparse.Namespace) -> Run:
@@ -169,6 +169,19 @@ def _router(args: argparse.Namespace) -> Run:
         return 0
 
     return run
+
+
+def _key_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.router.flow.command import KeyConfig
+
+    parser.add_argument("tenant", metavar="TENANT", help="Whose key it is.")
+    add_flags(parser, KeyConfig, skip=("tenant",))
+
+
+def _key(args: argparse.Namespace) -> Run:
+    from penstock.router.flow.command import KeyConfig, run_key
+
+    return lambda: run_key(from_flags(KeyConfig, args))
 
 
 def _explain_flags(parser: argparse.ArgumentParser) -> None:
@@ -290,6 +303,7 @@ COMMANDS = {
     "prefill": Command("Run one prefill worker: computes prompts, hands out their KV blocks.", _worker_flags, _prefill),
     "decode": Command("Run one decode worker: fetches KV blocks, streams tokens.", _worker_flags, _decode),
     "router": Command("Run the router: the OpenAI API in front of the workers.", _router_flags, _router),
+    "key": Command("Make an API key: the key for its owner, and its hash for the router's key file.", _key_flags, _key),
     "explain": Command("Show why the router placed a request where it did.", _explain_flags, _explain),
     "fetch": Command("Fetch a model to where workers and router look for it.", _fetch_flags, _fetch),
     "operator": Command("Run the Kubernetes operator: LLMDeployments become pods.", _operator_flags, _operator),
@@ -306,7 +320,7 @@ EXTRAS = {
     **dict.fromkeys(("up", "demo"), "router,worker"),
     **dict.fromkeys(("prefill", "decode"), "worker"),
     **dict.fromkeys(("operator", "render", "status", "doctor"), "operator"),
-    **dict.fromkeys(("router", "explain", "fetch"), "router"),
+    **dict.fromkeys(("router", "key", "explain", "fetch"), "router"),
     "plan": "plan",
 }
 """The extras of pyproject.toml that a command needs; the others need none."""

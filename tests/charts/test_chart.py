@@ -13,6 +13,8 @@ import yaml
 from penstock.operator.config import OperatorConfig
 from penstock.operator.crds import crds
 from penstock.operator.rbac import lease_rules, rules
+from penstock.router.flow.keys import new_key, parse_keys
+from penstock.router.flow.tenants import Tenant
 from tests.charts.conftest import CHART, ROOT, Helm
 
 KUBERNETES = ("1.30.0", "1.31.4", "1.32.0", "1.33.2", "1.34.2")
@@ -229,3 +231,38 @@ def test_the_kustomize_example_changes_every_image(kubectl: str) -> None:
     images = [value for value in values if "penstock/" in value]
     assert len(images) == 4
     assert all(image.startswith("registry.example.com/penstock/") for image in images)
+
+
+def test_api_keys_make_a_secret_that_the_router_reads(helm: Helm, tmp_path: Path) -> None:
+    assert "Secret" not in kinds(helm.template())
+    values = tmp_path / "values.yaml"
+    key, digest = new_key()
+    tenants = {
+        "search": {
+            "keySha256": [digest, "0" * 64],
+            "weight": 2.5,
+            "priority": -1,
+            "requestsPerMinute": 600,
+            "tokensPerMinute": 10_000_000,
+            "salt": 'of "sixteen" or more',
+        },
+        "batch": {"keySha256": ["1" * 64]},
+    }
+    values.write_text(yaml.safe_dump({"apiKeys": {"tenants": tenants, "namespaces": ["team-a", "team-b"]}}))
+    secrets = [found for found in helm.template("--values", str(values)) if found["kind"] == "Secret"]
+    assert [found["metadata"]["namespace"] for found in secrets] == ["team-a", "team-b"]
+    ring = parse_keys(secrets[0]["stringData"]["keys.toml"], "the Secret")
+    assert ring.names == {"search", "batch"}
+    assert ring.find(key) == Tenant(
+        name="search",
+        weight=2.5,
+        priority=-1,
+        requests_per_minute=600,
+        tokens_per_minute=10_000_000,
+        salt='of "sixteen" or more',
+    )
+
+
+@pytest.mark.parametrize("wrong", ["a.keySha256={nohash}", "a.weight=1", "a.keySha256={},a.quota=1"])
+def test_wrong_api_keys_are_refused(helm: Helm, wrong: str) -> None:
+    assert "apiKeys" in helm.refusal(*(f"--set=apiKeys.tenants.{part}" for part in wrong.split(",")))

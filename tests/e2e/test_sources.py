@@ -87,6 +87,12 @@ def test_a_decode_worker_goes_on_with_what_a_prefill_worker_computed_for_another
     assert computed(here) - before == 5
 
 
+def test_a_worker_that_is_its_own_source_computes(trio: Deployment, salt: str) -> None:
+    here, there = trio.decode
+    expected, _ = ask(there, salt)
+    assert ask(here, salt, source=here.url)[0] == expected
+
+
 @pytest.mark.parametrize("part", ["front", "engine", "both"])
 def test_a_frozen_source_is_left_in_time(trio: Deployment, salt: str, part: str) -> None:
     there, here = trio.decode

@@ -122,3 +122,32 @@ def test_routers_and_workers_log_and_trace_as_the_operator_is_told() -> None:
         assert told["PENSTOCK_FLAG_OTLP_ENDPOINT"] == "http://otel:4318"
         assert "PENSTOCK_FLAG_TRACE_RATIO" not in told
     assert not any("OTLP" in entry["name"] for entry in worker(revision())["env"])
+
+
+def test_routers_and_workers_share_the_deployments_secret() -> None:
+    """Routers name tenants' salts by it: all the same, so that they share what is cached."""
+    found = revision()
+    router = router_pod("demo", spec(), CONFIG, "")["spec"]["containers"][0]
+    source = {"secretKeyRef": {"name": "demo-hash", "key": "secret"}}
+    for container in (worker(found), worker(found, "prefill"), router):
+        assert {"name": "PENSTOCK_FLAG_SECRET", "valueFrom": source} in container["env"]
+
+
+def test_the_router_gets_its_keys_and_flags() -> None:
+    def router(**changes: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+        found = revision(router=api.Router(**changes))
+        pod = found.router["spec"]
+        return pod, pod["containers"][0], found.settings
+
+    pod, container, settings = router()
+    assert container["args"] == ["router"]
+    assert "PENSTOCK_FLAG_KEYS" not in settings
+    assert all("secret" not in volume for volume in pod["volumes"])
+    pod, container, settings = router(keys_secret=api.KeysSecret(name="ours", key="k"), flags={"max-wait-s": "10"})
+    assert container["args"] == ["router", "--max-wait-s=10"]
+    (volume,) = [volume for volume in pod["volumes"] if "secret" in volume]
+    assert volume["secret"]["secretName"] == "ours"
+    assert volume["secret"]["items"] == [{"key": "k", "path": "keys.toml"}]
+    (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == volume["name"]]
+    assert "subPath" not in mount, "a file that is mounted by itself never changes"
+    assert settings["PENSTOCK_FLAG_KEYS"] == f"{mount['mountPath']}/keys.toml"

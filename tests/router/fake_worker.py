@@ -116,6 +116,7 @@ class FakeWorker(LocalServer):
         """What subscribers get, in turn; then `quiet_events`."""
         self.subscriptions = 0
         self.running = 0
+        self.most_running = 0
         self.cancelled = 0
         self.gate: asyncio.Event | None = None
         """When set to an Event, streams wait for it after every token, with heartbeats."""
@@ -164,6 +165,7 @@ class FakeWorker(LocalServer):
         stream = Stream(self, http, request)
         script = self.scripts.popleft() if self.scripts else answer
         self.running += 1
+        self.most_running = max(self.most_running, self.running)
         try:
             return await script(stream) or stream._response
         except (asyncio.CancelledError, ConnectionError):

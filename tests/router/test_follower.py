@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import uvloop
 from aiohttp import web
 
 from penstock.hop import new_session
-from penstock.protocol import SILENT_S, Events, Load, StepTiming, StoredBlock
+from penstock.protocol import SILENT_S, Events, Load, StepTiming, StoredBlock, encode_line
 from penstock.router.cluster import Cluster, Member
 from penstock.router.index.follower import MAX_FRAME_BYTES, Backoff, Follower
 from penstock.router.index.keys import PromptKeys
@@ -33,18 +34,19 @@ class World:
     metrics: Metrics
     worker: FakeWorker
     other: FakeWorker
+    follower: Follower
     heard: list[tuple[str, Events]] = field(default_factory=list)
 
     def known(self, worker: FakeWorker | None = None) -> int:
         """How much of PROMPT is known to be cached there."""
         return self.index.match(PROMPT).get((worker or self.worker).url, 0)
 
-    def errors(self, reason: str) -> float:
-        name, labels = "penstock_router_event_errors_total", {"worker": self.worker.url, "reason": reason}
-        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+    def errors(self, reason: str, worker: FakeWorker | None = None) -> float:
+        labels = {"worker": (worker or self.worker).url, "reason": reason}
+        return self.metrics.registry.get_sample_value("penstock_router_event_errors_total", labels) or 0.0
 
 
-def in_world(test: Callable[[World], Awaitable[None]], *scripts: EventScript) -> None:
+def in_world(test: Callable[[World], Awaitable[None]], *scripts: EventScript, others_go_on: bool = True) -> None:
     """Runs `test`; `scripts` are what the first worker's subscribers get, in turn."""
 
     async def run() -> None:
@@ -58,14 +60,14 @@ def in_world(test: Callable[[World], Awaitable[None]], *scripts: EventScript) ->
             heard: list[tuple[str, Events]] = []
             follower = Follower(session, index, metrics, lambda url, events: heard.append((url, events)))
             cluster = Cluster(session, 0.05, follower.follow)
-            world = World(cluster, index, metrics, worker, other, heard)
+            world = World(cluster, index, metrics, worker, other, follower, heard)
             for each in (worker, other):
                 cluster.add(Member(each.url, "decode"))
             try:
                 await until(lambda: world.known(other) == 2)
                 await test(world)
                 assert world.known(other) == 2, "the other worker goes on"
-                assert other.subscriptions == 1
+                assert other.subscriptions == 1 or not others_go_on
             finally:
                 await cluster.close()
                 await follower.close()
@@ -227,6 +229,33 @@ def test_a_worker_without_events_is_used_all_the_same() -> None:
             await worker.stop()
 
     uvloop.run(run())
+
+
+def test_a_flood_of_frames_leaves_time_for_others() -> None:
+    flood = b"".join(encode_line(Events(generation="g1", sequence=number)) for number in range(1, 40_000))
+
+    async def test(world: World) -> None:
+        longest, last = 0.0, time.process_time()
+        while len(world.heard) < 30_000:
+            await asyncio.sleep(0)
+            longest, last = max(longest, time.process_time() - last), time.process_time()
+        assert longest < 0.2, "CPU seconds between two turns of another coroutine"
+
+    in_world(test, writes(flood))
+
+
+def test_a_fault_of_ours_does_not_end_the_following() -> None:
+    async def test(world: World) -> None:
+        def fault(_url: str, _events: Events) -> None:
+            world.follower._heard = lambda *_: None
+            raise RuntimeError("a bug")
+
+        await until(lambda: world.known() == 2)
+        world.follower._heard = fault
+        await until(lambda: world.errors("fault") + world.errors("fault", world.other) == 1)
+        await until(lambda: world.known() == 2 == world.known(world.other))
+
+    in_world(test, others_go_on=False)
 
 
 def test_pauses_double_until_there_was_no_trouble_for_a_while() -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pytest
 
 from tests.local.processes import running_up
 from tests.local.tiny_model import write_tiny_model
+from tests.router.serving import wait_until
 from tests.telemetry.collector import Collector, Received, running_collector
 from tests.worker.requests import run
 
@@ -62,6 +64,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             "port": 0,
             "kv-bytes": "8MiB",
             "max-step-tokens": CHUNK,
+            "policy": "least-work",  # always hands over
             "log-dir": folder / "logs",
             "log-format": "json",
             "log-level": "info",
@@ -71,6 +74,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         with running_up(str(model), *(f"--{name}={value}" for name, value in flags.items())) as up:
             del os.environ["OTEL_BSP_SCHEDULE_DELAY"]
             url = up.wait_ready()
+            wait_until(lambda: sees_all_workers(url), "readiness of all workers")
             headers = {"traceparent": f"00-{trace_id}-{CALLER}-01", "x-request-id": request_id}
             usage = ask_once(url, headers)
             names = [f"{service} {name}" for service, names in SPANS.items() for name in names]
@@ -100,6 +104,12 @@ def ask_once(url: str, headers: dict[str, str]) -> dict[str, int]:
             return usage
 
     return run(main)
+
+
+def sees_all_workers(url: str) -> bool:
+    """The cluster is ready with its decode worker; the router may find the prefill worker at its next look."""
+    with urllib.request.urlopen(f"{url}/ready", timeout=5) as answer:
+        return all(worker["ready"] for worker in json.load(answer)["workers"].values())
 
 
 def test_every_span_is_there_once_and_prefill_chunks_cover_the_prompt(served: Served) -> None:

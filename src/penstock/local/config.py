@@ -28,6 +28,7 @@ class LocalConfig(LogConfig, TraceConfig):
     served_model_name: str = option(
         "", "Name of the model in the API; when empty, the folder's name or the Hugging Face id."
     )
+    keys: str = option("", "File with the hashes of API keys and their tenants' quotas; without one anybody may ask.")
     policy: str = option(
         "seconds",
         "How the router chooses workers: by predicted seconds (often a decode worker alone while it is idle), or "

@@ -113,6 +113,8 @@ def router_part(config: LocalConfig, workers: list[WorkerPart], logs: Logs) -> R
         "shutdown-grace-s": GRACE_S,
         "policy": config.policy,
     }
+    if config.keys:
+        flags["keys"] = config.keys
     if config.engine.max_context_tokens:
         flags["max-context-tokens"] = config.engine.max_context_tokens
     flags |= {name.replace("_", "-"): value for name, value in telemetry_of(config).items()}

@@ -32,4 +32,5 @@ def _curl(url: str, config: LocalConfig) -> str:
         "stream": True,
         "messages": [{"role": "user", "content": "What is the KV cache?"}],
     }
-    return f"curl -N {url}/v1/chat/completions -H 'content-type: application/json' -d '{json.dumps(body)}'"
+    key = "-H 'authorization: Bearer YOUR-KEY' " if config.keys else ""
+    return f"curl -N {url}/v1/chat/completions {key}-H 'content-type: application/json' -d '{json.dumps(body)}'"

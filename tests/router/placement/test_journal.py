@@ -6,7 +6,7 @@ import pytest
 from penstock.protocol import Done
 from penstock.router.placement.explain import Explanation, explain, table
 from penstock.router.placement.journal import REMEMBERED, WINDOW, Decision, Guarded, Journal
-from penstock.router.placement.model import CostModel
+from penstock.router.placement.model import CostModel, Hops
 from penstock.router.placement.objective import Seconds
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, WorkerState
 
@@ -70,9 +70,22 @@ def test_memory_is_bounded() -> None:
 def test_the_usual_rest_of_the_time_is_learned_and_predicted() -> None:
     journal = Journal(model := CostModel())
     decision = place(journal)
-    rest = 0.05
-    journal.came_true(decision, predicted(decision)[0] + rest, None)
+    ttft_s, rest = predicted(decision)[0], 0.05
+    journal.came_true(decision, ttft_s + 10 * rest, None)
+    assert model.hops.usual == {True: 0.0, False: 0.0}, "the first is no measure"
+    for _ in range(40):
+        journal.came_true(decision, ttft_s + rest, None)
     assert model.hops.usual == {True: pytest.approx(rest), False: 0.0}
+
+
+def test_what_once_was_slow_is_tried_again() -> None:
+    hops = Hops()
+    for _ in range(64):
+        hops.add(pair=True, seconds=1.0)
+    assert hops.usual[True] == 1.0
+    for _ in range(64 * 40):
+        hops.add(pair=False, seconds=0.01)
+    assert hops.usual == {True: 0.0, False: pytest.approx(0.01)}
 
 
 @pytest.mark.parametrize(
@@ -125,8 +138,8 @@ def test_an_explanation_has_every_candidate_the_chosen_first() -> None:
     decision = place(journal)
     journal.came_true(decision, 0.5, 1000)
     found = msgspec.json.decode(msgspec.json.encode(explain(decision)), type=Explanation)
-    assert found.num_candidates == len(found.candidates) == 6
-    assert [each.chosen for each in found.candidates] == [True] + [False] * 5
+    assert found.num_candidates == len(found.candidates) == 8
+    assert [each.chosen for each in found.candidates] == [True] + [False] * 7
     for each in found.candidates:
         assert each.total_s == pytest.approx(sum(each.parts.values()))
     assert found.candidates[0].total_s == min(each.total_s for each in found.candidates)
@@ -134,7 +147,7 @@ def test_an_explanation_has_every_candidate_the_chosen_first() -> None:
     assert "2000 prompt tokens" in text
     assert "first token after 500.0 ms" in text
     assert sum(line.lstrip().startswith("*") for line in text.splitlines()) == 1
-    assert len(text.splitlines()) == 3 + 1 + 6
+    assert len(text.splitlines()) == 3 + 1 + 8
 
 
 def test_what_did_not_come_yet_is_said() -> None:
