@@ -254,7 +254,7 @@ class Placer:
         prompt_work = max(1, wanted.prompt_tokens - max(wanted.cached_tokens.values(), default=0))
         claim = Claim(arrival, job.request.priority, prompt_work + output_work, deadline)
         if job.trial.attempts:
-            cluster = self._cluster.snapshot()
+            cluster = replace(self._cluster.snapshot(), waiting=len(self.gate))
             found = self._choose(wanted, job.trial, cluster)
             if found is None:
                 return None
@@ -262,7 +262,7 @@ class Placer:
 
         def attempt(turn: Turn) -> Placed | Busy | None:
             latest = self._wanted(job) if turn.is_later else wanted
-            cluster = self._cluster.snapshot()
+            cluster = replace(self._cluster.snapshot(), waiting=len(self.gate))
             found = take_turn(
                 lambda full: self._choose(latest, job.trial, cluster, full), latest, cluster, self._room, turn
             )

@@ -88,6 +88,8 @@ class ClusterSnapshot:
     """The same with a prefill worker: one more hop."""
     reuse: float = 0.0
     """How often a token of KV is found in a prefix cache before it is evicted, on average."""
+    waiting: int = 0
+    """Requests that wait in the router until workers have room."""
     now_s: float = 0.0
     """Of any steady clock, for policies that look at a window of time."""
 

@@ -77,9 +77,9 @@ def compute_s(cluster: ClusterSnapshot, placement: Placement, request: Placement
 
 
 def workers_of(cluster: ClusterSnapshot, placement: Placement) -> tuple[WorkerState | None, WorkerState | None]:
-    """Who decodes and who computes the prompt, as far as they are in the snapshot."""
+    """Who decodes and who computes the prompt (perhaps another decode worker), as far as they are in the snapshot."""
     decode = _find(cluster.decode, placement.decode)
-    return decode, _find(cluster.prefill, placement.prefill) if placement.prefill else decode
+    return decode, _find(cluster.prefill + cluster.decode, placement.prefill) if placement.prefill else decode
 
 
 def _find(workers: tuple[WorkerState, ...], url: str) -> WorkerState | None:

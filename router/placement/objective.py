@@ -14,9 +14,10 @@ there are in the queue on average; and as many streams share the steps of an ans
 """
 
 import math
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
 
-from penstock.router.placement.costs import attention_pairs
+from penstock.router.placement.costs import PRIOR_LINK, attention_pairs
 from penstock.router.policy import (
     ClusterSnapshot,
     Placement,
@@ -57,6 +58,15 @@ class Decoding(NamedTuple):
     evict_s: float
     admit_s: float
     """From now until there is memory."""
+
+
+@dataclass(slots=True)
+class _Holders:
+    """Who has most cached KV of the prompt, with how much: on each machine, on the best, on the second best."""
+
+    of_node: dict[str, tuple[int, WorkerState]]
+    first: tuple[int, WorkerState]
+    second: tuple[int, WorkerState] | None = None
 
 
 _Choice: TypeAlias = tuple[WorkerState | None, WorkerState, Computing, Decoding]
@@ -108,10 +118,11 @@ class Scene:
         self._decode = [worker for worker in cluster.decode if worker.url not in request.excluded]
         self._prefill = [worker for worker in cluster.prefill if worker.url not in request.excluded]
         self._waiting = {
-            role: sum(worker.prompts for worker in pool) / max(1, len(pool))
-            for role, pool in (("prefill", cluster.prefill), ("decode", cluster.decode))
+            "prefill": _mean_prompts(cluster.prefill, cluster.waiting),
+            "decode": _mean_prompts(cluster.decode, 0 if cluster.prefill else cluster.waiting),
         }
         self._hop_s = max(0.0, cluster.pair_s - cluster.alone_s)
+        self._near, self._far = (cluster.links.get(link) or PRIOR_LINK for link in ("node", "network"))
         self._holders = self._find_holders() if pulls else {}
 
     def best(self) -> _Choice | None:
@@ -127,19 +138,18 @@ class Scene:
             total_s += max(0.0, decoding.admit_s - computing.own_s)
             if total_s < least:
                 least, choice = total_s, (None, decode, computing, decoding)
+        joining = sorted(
+            ((decoding.total_s + decoding.stall_s, decoding, each) for decoding, each in decodings), key=_first
+        )
         for computing, prefill in sorted(computings, key=_by_total):
-            own_s = self._cluster.pair_s + computing.total_s
-            for decoding, decode in decodings:
-                total_s = own_s + decoding.total_s
+            own_s = self._cluster.pair_s + computing.total_s + self._evict_s(prefill, self._prompt)
+            for joined_s, decoding, decode in joining:
+                total_s = own_s + joined_s
                 if total_s >= least:
                     break
                 if decode.revision == prefill.revision and decode is not prefill:
                     transfer_s = self._transfer_s(prefill, decode, computing)
-                    total_s += (
-                        decoding.stall_s
-                        + self._evict_s(prefill, self._prompt)
-                        + max(transfer_s, decoding.admit_s - computing.own_s)
-                    )
+                    total_s += max(transfer_s, decoding.admit_s - computing.own_s)
                     if total_s < least:
                         least, choice = total_s, (prefill, decode, computing, decoding)
         return choice
@@ -203,18 +213,22 @@ class Scene:
         if source is not None:
             return [self._pulling(worker, cached, self._cached.get(source.url, 0), source)]
         found: list[tuple[int, float, str | None]] = [(cached, 0.0, None)]
-        holders = self._holders.get(worker.revision, {})
-        near = holders.get(worker.node)
-        far = next((holder for holder in holders.values() if holder is not near), None)
-        better = (holder for holder in (near, far) if holder is not None and holder[0] > cached)
-        return found + [self._pulling(worker, cached, *holder) for holder in better]
+        holders = self._holders.get(worker.revision)
+        if holders is not None:
+            near = holders.of_node.get(worker.node)
+            if near is not None and near[0] > cached:
+                found.append(self._pulling(worker, cached, *near))
+            far = holders.second if near is holders.first else holders.first
+            if far is not None and far[0] > cached:
+                found.append(self._pulling(worker, cached, *far))
+        return found
 
     def _pulling(
         self, worker: WorkerState, cached: int, tokens: int, source: WorkerState
     ) -> tuple[int, float, str | None]:
         """From `cached` to `tokens` cached tokens, by one more hop and a read."""
-        pull_s = self._hop_s + self._cluster.link(source, worker).seconds(tokens - cached)
-        return max(cached, tokens), pull_s, source.url
+        link = self._near if source.node == worker.node else self._far
+        return max(cached, tokens), self._hop_s + link.seconds(tokens - cached), source.url
 
     def decoding(self, worker: WorkerState) -> Decoding:
         """The answer on `worker`: its steps are longer by what this request adds to them, for all who share them."""
@@ -260,20 +274,30 @@ class Scene:
         missing = self._request.prompt_tokens - self._request.cached_tokens.get(decode.url, 0)
         if missing <= 0:
             return 0.0
-        link = self._cluster.link(prefill, decode)
+        link = self._near if prefill.node == decode.node else self._far
         return max(link.seconds(min(missing, computing.last_tokens)), link.seconds(missing) - computing.prefill_s)
 
-    def _find_holders(self) -> dict[str, dict[str, tuple[int, WorkerState]]]:
-        """By revision and machine, who has most cached KV of this prompt, and how much; those with most first."""
+    def _find_holders(self) -> dict[str, _Holders]:
+        """By revision."""
+        found: dict[str, _Holders] = {}
         holders = [(self._cached.get(each.url, 0), each) for each in (*self._prefill, *self._decode)]
-        found: dict[str, dict[str, tuple[int, WorkerState]]] = {}
-        for holder in sorted((each for each in holders if each[0]), key=_by_tokens, reverse=True):
-            found.setdefault(holder[1].revision, {}).setdefault(holder[1].node, holder)
+        for holder in sorted((each for each in holders if each[0]), key=_first, reverse=True):
+            of_revision = found.get(holder[1].revision)
+            if of_revision is None:
+                found[holder[1].revision] = _Holders({holder[1].node: holder}, holder)
+            elif holder[1].node not in of_revision.of_node:
+                of_revision.of_node[holder[1].node] = holder
+                of_revision.second = of_revision.second or holder
         return found
 
 
-def _by_tokens(holder: tuple[int, WorkerState]) -> int:
-    return holder[0]
+def _mean_prompts(pool: tuple[WorkerState, ...], more: int) -> float:
+    """That wait for each of `pool`, with as many `more` in the router."""
+    return (sum(worker.prompts for worker in pool) + more) / len(pool) if pool else 0.0
+
+
+def _first(item: tuple[Any, ...]) -> Any:
+    return item[0]
 
 
 def _by_total(item: tuple[Computing | Decoding, WorkerState]) -> float:

@@ -26,7 +26,7 @@ WIRES: dict[str, tuple[str, dict[str, str]]] = {
 }
 """How KV moves: the transport's name and the environment it needs."""
 
-ROUTER = {"policy": "least-work"}
+ROUTER: dict[str, Any] = {"policy": "least-work"}
 """These tests are about hand-overs, which the default policy avoids while decode workers are idle."""
 
 ENGINE: dict[str, Any] = {
@@ -148,7 +148,7 @@ class Deployment:
             }
             for index in range(routers):
                 name = f"router-{index}"
-                front_door = RouterConfig(model=str(model), port=free_port(), **lists, **(ROUTER | (router or {})))
+                front_door = RouterConfig(model=str(model), port=free_port(), **lists, **{**ROUTER, **(router or {})})
                 self.routers.append(Router(name, front_door, Surroundings(logs / f"{name}.log", {})))
         except BaseException:
             self.close()

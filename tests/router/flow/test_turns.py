@@ -124,3 +124,9 @@ def test_a_prompt_that_takes_longer_than_its_client_waits_is_refused_for_good() 
     assert (caught.value.status, caught.value.code) == (503, "deadline_too_short")
     unknown = ClusterSnapshot(decode=(WorkerState("d"),))
     assert take(PlacementRequest(10**6), unknown, Turn(remaining_s=0.1)) == Placement("d"), "nothing is measured yet"
+
+
+def test_a_decode_worker_that_computes_for_another_has_as_little_room_as_a_prefill_worker() -> None:
+    cluster = ClusterSnapshot(decode=(worker("d1"), worker("d2", prefill_tokens=5000, prompts=1)))
+    lacking = ROOM.lacking(cluster, Placement("d1", "d2"), num_answers=1, in_line=True, heavy=False)
+    assert lacking == {"d2"}

@@ -88,6 +88,16 @@ def test_cached_tokens_are_worth_what_computing_them_takes() -> None:
         assert placement.prefill == expected
 
 
+def test_those_who_wait_in_the_router_wait_for_this_prompt_too() -> None:
+    """One second saved for the request alone is worth less than half a second of work saved while many wait."""
+    warm, cold = worker("p1", "prefill", **queued(8000)), worker("p2", "prefill")
+    request = PlacementRequest(6000, {"p1": 4000})
+    scene = cluster(warm, cold, worker("d", "decode", **BUSY))
+    pairs = Seconds(pulls=False)
+    nobody, many = pairs.choose(request, scene), pairs.choose(request, dataclasses.replace(scene, waiting=20))
+    assert (nobody, many) == (Placement("d", "p2"), Placement("d", "p1"))
+
+
 def test_time_that_has_passed_shortens_the_queue() -> None:
     scene = cluster(worker("p", "prefill", **queued(10_000)), worker("d", "decode", **BUSY))
 
