@@ -44,6 +44,7 @@ images:
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.handover
 	$(BIN)/python -m bench.router_overhead
+	$(BIN)/python -m bench.gateways
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.prefix_index
 	$(BIN)/python -m bench.cached_tokens

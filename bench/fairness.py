@@ -90,14 +90,13 @@ class Client:
         self.failed += not has_token
 
     async def ask_often(self, session: aiohttp.ClientSession, per_s: float, seconds: float) -> None:
-        """Poisson arrivals, without waiting for answers; all have ended when this returns."""
-        tasks = set()
-        end = time.monotonic() + seconds
+        """Poisson arrivals, without waiting for answers; all have ended when this returns, or are given up with it."""
         due = time.monotonic()
-        while (due := due + self._random.expovariate(per_s)) < end:
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            tasks.add(asyncio.ensure_future(self.ask(session)))
-        await asyncio.gather(*tasks)
+        end = due + seconds
+        async with asyncio.TaskGroup() as group:
+            while (due := due + self._random.expovariate(per_s)) < end:
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                group.create_task(self.ask(session))
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ async def capacity(target: Target, seconds: float) -> float:
 
 
 async def phase(target: Target, per_s: float, times: float, seconds: float, seed: int) -> Phase:
-    """Four tenants send `per_s`, the greedy one `times` as much. Patience ends with the phase for the greedy one."""
+    """Four tenants send `per_s`, the greedy one `times` as much, whose requests are given up when theirs have ended."""
     others = [target.client(tenant, seed + number) for number, tenant in enumerate(LIGHT)]
     greedy = target.client(GREEDY, seed + 99)
     async with new_session() as session, new_session() as greedy_session:

@@ -86,10 +86,15 @@ class PrefixIndex:
         if worker is not None and worker.mirror is not None and worker.mirror.block_size:
             masks, bit = self._holders.masks, worker.mirror.bit
             for key in prompt.of(worker.mirror.block_size):
-                if not masks.get(key, 0) & bit:
+                mask = masks.get(key, 0)
+                if mask & bit:
+                    continue
+                if mask:
                     self._holders.add(key, bit)
-                    worker.predicted[key] = prediction
-                    prediction.keys.append(key)
+                else:
+                    masks[key] = bit
+                worker.predicted[key] = prediction
+                prediction.keys.append(key)
         return prediction
 
     def forget(self, url: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from penstock.protocol import Done
 from penstock.router.placement.model import CostModel
 from penstock.router.placement.objective import Seconds
-from penstock.router.policy import ClusterSnapshot, LeastWork, Placement, PlacementRequest, link_class
+from penstock.router.policy import ClusterSnapshot, LeastWork, Placement, PlacementRequest, Prediction, link_class
 
 REMEMBERED = 1000
 """Decisions that can be explained; one holds its snapshot, about 20 KB with 64 workers."""
@@ -97,20 +97,7 @@ class Journal:
         if cached_tokens is not None:
             self.cached.add(off=_off(cached_tokens, prediction.cached_tokens, _SLACK_TOKENS))
         decision.regret_s = self._regret_s(decision, ttft_s)
-        log.debug(
-            "request %s on %s with %s by %s: first token after %.3f s, predicted %.3f s; "
-            "%s of %d prompt tokens cached, predicted %d; regret %.3f s",
-            decision.request_id,
-            decision.placement.decode,
-            decision.placement.prefill,
-            decision.by,
-            ttft_s,
-            prediction.ttft_s,
-            cached_tokens,
-            decision.request.prompt_tokens,
-            prediction.cached_tokens,
-            decision.regret_s,
-        )
+        log.debug("the first token has come", extra=_facts(decision, prediction))
 
     def finished(self, decision: Decision, done: Done) -> None:
         """The decode worker's last frame: it says how long its reads took."""
@@ -160,3 +147,20 @@ class Guarded:
 
 def _off(actual: float, predicted: float, slack: float) -> bool:
     return actual > _FACTOR * predicted + slack or predicted > _FACTOR * actual + slack
+
+
+def _facts(decision: Decision, prediction: Prediction) -> dict[str, object]:
+    """Fields of a log line."""
+    return {
+        "placed": decision.request_id,
+        "by": decision.by,
+        "decode": decision.placement.decode,
+        "prefill": decision.placement.prefill,
+        "source": decision.placement.source,
+        "prompt_tokens": decision.request.prompt_tokens,
+        "cached_tokens": decision.cached_tokens,
+        "predicted_cached_tokens": prediction.cached_tokens,
+        "ttft_s": decision.ttft_s,
+        "predicted_ttft_s": prediction.ttft_s,
+        "regret_s": decision.regret_s,
+    }

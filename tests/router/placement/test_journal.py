@@ -49,6 +49,16 @@ def test_a_decision_is_found_with_what_came_of_it() -> None:
     assert journal.find("other") is None
 
 
+def test_what_came_of_it_is_logged_as_fields(caplog: pytest.LogCaptureFixture) -> None:
+    journal = Journal(CostModel())
+    decision = place(journal)
+    with caplog.at_level("DEBUG", "penstock.router.placement"):
+        journal.came_true(decision, 0.5, 1000)
+    fields = vars(caplog.records[-1])
+    assert (fields["placed"], fields["ttft_s"], fields["cached_tokens"]) == ("r", 0.5, 1000)
+    assert fields["predicted_ttft_s"] == predicted(decision)[0]
+
+
 def test_regret_is_what_the_best_other_worker_would_have_saved() -> None:
     journal = Journal(CostModel())
     decision = place(journal)
