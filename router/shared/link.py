@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, TypeAlias
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from penstock.errors import ConfigError
 from penstock.router.metrics import Metrics
@@ -90,7 +89,7 @@ class Link:
             try:
                 async with asyncio.timeout(_PATIENCE_S):
                     answers = await pipeline.execute(raise_on_error=False)
-            except (RedisError, OSError, TimeoutError) as error:
+            except Exception as error:  # whatever the client raises for what it reads: no request may fail of it
                 answers = [error] * len(calls)
             for call, answer in zip(calls, answers, strict=True):
                 if not call.answer.done():  # who asked may have given up

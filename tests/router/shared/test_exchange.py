@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import msgspec
 import pytest
 
+from penstock.errors import ConfigError
 from penstock.router.metrics import Metrics
 from penstock.router.placement.books import Books
 from penstock.router.policy import LeastWork, Placement, PlacementRequest
@@ -181,6 +182,28 @@ def test_a_lost_redis_is_survived_and_an_empty_one_filled_again(
     assert [record.levelname for record in caplog.records if "Redis" in record.message] == ["WARNING"] * 2 + [
         "INFO"
     ] * 2
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "http://localhost:6379", "redis://localhost:port"])
+def test_what_is_no_url_of_a_redis_is_refused_at_start(url: str) -> None:
+    with pytest.raises(ConfigError, match="redis must be a URL such as"):
+        Link(url, Metrics())
+
+
+def test_a_server_that_is_no_redis_is_a_redis_that_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async def whole() -> None:
+        async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+            peer = Peer(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            for _ in range(3):
+                assert not await peer.look()
+            await peer.link.close()
+
+    asyncio.run(whole())
+    assert len([record for record in caplog.records if "Redis is lost" in record.message]) == 1
 
 
 def test_what_cannot_be_read_is_left_out_and_told_once(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
