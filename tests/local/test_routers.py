@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from penstock.local.ask import ask
 from penstock.local.parts import free_ports
 from tests.local.processes import running_up
 from tests.router.redis_server import RedisServer
