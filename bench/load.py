@@ -92,9 +92,10 @@ async def connect(port: int) -> Connection:
 async def one_by_one(port: int, make: Callable[[], bytes], count: int, num_tokens: int) -> list[Timing]:
     """`count` requests, one at a time."""
     connection = await connect(port)
-    timings = [await connection.ask(make(), num_tokens) for _ in range(count)]
-    connection.close()
-    return timings
+    try:
+        return [await connection.ask(make(), num_tokens) for _ in range(count)]
+    finally:
+        connection.close()
 
 
 async def at_once(
@@ -112,8 +113,9 @@ async def at_once(
             count += 1
             await connection.ask(make(), num_tokens)
 
-    await asyncio.gather(*(run(connection) for connection in connections))
-    took = time.perf_counter() - began
-    for connection in connections:
-        connection.close()
-    return count, took
+    try:
+        await asyncio.gather(*(run(connection) for connection in connections))
+        return count, time.perf_counter() - began
+    finally:
+        for connection in connections:
+            connection.close()

@@ -102,6 +102,26 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             (Query(total("penstock_router_running_requests"), "requests"),),
         ),
     ),
+    "Waiting and refusing": (
+        Panel(
+            "Waiting for their turn",
+            "short",
+            "Prompts that the routers hold back.",
+            (Query(total("penstock_router_queued_requests"), "requests"),),
+        ),
+        Panel(
+            "Wait",
+            "s",
+            "Of those requests that could not be placed at once.",
+            quantiles("penstock_router_queue_wait_seconds"),
+        ),
+        Panel(
+            "Refused at once",
+            "reqps",
+            "They would have waited too long, or their quota is used up; by the code of the error.",
+            (Query(rate("penstock_router_refused_requests_total", by="reason"), "{{reason}}"),),
+        ),
+    ),
     "Placement": (
         Panel(
             "Placements",
@@ -120,6 +140,24 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "short",
             "As the router that sees most of them counts.",
             (Query(f"max by (role) ({total('penstock_router_worker_ready', by='role, instance')})", "{{role}}"),),
+        ),
+        Panel(
+            "Predicted cached tokens",
+            "reqps",
+            "Requests that found as much in the prefix cache as the router had predicted, or less, or more.",
+            (Query(rate("penstock_router_predicted_requests_total", by="outcome"), "{{outcome}}"),),
+        ),
+        Panel(
+            "Error of the predicted time to first token",
+            "s",
+            "Predicted less measured, without sign.",
+            quantiles("penstock_router_ttft_prediction_error_seconds", names=("0.5", "0.95")),
+        ),
+        Panel(
+            "Drift alarm",
+            "short",
+            "1 while predictions are off and placement goes by load only.",
+            (Query(f"max by (of) (penstock_router_drift_alarm{{{SERVING}}})", "{{of}}"),),
         ),
     ),
     "Workers": (

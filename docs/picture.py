@@ -70,7 +70,16 @@ def main() -> None:
 
 def start_cluster(stack: ExitStack) -> dict[str, str]:
     """The URLs of the parts, by name."""
-    command = [sys.executable, "-m", "penstock.cli", "up", "--port=0", "--prefill=1", "--decode=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "penstock.cli",
+        "up",
+        "--port=0",
+        "--prefill=1",
+        "--decode=2",
+        "--policy=least-work",
+    ]
     process = Tied(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     stack.callback(process.stop)
     urls: dict[str, str] = {}
@@ -169,7 +178,7 @@ def draw(rows: dict[str, list[tuple[Panel, list[Line]]]], began: float, ended: f
         top += -(-len(panels) // COLUMNS) * (HEIGHT + GAP)
     width = GAP + COLUMNS * (WIDTH + GAP)
     said = (
-        f"penstock up: 1 prefill, 2 decode workers, {', '.join(map(str, PHASES))} requests in flight, "
+        f"penstock up, 1 prefill and 2 decode workers, least-work: {', '.join(map(str, PHASES))} requests in flight, "
         f"{ended - began:.0f} s in all; {time.strftime('%Y-%m-%d')}, commit {commit()}"
     )
     style = (

@@ -30,6 +30,9 @@ TARGET_LABELS = {"namespace", "pod", "instance", "container", "job", "endpoint"}
 }
 """Prometheus adds these: charts/penstock/templates/podmonitor.yaml."""
 
+SOURCES = "".join(path.read_text() for path in (ROOT / "router").rglob("*.py"))
+"""Where label values are written that a good run does not show."""
+
 Live = dict[str, tuple[str, set[str], list[dict[str, str]]]]
 """Metric: (kind, labels of its samples, the samples' labels)."""
 
@@ -124,8 +127,8 @@ def test_a_query_asks_for_metrics_and_labels_that_exist(
         assert set(selector.matchers) <= labels, selector.metric
         assert names.grouping <= labels, selector.metric
         for label, (operator, value) in selector.matchers.items():
-            if operator == "=":
-                assert value in {sample[label] for sample in shown[name][2]}, f"no {label} is {value!r}"
+            if operator == "=" and value not in {sample[label] for sample in shown[name][2]}:
+                assert f'"{value}"' in SOURCES, f"no {label} is {value!r}"
 
 
 def test_legends_and_annotations_name_labels_that_the_result_has(

@@ -26,8 +26,10 @@ SPANS = {
     "penstock-decode": ("generate", "queue", "prefill", "transfer", "first_token", "decode"),
     "penstock-prefill": ("prefill", "queue", "prefill_chunk", "lease"),
 }
-CLOCK_S = 0.02
-"""Durations cross a pipe and are placed on the front's clock, so that a span may stick out a little."""
+CLOCK_S = 0.15
+"""Durations cross a pipe and are placed on the front's clock, so that a span may stick out, on a busy machine more."""
+HANG_UP_S = 1.0
+"""A prefill worker learns from the closed connection that its call is over."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,8 @@ def test_times_are_those_of_one_request(served: Served) -> None:
         parent = by_id.get(span.parent_id)
         if parent is not None:
             assert span.began_s >= parent.began_s - CLOCK_S, span.name
-            assert span.ended_s <= parent.ended_s + CLOCK_S, span.name
+            late_s = HANG_UP_S if span.service == "penstock-prefill" and span.name in ("prefill", "lease") else CLOCK_S
+            assert span.ended_s <= parent.ended_s + late_s, span.name
     chunks = served.all("prefill_chunk")
     for earlier, later in itertools.pairwise(chunks):
         assert later.began_s >= earlier.ended_s - CLOCK_S
