@@ -60,7 +60,9 @@ def running_cluster(model: Path, **engine_flags: object) -> Iterator[Cluster]:
     with ExitStack() as stack:
         prefill = stack.enter_context(running("prefill", **flags))
         decode = stack.enter_context(running("decode", **flags))
-        router = stack.enter_context(running("router", model=model, prefill=prefill.url, decode=decode.url))
+        router = stack.enter_context(
+            running("router", model=model, prefill=prefill.url, decode=decode.url, policy="least-work")
+        )
         yield Cluster(router, prefill, decode)
 
 

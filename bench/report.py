@@ -64,6 +64,8 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What a reader must know to judge the rows: configurations, what was left out and why."""
+    module: str = ""
+    """Of bench, where it is not called as the result is."""
 
     def finish(self) -> None:
         """Prints the table and writes bench/results/NAME.json."""
@@ -81,7 +83,7 @@ class Report:
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "commit": commit(),
             "machine": machine(),
-            "command": shlex.join(["python", "-m", f"bench.{self.name}", *sys.argv[1:]]),
+            "command": shlex.join(["python", "-m", f"bench.{self.module or self.name}", *sys.argv[1:]]),
             "rows": [{key: _rounded(value) for key, value in asdict(row).items()} for row in self.rows],
             "notes": self.notes,
         }

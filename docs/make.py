@@ -141,24 +141,62 @@ def metrics() -> str:
         MADE,
         "# Metrics\n",
         "At `/metrics`, in Prometheus' text format. The `vllm:*` names carry vLLM's meanings, so that endpoint pickers",
-        "and dashboards made for vLLM read them unchanged.\n",
+        "and dashboards made for vLLM read them unchanged. Every process also has Prometheus' own `process_*`.",
+        "[Dashboard, alerts, traces and logs](../how-to/observe.md).\n",
         "## Workers\n",
-        _metric_table(worker._registry.collect()),
+        _metric_table(worker._registry),
         "## Router\n",
-        _metric_table(Metrics().registry.collect()),
+        _metric_table(Metrics().registry),
         "## Operator\n",
-        _metric_table(OperatorMetrics().registry.collect()),
+        _metric_table(OperatorMetrics().registry),
     ]
     return "\n".join(parts)
 
 
-def _metric_table(families: Iterable[Any]) -> str:
-    rows = [
-        (f"`{family.name}{'_total' if family.type == 'counter' else ''}`", family.type, family.documentation)
-        for family in sorted(families, key=lambda family: str(family.name))
-        if not family.name.startswith("process_")
-    ]
-    return _table(("name", "kind", "meaning"), rows)
+UNITS = {
+    **{word: word for word in ("seconds", "bytes", "tokens", "blocks", "requests", "streams", "placements", "errors")},
+    **dict.fromkeys(("ready", "healthy", "leading", "alarm"), "0 or 1"),
+    **dict.fromkeys(("queries", "hits"), "tokens"),
+    **dict.fromkeys(("running", "waiting", "preemptions"), "sequences"),
+    **dict.fromkeys(("free", "quarantined"), "blocks"),
+    "perc": "share, 0 to 1",
+    "info": "always 1",
+    "success": "answers",
+    "pulls": "reads",
+    "timings": "steps",
+    "peers": "workers",
+    "actions": "changes",
+    "calls": "requests",
+    "depth": "objects",
+    "deployments": "objects",
+    "objects": "objects",
+    "relists": "lists",
+}
+"""By the last word of a metric's name."""
+
+
+def _metric_table(registry: Any) -> str:
+    labels = {
+        collector._name: collector._labelnames for collector in registry._collector_to_names if _is_plain(collector)
+    }
+    rows = []
+    for family in sorted(registry.collect(), key=lambda family: str(family.name)):
+        if family.name.startswith("process_"):
+            continue
+        word = family.name.rpartition("_")[2]
+        if word not in UNITS:
+            sys.exit(
+                f"the unit of {family.name} is unknown: end its name in one, or add {word!r} to UNITS in docs/make.py"
+            )
+        of_samples = {name for sample in family.samples for name in sample.labels} - {"le"}
+        names = labels.get(family.name, tuple(sorted(of_samples)))
+        shown = f"`{family.name}{'_total' if family.type == 'counter' else ''}`"
+        rows.append((shown, family.type, UNITS[word], ", ".join(f"`{name}`" for name in names), family.documentation))
+    return _table(("name", "kind", "unit", "labels", "meaning"), rows)
+
+
+def _is_plain(collector: Any) -> bool:
+    return hasattr(collector, "_labelnames")
 
 
 def performance() -> str:

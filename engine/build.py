@@ -14,6 +14,7 @@ from penstock.engine.model import load_config, load_model, require_tokenizer, we
 from penstock.engine.runner import Runner
 from penstock.engine.self_check import check_exactness
 from penstock.errors import ConfigError
+from penstock.fingerprint import model_fingerprint
 from penstock.hashing import BlockHasher
 from penstock.machine import free_memory_bytes, usable_cores
 from penstock.protocol import VERSION, Layout
@@ -74,7 +75,14 @@ def build_engine(config: EngineConfig, generation: str) -> Built:
     return Built(
         engine=Engine(config, runner, lambda salt: BlockHasher(config.secret.encode(), root, salt), generation),
         layout=layout,
-        limits=Limits(model.vocab_size, context, config.block_size, num_blocks),
+        limits=Limits(
+            vocab_size=model.vocab_size,
+            max_context_tokens=context,
+            block_size=config.block_size,
+            num_blocks=num_blocks,
+            kind=_kind(device, layout.kv_dtype),
+            model=model_fingerprint(folder),
+        ),
         notes=tuple(notes),
         first_guess_s_per_row=2 * num_weight_bytes / dtype.itemsize / _SLOWEST_FLOPS_PER_S[device.type],
     )
@@ -86,6 +94,13 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda, but torch finds no CUDA device; use --device cpu or install a CUDA build")
     return torch.device(name)
+
+
+def _kind(device: torch.device, dtype: str) -> str:
+    """Workers of one kind take as long for the same work."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} {dtype}"
+    return f"cpu, {torch.get_num_threads()} threads, {dtype}"
 
 
 def _free_bytes(device: torch.device) -> int:

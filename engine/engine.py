@@ -8,20 +8,20 @@ other workers is the Redeemer's part.
 
 import time
 from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from typing import Protocol
 
 from torch import Tensor
 
 from penstock.engine.config import EngineConfig
-from penstock.engine.kv.layout import num_blocks_for
-from penstock.engine.kv.pool import BlockPool
+from penstock.engine.kv.pool import BlockPool, num_blocks_for
 from penstock.engine.messages import Output, Stats
 from penstock.engine.runner import Runner
 from penstock.engine.sampler import Sampled, SampleRow, sample
 from penstock.engine.scheduler import Budget, schedule
 from penstock.engine.sequence import Request, Role, Sequence
+from penstock.engine.spans import Spans
 from penstock.engine.tickets import Tickets
 from penstock.engine.trace import open_trace
 from penstock.errors import RetryableError
@@ -37,7 +37,8 @@ class Pulls(Protocol):
         """Sequences that will join the batch when their pulls under way are verified."""
 
     def begin(self, sequence: Sequence, blocks: list[int], num_matched: int) -> None:
-        """`blocks` were reserved for the sequence's prompt; all but the first `num_matched` are to be pulled."""
+        """`blocks` were reserved for the sequence's tokens; all but the first `num_matched` are to be pulled, from its
+        prefill worker (who has them all) or from its source (who may have some)."""
 
     def drop(self, request: Request) -> None:
         """The request ended early: give back its blocks as soon as nothing can write to them any more."""
@@ -51,6 +52,9 @@ class Engine:
     ) -> None:
         """`new_hasher(salt)` gives the root of a request's block hashes; `generation` names this process on tickets."""
         self.pulls: Pulls | None = None
+        self.announce: Callable[[], None] = lambda: None
+        """Called in the middle of a step, when blocks were evicted and nothing is computed yet: whoever hopes for them
+        should know before it sends its request."""
         self.runner = runner
         self.new_hasher = new_hasher
         self.eos_ids = runner.decoder.config.eos_ids
@@ -67,6 +71,7 @@ class Engine:
         self.outputs: list[Output] = []
         self.timings: list[StepTiming] = []
         self.trace = open_trace(config.trace)
+        self.spans = Spans()
         self.num_preemptions = 0
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
@@ -74,15 +79,16 @@ class Engine:
 
     # What callers do between steps.
 
-    def add(self, wire: GenerateRequest, role: Role = Role.GENERATE) -> Request:
+    def add(self, wire: GenerateRequest, role: Role = Role.GENERATE, *, traced: bool = False) -> Request:
         """Queues a request. Its frames appear in `outputs` under its request id."""
         request = Request.create(wire, role, self.new_hasher(wire.salt), self.budget.block_size)
+        request.traced = traced
         self.requests[wire.request_id] = request
         first = request.sequences[0]
         if first.output and (reason := self._finish_reason(request, first.output)):
             self._finish(first, reason)  # a resume that had nothing left to generate
         else:
-            self._queue(first)
+            self.queue(first)
         return request
 
     def cancel(self, request_id: str) -> None:
@@ -102,12 +108,38 @@ class Engine:
         """Takes a request's sequences out of all queues and frees their blocks."""
         for sequence in request.sequences:
             if sequence in self.waiting:
-                self.waiting.remove(sequence)
+                self._unqueue(sequence)
             if sequence in self.running:
                 self.running.remove(sequence)
             self._free(sequence)
-        if request.role is Role.PULL and self.pulls is not None:
+        if self.pulls is not None:
             self.pulls.drop(request)
+
+    def queue(self, sequence: Sequence) -> None:
+        """Lets a sequence that holds nothing wait to be admitted."""
+        sequence.request.queued_at = time.monotonic()
+        self._give_up(sequence)
+        if self.budget.prefix_cache:
+            hashes = sequence.full_hashes()
+            self.pool.want(hashes)
+            sequence.num_wanted = len(hashes)
+        insort(self.waiting, sequence, key=lambda each: each.request.rank)
+
+    def _unqueue(self, sequence: Sequence) -> None:
+        self.waiting.remove(sequence)
+        self.pool.unwant(sequence.hashes[: sequence.num_wanted])
+        sequence.num_wanted = 0
+
+    def start(self, sequence: Sequence, blocks: list[int], num_cached: int) -> None:
+        """A sequence joins the batch with `blocks` for all of its tokens; the first `num_cached` hold their KV."""
+        request = sequence.request
+        sequence.blocks, sequence.num_committed = blocks, num_cached
+        sequence.num_computed = num_cached * self.budget.block_size
+        if request.cached_tokens is None:
+            request.cached_tokens = min(sequence.num_computed, len(request.prompt))
+        self.running.append(sequence)
+        if request.role is Role.PREFILL and num_cached:
+            self._emit(request, self.tickets.publish(sequence))
 
     def emit_first_tokens(self, request: Request, first_tokens: Seq[FirstToken]) -> None:
         """Emits what the prefill worker sampled, one token per sample."""
@@ -130,15 +162,22 @@ class Engine:
 
     def load(self) -> Load:
         """What the engine is doing now."""
-        prefills = sum(request.role is Role.PREFILL for request in self.requests.values())
-        computing = sum(each.request.role is Role.PREFILL for each in (*self.running, *self.waiting))
+        leased = sum(request.leased for request in self.requests.values())
         return Load(
             running=len(self.running),
             waiting=len(self.waiting),
-            leased=prefills - computing,
+            leased=leased,
             free_blocks=self.pool.num_free,
             num_blocks=self.pool.num_blocks,
+            evictable_blocks=self.pool.num_evictable,
+            prefill_tokens=sum(each.num_pending for each in self._prompts()),
+            context_tokens=sum(each.num_computed for each in self.running if each.num_pending == 1),
         )
+
+    def _prompts(self) -> Iterator[Sequence]:
+        """Those that compute a prompt here or wait to."""
+        yield from (each for each in self.running if each.num_pending > 1)
+        yield from (each for each in self.waiting if each.request.role is not Role.PULL)
 
     def stats(self) -> Stats:
         """Counters since start."""
@@ -157,17 +196,25 @@ class Engine:
         plan = schedule(self.running, self.waiting, self.pool, self.budget, num_pulling=pulling)
         for sequence in plan.preempt:
             self._preempt(sequence)
-        for _, matched in plan.admit:  # before anything is allocated, which could evict what another was promised
+        for _, matched in (*plan.admit, *plan.pull):  # before any allocation, which could evict what one was promised
             self.pool.acquire(matched)
         for sequence, matched in plan.admit:
-            self._admit(sequence, matched)
+            self.start(sequence, self._admit(sequence, matched), len(matched))
+        for sequence, matched in plan.pull:
+            assert self.pulls is not None
+            self.pulls.begin(sequence, self._admit(sequence, matched), len(matched))
         if not plan.work:
             return bool(plan.preempt)
         for sequence, rows in plan.work:
             self._make_room(sequence, rows)
+        if self.pool.has_removed:
+            self.announce()
         began = time.monotonic()
         logits = self.runner.run(plan.work)
         self.timings.append(_timing(plan.work, time.monotonic() - began))
+        for sequence, rows in plan.work:
+            if sequence.request.traced and sequence.num_computed < len(sequence.request.prompt):
+                self.spans.add(sequence.request, "prefill_chunk", began, rows)
         self._advance(plan.work, logits)
         return True
 
@@ -176,33 +223,23 @@ class Engine:
         pending = sum(sequence.num_pending for sequence in (*self.running, *self.waiting))
         return min(pending, self.budget.max_step_tokens)
 
-    def _admit(self, sequence: Sequence, matched: list[int]) -> None:
-        """Moves a waiting sequence to the running ones, or begins its pull, with blocks for all of its tokens.
-
-        The `matched` ones are already referenced.
-        """
+    def _admit(self, sequence: Sequence, matched: list[int]) -> list[int]:
+        """Takes a sequence out of the waiting ones: blocks for all of its tokens, the `matched` ones first, which are
+        already referenced."""
         request = sequence.request
-        pull = request.role is Role.PULL
-        self.waiting.remove(sequence)
-        total = num_blocks_for(request.num_start_tokens + 1 if pull else sequence.num_tokens, self.budget.block_size)
-        blocks = matched + self.pool.allocate(total - len(matched))
-        num_cached = len(matched) * self.budget.block_size
-        self.num_cached_tokens += num_cached
-        if pull:
-            assert self.pulls is not None
-            self.pulls.begin(sequence, blocks, len(matched))
-            return
-        sequence.blocks, sequence.num_computed, sequence.num_committed = blocks, num_cached, len(matched)
-        if request.cached_tokens is None:
-            request.cached_tokens = min(num_cached, len(request.prompt))
-        self.running.append(sequence)
-        if request.role is Role.PREFILL and matched:
-            self._emit(request, self.tickets.publish(sequence))
+        self._unqueue(sequence)
+        self.spans.add(request, "queue", request.queued_at)
+        hashes = sequence.full_hashes() if self.budget.prefix_cache else []
+        self.pool.expect(hashes[len(matched) :])
+        sequence.num_expected = len(hashes)
+        num_tokens = request.num_start_tokens + 1 if request.role is Role.PULL else sequence.num_tokens
+        self.num_cached_tokens += len(matched) * self.budget.block_size
+        return matched + self.pool.allocate(num_blocks_for(num_tokens, self.budget.block_size) - len(matched))
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._free(sequence)
-        self._queue(sequence)
+        self.queue(sequence)
         self.num_preemptions += 1
 
     def _make_room(self, sequence: Sequence, rows: int) -> None:
@@ -252,7 +289,8 @@ class Engine:
             else:
                 self._append(sequence, token)
         for sequence, firsts in first_tokens.items():
-            self.running.remove(sequence)  # from here on its request is a lease
+            self.running.remove(sequence)
+            sequence.request.leased = True
             self._emit(sequence.request, self.tickets.publish_last(sequence, firsts))
 
     def _fail_broken(self, request: Request) -> None:
@@ -330,16 +368,22 @@ class Engine:
                 prefilled_tokens=request.prefilled_tokens,
                 pulled_blocks=request.pulled_blocks,
                 pulled_bytes=request.pulled_blocks * block_bytes,
+                pulls=request.pulls,
+                pull_s=request.pull_s,
+                sourced_blocks=request.sourced_blocks,
             )
             self._emit(request, done)
 
-    def _queue(self, sequence: Sequence) -> None:
-        insort(self.waiting, sequence, key=lambda each: each.request.rank)
-
     def _free(self, sequence: Sequence) -> None:
         self.pool.free(sequence.blocks)
+        self._give_up(sequence)
         sequence.blocks = []
         sequence.num_computed = sequence.num_committed = 0
+
+    def _give_up(self, sequence: Sequence) -> None:
+        """Nobody need wait for what the sequence has not computed or pulled."""
+        self.pool.give_up(sequence.hashes[sequence.num_committed : sequence.num_expected])
+        sequence.num_expected = 0
 
     def _emit(self, request: Request, frame: object) -> None:
         self.outputs.append(Output(request.wire.request_id, frame))  # type: ignore[arg-type]
@@ -347,7 +391,12 @@ class Engine:
 
 def _timing(work: Seq[tuple[Sequence, int]], seconds: float) -> StepTiming:
     """What one step computed, and how long it took."""
-    prefill = sum(rows for sequence, rows in work if sequence.num_pending > 1)
-    total = sum(rows for _, rows in work)
-    context = sum(sequence.num_computed + rows for sequence, rows in work)
-    return StepTiming(prefill, total - prefill, context, seconds)
+    prefill = decode = context = pairs = 0
+    for sequence, rows in work:
+        if sequence.num_pending > 1:
+            prefill += rows
+            pairs += rows * sequence.num_computed + rows * (rows + 1) // 2
+        else:
+            decode += rows
+            context += sequence.num_computed + rows
+    return StepTiming(prefill, decode, context, seconds, pairs)

@@ -13,15 +13,19 @@ from penstock.protocol import Accepted, Done, Error, Events, Finished, GenerateR
 
 
 class Generate(Struct, frozen=True, tag=True):
-    """Answer this request here. With `request.prefill` set, its prompt's KV arrives by tickets (PrefillArrived)."""
+    """Answer this request here. With `request.prefill` set, its prompt's KV arrives by tickets (PeerArrived)."""
 
     request: GenerateRequest
+    traced: bool = False
+    """Report its Spans."""
 
 
 class Prefill(Struct, frozen=True, tag=True):
     """Compute this request's prompt, publish tickets, and hold the blocks until Cancel (the end of the lease)."""
 
     request: GenerateRequest
+    traced: bool = False
+    """Report its Spans."""
 
 
 class Lookup(Struct, frozen=True, tag=True):
@@ -31,15 +35,16 @@ class Lookup(Struct, frozen=True, tag=True):
     hashes: tuple[bytes, ...]
 
 
-class PrefillArrived(Struct, frozen=True, tag=True):
-    """A frame of the prefill worker's answer for a Generate with `prefill`."""
+class PeerArrived(Struct, frozen=True, tag=True):
+    """A frame of the worker that a request's blocks come from: its `prefill`, or else its `source`."""
 
     request_id: str
     frame: Accepted | Ticket
 
 
-class PrefillFailed(Struct, frozen=True, tag=True):
-    """The prefill worker was lost, refused or sent an error. Ends the request with `prefill_lost`."""
+class PeerFailed(Struct, frozen=True, tag=True):
+    """That worker was lost, refused or sent an error: a `prefill` ends the request with `prefill_lost`, a `source`
+    has the engine compute what it was to give."""
 
     request_id: str
     reason: str
@@ -59,7 +64,7 @@ class Stop(Struct, frozen=True, tag=True):
     """Leave the process now."""
 
 
-ToEngine: TypeAlias = Generate | Prefill | Lookup | PrefillArrived | PrefillFailed | Cancel | Snapshot | Stop
+ToEngine: TypeAlias = Generate | Prefill | Lookup | PeerArrived | PeerFailed | Cancel | Snapshot | Stop
 
 # Engine to front.
 
@@ -71,6 +76,10 @@ class Limits(Struct, frozen=True):
     max_context_tokens: int
     block_size: int
     num_blocks: int
+    kind: str = ""
+    """Device and number format; see hop.Readiness."""
+    model: str = ""
+    """Fingerprint of tokenizer and architecture."""
 
 
 class Started(Struct, frozen=True, tag=True):
@@ -104,6 +113,25 @@ class Output(Struct, frozen=True):
     frame: Tokens | Finished | Done | Error | Ticket
 
 
+class Span(Struct, frozen=True, array_like=True):
+    """What a traced request spent time on: durations only, which the front places on its own clock."""
+
+    request_id: str
+    name: str
+    """`queue`, `prefill_chunk` (of `count` prompt tokens) or `transfer` (of `count` blocks)."""
+    seconds: float
+    ago_s: float
+    """How long before this message it ended."""
+    count: int = 0
+
+
+class Wanted(Struct, frozen=True):
+    """The hashes to ask a request's `source` for."""
+
+    request_id: str
+    hashes: tuple[bytes, ...]
+
+
 class Stats(Struct, frozen=True):
     """Counters since start, and what else only /metrics shows."""
 
@@ -118,6 +146,10 @@ class Stats(Struct, frozen=True):
     pull_seconds: float = 0.0
     fenced_pulls: int = 0
     failed_pulls: int = 0
+    sourced_blocks: int = 0
+    """Of the pulled blocks, those that were in another worker's cache."""
+    missed_sources: int = 0
+    """Requests whose source was lost, late or had nothing."""
     silent_peers: int = 0
     """Now."""
 
@@ -127,10 +159,12 @@ class StepOutputs(Struct, frozen=True, tag=True):
 
     outputs: tuple[Output, ...] = ()
     released: tuple[str, ...] = ()
-    """Ids of Generates whose ticketed blocks are verified: the front closes their call to the prefill worker."""
+    """Ids of requests that need their prefill worker or source no more: the front closes its call."""
     events: Events | None = None
     load: Load | None = None
     stats: Stats | None = None
+    wanted: tuple[Wanted, ...] = ()
+    spans: tuple[Span, ...] = ()
 
 
 FromEngine: TypeAlias = Started | StartFailed | Beat | StepOutputs

@@ -5,13 +5,14 @@
 Threads: this loop, one that reads the pipe, one that beats, and the puller's. They meet only in the inbox.
 """
 
+import logging
 import os
 import threading
 import time
-import traceback
 import uuid
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
+from typing import Any
 
 from msgspec import Struct, structs
 
@@ -19,13 +20,15 @@ from penstock.engine import messages
 from penstock.engine.build import build_engine
 from penstock.engine.config import EngineConfig
 from penstock.engine.engine import Engine
-from penstock.engine.messages import Beat, Output, Stats, StepOutputs
+from penstock.engine.messages import Beat, Output, Stats, StepOutputs, Wanted
 from penstock.engine.redeem import Redeemer
 from penstock.engine.sequence import Role
 from penstock.engine.transfer import Event as PullEvent
 from penstock.engine.transfer import Puller, PullVerified, Regions, make_transport
 from penstock.errors import WorkerLost
-from penstock.protocol import HEARTBEAT_S, Events, Load, Peer, StepTiming
+from penstock.protocol import HEARTBEAT_S, Events, Load, Peer, StepTiming, event_blocks
+
+log = logging.getLogger(__name__)
 
 
 def run_engine(config: EngineConfig, connection: Connection) -> None:
@@ -93,11 +96,12 @@ class EngineProcess:
         generation = uuid.uuid4().hex
         built = build_engine(config, generation)
         self._engine: Engine = built.engine
+        self._engine.announce = self._announce
         regions = Regions(kv=built.engine.runner.kv, epochs=built.engine.pool.epochs)
         transport = make_transport(config.transport, regions, host=config.transfer_host)
         block_bytes = built.engine.runner.layout.block_bytes
         self._puller = Puller(transport, block_bytes, self._take_pull_event, timeout_s=config.transfer_timeout_s)
-        self._redeemer = Redeemer(built.engine, built.layout, self._puller)
+        self._redeemer = Redeemer(built.engine, built.layout, self._puller, self._ask_source)
         self._clock = StepClock(built.first_guess_s_per_row)
         self._generation = generation
         self._events_sequence = 0
@@ -142,31 +146,44 @@ class EngineProcess:
     def _dispatch(self, message: Struct) -> None:
         engine = self._engine
         match message:
-            case messages.Generate(request):
-                engine.add(request, Role.PULL if request.prefill else Role.GENERATE)
-            case messages.Prefill(request):
-                engine.add(request, Role.PREFILL)
+            case messages.Generate(request, traced):
+                engine.add(request, Role.PULL if request.prefill else Role.GENERATE, traced=traced)
+            case messages.Prefill(request, traced):
+                engine.add(request, Role.PREFILL, traced=traced)
             case messages.Lookup(request_id, hashes):
                 engine.outputs.append(Output(request_id, engine.tickets.lookup(request_id, hashes)))
-            case messages.PrefillArrived(request_id, frame):
+            case messages.PeerArrived(request_id, frame):
                 self._redeemer.arrived(request_id, frame)
-            case messages.PrefillFailed(request_id, reason):
+            case messages.PeerFailed(request_id, reason):
                 self._redeemer.failed(request_id, reason)
             case messages.Cancel(request_id):
                 engine.cancel(request_id)
             case messages.Snapshot():
-                self._subscribed = True
+                if self._subscribed:
+                    self._send(StepOutputs(events=self._send_events()))  # earlier subscribers skip the snapshot
                 engine.pool.drain_events()
-                self._send(StepOutputs(events=self._events(snapshot=True)))
+                self._subscribed = True
+                self._send_snapshot()
 
     def _flush(self) -> None:
         """One message with all that this round of the loop produced."""
         engine, redeemer = self._engine, self._redeemer
         outputs, engine.outputs = tuple(engine.outputs), []
         released, redeemer.released = tuple(redeemer.released), []
-        events = self._events(snapshot=False)
+        events = self._send_events() if self._subscribed else None
+        engine.pool.drain_events()
         engine.timings.clear()
-        self._send(StepOutputs(outputs, released, events if self._subscribed else None, self._load(), self._stats()))
+        load, stats, spans = self._load(), self._stats(), engine.spans.drain()
+        self._send(StepOutputs(outputs, released, events, load, stats, spans=spans))
+
+    def _ask_source(self, wanted: Wanted) -> None:
+        """At once: the source answers while the step of the others runs here."""
+        self._send(StepOutputs(wanted=(wanted,)))
+
+    def _announce(self) -> None:
+        """What was evicted for this step, while it is computed."""
+        if self._subscribed:
+            self._send(StepOutputs(events=self._send_events()))
 
     def _check_quarantine(self) -> None:
         """With too many blocks in quarantine this process ends: its streams go on elsewhere, and it starts afresh."""
@@ -186,21 +203,41 @@ class EngineProcess:
             pull_seconds=counters.seconds,
             fenced_pulls=counters.fenced,
             failed_pulls=counters.failed,
+            sourced_blocks=self._redeemer.num_sourced_blocks,
+            missed_sources=self._redeemer.num_missed_sources,
             silent_peers=len(self._puller.silent),
         )
 
-    def _events(self, *, snapshot: bool) -> Events:
+    def _send_events(self) -> Events:
+        """Sends what changed, but for the last frame, which is mostly the only one: that goes with the outputs."""
         stored, removed = self._engine.pool.drain_events()
+        size = event_blocks(self._engine.budget.block_size)
+        start = 0
+        while max(len(stored), len(removed)) - start > size:
+            stop = start + size
+            self._send(StepOutputs(events=self._numbered(stored=stored[start:stop], removed=removed[start:stop])))
+            start = stop
+        return self._numbered(stored=stored[start:], removed=removed[start:], timings=tuple(self._engine.timings))
+
+    def _send_snapshot(self) -> None:
+        """The whole prefix cache, in parts that neither pipe nor stream is long busy with."""
+        engine = self._engine
+        blocks = tuple(engine.pool.snapshot())
+        block_size = engine.budget.block_size if engine.budget.prefix_cache else 0
+        size = event_blocks(engine.budget.block_size)
+        for part, start in enumerate(range(0, max(1, len(blocks)), size)):
+            events = self._numbered(
+                snapshot=True,
+                part=part,
+                more=start + size < len(blocks),
+                block_size=block_size,
+                stored=blocks[start : start + size],
+            )
+            self._send(StepOutputs(events=events))
+
+    def _numbered(self, **content: Any) -> Events:
         self._events_sequence += 1
-        return Events(
-            generation=self._generation,
-            sequence=self._events_sequence,
-            snapshot=snapshot,
-            stored=self._engine.pool.snapshot() if snapshot else stored,
-            removed=() if snapshot else removed,
-            load=self._load(),
-            timings=tuple(self._engine.timings),
-        )
+        return Events(generation=self._generation, sequence=self._events_sequence, load=self._load(), **content)
 
     def _send(self, message: Struct) -> None:
         with self._send_lock:
@@ -220,7 +257,7 @@ class EngineProcess:
         except (EOFError, OSError):
             pass  # the front is gone
         except Exception:
-            traceback.print_exc()
+            log.exception("a message from the front cannot be read")
         os._exit(1)
 
     def _beat(self) -> None:

@@ -1,4 +1,9 @@
-"""The decode side of a transfer: tickets come in, blocks are reserved, pulled and verified, sequences join the batch.
+"""The reading side of a transfer: tickets come in, blocks are reserved, pulled and verified, sequences join the batch.
+
+There are two kinds of pulls. A decode worker's prefill worker tickets the whole prompt while it computes it, and its
+failure ends the request, which the router places again. Any worker's source tickets what it happens to have cached;
+whatever it lacks or loses is computed here. A source is asked only when all blocks are reserved and the answer waits
+for no memory, so workers that read from each other cannot wait for each other.
 
 The fence, in order: (a) here, a ticket of another generation, or with hashes other than our own for its positions, is
 refused; (b) the puller reads the data; (c) when that is done it reads the epochs; (d) it compares them with the ticket.
@@ -6,15 +11,21 @@ Blocks that a lost transfer may still write stay in quarantine until the puller 
 """
 
 import itertools
+import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from penstock.engine.engine import Engine
-from penstock.engine.kv.layout import num_blocks_for
+from penstock.engine.kv.pool import num_blocks_for
+from penstock.engine.messages import Wanted
 from penstock.engine.sequence import Request, Role, Sequence
 from penstock.engine.transfer import Event, Puller, PullFailed, PullVerified, QuarantineReleased
 from penstock.engine.transfer import Pull as BlockPull
-from penstock.errors import PrefillLost, TransferError
+from penstock.errors import PrefillLost, RetryableError, TransferError
 from penstock.protocol import Accepted, BlockTicket, Layout, Peer, Ticket
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -27,13 +38,19 @@ class Pull:
     blocks: list[int] = field(default_factory=list)
     """Reserved for the tokens, plus one; empty until then."""
     num_matched: int = 0
+    """Of them, those that were in the prefix cache here."""
     position_of: dict[int, int] = field(default_factory=dict)
     """Local block that the puller owns -> its position in the sequence."""
     num_ticketed: int = 0
+    """Ticketed blocks of the sequence, counted from its first; a source is asked only for those after the matched."""
     last_seen: bool = False
+    began: float = 0.0
+    """When the reads began that are under way."""
     quarantined: set[int] = field(default_factory=set)
     dropped: bool = False
     """The request has ended; what is left is to give the blocks back."""
+    first_read_at: float | None = None
+    """By time.monotonic."""
 
     @property
     def num_tokens(self) -> int:
@@ -42,16 +59,23 @@ class Pull:
 
     @property
     def num_positions(self) -> int:
-        """Blocks that they fill, the last one perhaps partly."""
-        return num_blocks_for(self.num_tokens, self.request.block_size)
+        """Blocks that may be ticketed: all that a prefill worker fills, the last one perhaps partly; a source's are
+        full, and the last token is computed here, for its logits."""
+        if self.request.role is Role.PULL:
+            return num_blocks_for(self.num_tokens, self.request.block_size)
+        return (self.num_tokens - 1) // self.request.block_size
 
 
 class Redeemer:
     """Redeems tickets into the engine's pool."""
 
-    def __init__(self, engine: Engine, layout: Layout, puller: Puller) -> None:
+    def __init__(self, engine: Engine, layout: Layout, puller: Puller, ask: Callable[[Wanted], None]) -> None:
+        """`ask` has a request's source asked; the answer comes as `arrived` or `failed`."""
         self.released: list[str] = []
-        """Request ids whose prefill call is of no more use; the worker's front closes it."""
+        """Request ids whose call to the other worker is of no more use; the worker's front closes it."""
+        self.num_sourced_blocks = 0
+        self.num_missed_sources = 0
+        self._ask = ask
         self._engine = engine
         self._layout = layout
         self._puller = puller
@@ -61,12 +85,12 @@ class Redeemer:
         engine.pulls = self
 
     def arrived(self, request_id: str, frame: Accepted | Ticket) -> None:
-        """A frame of the prefill worker's stream. Anything invalid ends the request with `prefill_lost`.
+        """A frame of the other worker's stream. Anything invalid ends a prefill worker's request with `prefill_lost`.
 
-        A worker that answers but cannot be read ends it with `transfer_failed`: others may still read it.
+        One that answers but cannot be read ends it with `transfer_failed`: others may still read it.
         """
-        request = self._engine.requests.get(request_id)
-        if request is None or request.role is not Role.PULL:
+        request = self._reading(request_id)
+        if request is None:
             return
         try:
             if isinstance(frame, Accepted):
@@ -74,25 +98,31 @@ class Redeemer:
             else:
                 self._take(self._pull_of(request), frame)
         except (PrefillLost, TransferError) as error:
-            self._engine.fail(request, error)
+            self._fail(request, error)
 
     def failed(self, request_id: str, reason: str) -> None:
-        """The prefill worker was lost. Does nothing once its blocks are verified."""
-        request = self._engine.requests.get(request_id)
-        if request is not None and request.role is Role.PULL:
-            self._engine.fail(request, PrefillLost(reason))
+        """The other worker was lost. Does nothing once its blocks are verified."""
+        request = self._reading(request_id)
+        if request is not None:
+            self._fail(request, PrefillLost(reason))
 
     @property
     def num_sequences(self) -> int:
         """See engine.Pulls."""
-        return sum(len(pull.request.wire.samples) for pull in self._pulls.values() if pull.blocks)
+        return sum(pull.request.width for pull in self._pulls.values() if pull.blocks)
 
     def begin(self, sequence: Sequence, blocks: list[int], num_matched: int) -> None:
         """See engine.Pulls."""
-        pull = self._pulls[sequence.request]
+        request = sequence.request
+        pull = self._pull_of(request)
         pull.blocks, pull.num_matched = blocks, num_matched
-        for ticket in sequence.request.tickets:
-            self._submit(pull, ticket)
+        if request.role is not Role.PULL:
+            pull.num_ticketed, request.source = num_matched, None
+            hashes = sequence.full_hashes()[num_matched : pull.num_positions]
+            self._ask(Wanted(request.wire.request_id, tuple(hashes)))
+            return
+        for ticket in request.tickets:
+            self._submit(pull, ticket, ticket.first_position)
         self._join_if_complete(pull)
 
     def drop(self, request: Request) -> None:
@@ -116,12 +146,32 @@ class Redeemer:
             self._verified(pull, event)
         else:
             self._lost(pull, event)
-        if pull.dropped and not pull.position_of:
-            self._forget(pull)
+        if pull.dropped:
+            if not pull.position_of:
+                self._forget(pull)
         elif isinstance(event, PullFailed):
-            self._engine.fail(pull.request, PrefillLost(event.reason))  # drops the pull
+            self._fail(pull.request, PrefillLost(event.reason))  # drops the pull
         else:
             self._join_if_complete(pull)
+
+    def _reading(self, request_id: str) -> Request | None:
+        """The request if it is still to read, or reads, from another worker."""
+        request = self._engine.requests.get(request_id)
+        if request is not None and (request.role is Role.PULL or request in self._pulls):
+            return request
+        return None
+
+    def _fail(self, request: Request, error: RetryableError) -> None:
+        """A prefill worker's failure ends the request. After a source's it is admitted again, without: it finds in the
+        prefix cache what was verified, and computes the rest."""
+        if request.role is Role.PULL:
+            self._engine.fail(request, error)
+            return
+        logger.warning("request %s computes what its source was to give: %s", request.wire.request_id, error)
+        self.num_missed_sources += 1
+        self.drop(request)
+        self._engine.queue(request.sequences[0])
+        self.released.append(request.wire.request_id)
 
     def _pull_of(self, request: Request) -> Pull:
         if request not in self._pulls:
@@ -145,19 +195,24 @@ class Redeemer:
         request, sequence = pull.request, pull.request.sequences[0]
         if pull.peer is None or ticket.generation != pull.peer.generation:
             raise PrefillLost(f"a ticket of generation {ticket.generation}, which is not the one that accepted")
-        if pull.last_seen or ticket.first_position != pull.num_ticketed:
-            raise PrefillLost(f"a ticket for position {ticket.first_position} where {pull.num_ticketed} was due")
+        # A source counts from the first block that it was asked for.
+        first = ticket.first_position + (pull.num_matched if request.role is not Role.PULL else 0)
+        if pull.last_seen or first != pull.num_ticketed:
+            raise PrefillLost(f"a ticket for position {first} where {pull.num_ticketed} was due")
         pull.num_ticketed += len(ticket.blocks)
         if pull.num_ticketed > pull.num_positions:
             raise PrefillLost(f"tickets for {pull.num_ticketed} blocks of a prompt that fills {pull.num_positions}")
-        for position, block in enumerate(ticket.blocks, ticket.first_position):
+        for position, block in enumerate(ticket.blocks, first):
             if block.hash != sequence.hash_of(position):
                 raise PrefillLost(f"a ticket whose hash is not that of block {position} of the prompt")
-        request.tickets.append(ticket)
-        if ticket.last:
-            self._take_last(pull, ticket)
+        if request.role is Role.PULL:
+            request.tickets.append(ticket)
+            if ticket.last:
+                self._take_last(pull, ticket)
+        else:
+            pull.last_seen = ticket.last
         if pull.blocks and not pull.dropped:
-            self._submit(pull, ticket)
+            self._submit(pull, ticket, first)
             self._join_if_complete(pull)
 
     def _take_last(self, pull: Pull, ticket: Ticket) -> None:
@@ -174,25 +229,35 @@ class Redeemer:
         elif pull.num_ticketed != pull.num_positions:
             raise PrefillLost(f"tickets for {pull.num_ticketed} blocks of a prompt that fills {pull.num_positions}")
 
-    def _submit(self, pull: Pull, ticket: Ticket) -> None:
-        """Starts the reads of those ticketed blocks that are not already here."""
+    def _submit(self, pull: Pull, ticket: Ticket, first: int) -> None:
+        """Starts the reads of those ticketed blocks, from position `first` on, that are not already here."""
         assert pull.peer is not None
         reads: list[tuple[BlockTicket, int]] = []
-        for position, block in enumerate(ticket.blocks, ticket.first_position):
+        for position, block in enumerate(ticket.blocks, first):
             if position >= pull.num_matched:
                 reads.append((block, pull.blocks[position]))
                 pull.position_of[pull.blocks[position]] = position
         if reads:
-            pull.request.pulled_blocks += len(reads)
+            pull.first_read_at = pull.first_read_at or time.monotonic()
+            if len(reads) == len(pull.position_of):
+                pull.began = time.monotonic()
+                pull.request.pulls += 1
             self._puller.submit(BlockPull(pull.key, pull.peer.generation, reads))
 
     def _verified(self, pull: Pull, event: PullVerified) -> None:
         """Full blocks enter the prefix cache as they are verified, so that a retry after a loss finds them."""
-        size, sequence = pull.request.block_size, pull.request.sequences[0]
+        request = pull.request
+        size, sequence = request.block_size, request.sequences[0]
+        request.pulled_blocks += len(event.local_blocks)
+        if request.role is not Role.PULL:
+            request.sourced_blocks += len(event.local_blocks)
+            self.num_sourced_blocks += len(event.local_blocks)
         for block in event.local_blocks:
             position = pull.position_of.pop(block)
             if (position + 1) * size <= pull.num_tokens and self._engine.budget.prefix_cache:
                 self._engine.pool.commit(block, sequence.stored_block(position))
+        if not pull.position_of:
+            pull.request.pull_s += time.monotonic() - pull.began
 
     def _lost(self, pull: Pull, event: PullFailed) -> None:
         for block in event.local_blocks:
@@ -200,11 +265,19 @@ class Redeemer:
         pull.quarantined.update(event.quarantined)
 
     def _join_if_complete(self, pull: Pull) -> None:
-        if pull.last_seen and not pull.position_of and not pull.dropped:
-            del self._pulls[pull.request]
-            del self._by_key[pull.key]
-            self._engine.join(pull.request, pull.blocks, pull.num_tokens)
-            self.released.append(pull.request.wire.request_id)
+        if not pull.last_seen or pull.position_of or pull.dropped:
+            return
+        request = pull.request
+        del self._pulls[request]
+        del self._by_key[pull.key]
+        if pull.first_read_at is not None:
+            self._engine.spans.add(request, "transfer", pull.first_read_at, request.pulled_blocks)
+        if request.role is Role.PULL:
+            self._engine.join(request, pull.blocks, pull.num_tokens)
+        else:
+            self.num_missed_sources += pull.num_ticketed == pull.num_matched
+            self._engine.start(request.sequences[0], pull.blocks, pull.num_ticketed)
+        self.released.append(request.wire.request_id)
 
     def _forget(self, pull: Pull) -> None:
         """Nothing of this pull is in flight any more, except what is in quarantine."""

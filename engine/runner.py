@@ -5,7 +5,8 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
-from penstock.engine.kv.layout import COPIED_SHARE, KVLayout, num_blocks_for
+from penstock.engine.kv.layout import COPIED_SHARE, KVLayout
+from penstock.engine.kv.pool import num_blocks_for
 from penstock.engine.model import Decoder
 from penstock.engine.sequence import Sequence
 from penstock.kernels.attention import AttentionBatch

@@ -10,7 +10,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from penstock.engine.kv.layout import num_blocks_for
+from penstock.engine.kv.pool import num_blocks_for
 from penstock.engine.sequence import Role, Sequence
 
 
@@ -20,6 +20,7 @@ class PoolView(Protocol):
     @property
     def num_free(self) -> int: ...
     def match(self, hashes: Seq[bytes]) -> list[int]: ...
+    def is_expected(self, name: bytes) -> bool: ...
     def num_unheld(self, blocks: Seq[int]) -> int: ...
     def refs(self, block: int) -> int: ...
 
@@ -36,11 +37,13 @@ class Budget:
 
 @dataclass(slots=True)
 class Plan:
-    """One step: first `preempt`, then `admit`, then compute `work`."""
+    """One step: first `preempt`, then `admit` and `pull`, then compute `work`."""
 
     preempt: list[Sequence] = field(default_factory=list)
     admit: list[tuple[Sequence, list[int]]] = field(default_factory=list)
     """Sequences that leave the waiting list, with the cached blocks that they start from."""
+    pull: list[tuple[Sequence, list[int]]] = field(default_factory=list)
+    """As `admit`, for sequences that first read KV from another worker."""
     work: list[tuple[Sequence, int]] = field(default_factory=list)
     """Sequences and how many of their next tokens to compute."""
 
@@ -82,29 +85,40 @@ def schedule(
 def _admit(
     plan: Plan, waiting: Seq[Sequence], pool: PoolView, budget: Budget, *, free: int, tokens: int, num_running: int
 ) -> None:
-    """Admits waiting sequences in order until one does not fit; that one blocks the others, so that none starves."""
+    """Admits waiting sequences in order until one does not fit; that one blocks the others, so that none starves.
+
+    One whose next block another sequence is just computing or pulling waits for that instead of computing it twice.
+    """
+    expected: set[bytes] = set()
     for sequence in waiting:
         request = sequence.request
         pull = request.role is Role.PULL
         if pull and not request.tickets:
             continue  # waits for its prefill worker, not for us
-        width = len(request.wire.samples) if pull else request.width
+        width = request.width
         if num_running + width > max(budget.max_sequences, width) or (tokens <= 0 and not pull):
             return
-        # A sequence computed here needs the logits of its last token, so that token is never taken from the cache.
+        # A sequence computed here needs the logits of its last token, so that token is never taken from a cache.
         usable = request.num_start_tokens if pull else sequence.num_tokens - 1
         hashes = sequence.full_hashes()[: usable // budget.block_size] if budget.prefix_cache else []
         matched = pool.match(hashes)
+        following = next(iter(hashes[len(matched) :]), None)
+        if not pull and following is not None and (following in expected or pool.is_expected(following)):
+            continue
         need = num_blocks_for(usable + 1, budget.block_size) - len(matched)
         if need + pool.num_unheld(matched) > free:
             return
         free -= need + pool.num_unheld(matched)
         num_running += width
+        if budget.prefix_cache:
+            expected.update(sequence.full_hashes()[len(matched) :])
+        if pull or (request.source is not None and len(matched) < len(hashes)):
+            plan.pull.append((sequence, matched))
+            continue
         plan.admit.append((sequence, matched))
-        if not pull:
-            rows = min(sequence.num_tokens - len(matched) * budget.block_size, tokens)
-            tokens -= rows
-            plan.work.append((sequence, rows))
+        rows = min(sequence.num_tokens - len(matched) * budget.block_size, tokens)
+        tokens -= rows
+        plan.work.append((sequence, rows))
 
 
 def _growth(sequence: Sequence, rows: int, pool: PoolView, block_size: int) -> int:

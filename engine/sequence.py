@@ -36,6 +36,10 @@ class Sequence:
     """Tokens whose KV is in `blocks`."""
     num_committed: int = 0
     """Full blocks that were handed to the prefix cache."""
+    num_wanted: int = 0
+    """Full blocks that are kept for it while it waits."""
+    num_expected: int = 0
+    """Full blocks that others may wait for, since this sequence computes or pulls them."""
     finish_reason: str | None = None
     number: int = field(default_factory=lambda: next(_numbers))
     """Unique in this process."""
@@ -72,8 +76,8 @@ class Sequence:
     def stored_block(self, index: int) -> StoredBlock:
         """Full block `index` as the prefix cache names it."""
         size = self.request.block_size
-        parent = self.hash_of(index - 1) if index else self.request.hasher.root
-        return StoredBlock(self.hash_of(index), parent, tuple(self.tokens(index * size, (index + 1) * size)))
+        parent, salt = (self.hash_of(index - 1), None) if index else (self.request.hasher.root, self.request.wire.salt)
+        return StoredBlock(self.hash_of(index), parent, tuple(self.tokens(index * size, (index + 1) * size)), salt)
 
     def _hash(self, index: int) -> bytes:
         size = self.request.block_size
@@ -101,15 +105,28 @@ class Request:
     """Prompt tokens that the prefill worker computed."""
     ticketed_blocks: int = 0
     """PREFILL: blocks of the prompt published so far."""
+    leased: bool = False
+    """PREFILL: the last ticket is out; the blocks wait to be read."""
     tickets: list[Ticket] = field(default_factory=list)
     """PULL: all tickets so far."""
+    source: str | None = None
+    """GENERATE, PREFILL: the worker to ask for cached blocks when this request is admitted; None once it was asked."""
     pulled_blocks: int = 0
+    pulls: int = 0
+    """Times that reading began with none being read."""
+    pull_s: float = 0.0
+    """Seconds in which blocks were being read."""
+    sourced_blocks: int = 0
+    traced: bool = False
+    queued_at: float = 0.0
+    """When it last began to wait for room, by time.monotonic."""
 
     @classmethod
     def create(cls, wire: GenerateRequest, role: Role, hasher: BlockHasher, block_size: int) -> "Request":
         """The request with its first sequence; further samples fork from it once the prompt is computed."""
         request = cls(wire=wire, role=role, hasher=hasher, block_size=block_size, prompt=list(wire.prompt))
         request.stop_ids = frozenset(wire.sampling.stop_token_ids)
+        request.source = wire.source if role is not Role.PULL else None
         first = wire.samples[0]
         request.sequences.append(Sequence(request, first, list(first.output)))
         return request
@@ -131,8 +148,10 @@ class Request:
 
     @property
     def width(self) -> int:
-        """Sequences of the batch that one of this request's stands for: all samples until they fork."""
-        return 1 if self.role is Role.PREFILL or self.forked else len(self.wire.samples)
+        """Sequences of the batch that one of this request's stands for: all samples until they fork or join."""
+        if self.role is Role.PREFILL or (self.forked and self.role is not Role.PULL):
+            return 1
+        return len(self.wire.samples)
 
     @property
     def finished(self) -> bool:

@@ -42,6 +42,20 @@ class SecretKey(Node, frozen=True):
     key: Annotated[str, Meta(description="Key in the Secret.", min_length=1, max_length=253)] = "token"
 
 
+class KeysSecret(Node, frozen=True):
+    """A key file in a Secret of the LLMDeployment's namespace. Changes take effect without a restart."""
+
+    name: Annotated[str, Meta(description="Name of the Secret.", min_length=1, max_length=253)]
+    key: Annotated[str, Meta(description="Key in the Secret.", min_length=1, max_length=253)] = "keys.toml"
+
+
+class RedisSecret(Node, frozen=True):
+    """The URL of a Redis in a Secret of the LLMDeployment's namespace."""
+
+    name: Annotated[str, Meta(description="Name of the Secret.", min_length=1, max_length=253)]
+    key: Annotated[str, Meta(description="Key in the Secret.", min_length=1, max_length=253)] = "url"
+
+
 class Cache(Node, frozen=True):
     """Where fetched models are kept, so that not every pod fetches them again. One of the two."""
 
@@ -148,6 +162,24 @@ class Router(Pods, frozen=True):
     service_type: Annotated[
         Literal["ClusterIP", "NodePort", "LoadBalancer"], Meta(description="Type of the Service that clients use.")
     ] = "ClusterIP"
+    keys_secret: Annotated[
+        KeysSecret | None,
+        Meta(description="Hashes of API keys, and their tenants' quotas. Default: anybody may ask."),
+    ] = None
+    redis_secret: Annotated[
+        RedisSecret | None,
+        Meta(
+            description="URL of a Redis, through which several replicas share quotas and what is in flight. It may be "
+            "lost at any time. Default: each replica goes by its own view."
+        ),
+    ] = None
+    flags: Annotated[
+        dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=256)]],
+        Meta(
+            description='Further flags of `penstock router` without dashes in front, for example max-wait-s: "10".',
+            max_length=64,
+        ),
+    ] = field(default_factory=dict)
 
 
 class KVCache(Node, frozen=True):

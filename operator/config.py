@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import penstock
 from penstock.config import option
+from penstock.telemetry.config import LogConfig, TraceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperatorConfig:
-    """What `penstock operator` can be told."""
+class OperatorConfig(LogConfig, TraceConfig):
+    """What `penstock operator` can be told. Routers and workers get its settings of logs and traces."""
 
     namespace: str = option("", "The one namespace to look after; the whole cluster when empty.")
     worker_image_cpu: str = option(f"penstock/worker:{penstock.__version__}", "Image of workers without GPUs.")

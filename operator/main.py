@@ -22,6 +22,7 @@ from penstock.operator.store import Store
 from penstock.operator.verify import Verifier
 from penstock.operator.watch import STALLED_S, Watch
 from penstock.operator.work_queue import Queue
+from penstock.telemetry.logs import set_up_logs
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ _END_S = 2.0
 
 def run_operator(config: OperatorConfig) -> int:
     """Until SIGTERM or SIGINT. Exits with status 1, whatever is going on, when the lead is lost."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logs(config)
     logging.getLogger("kopf").setLevel(logging.WARNING)
     asyncio.run(_run(config))
     return 0

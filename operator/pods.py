@@ -8,6 +8,7 @@ from penstock.operator import api, names
 from penstock.operator.config import OperatorConfig
 from penstock.operator.merge import merge
 from penstock.operator.model_pod import ModelPod, model_pod
+from penstock.telemetry.config import telemetry_of
 
 Template = dict[str, Any]
 
@@ -18,6 +19,8 @@ _START_S = 3600
 """How long a model may take to load before its pod is started again."""
 _SHARED_MEMORY = "1Gi"
 """/dev/shm, over which processes of one node exchange blocks; a pod's own is 64 MB."""
+_KEYS, _KEYS_FILE = "/run/penstock/keys", "keys.toml"
+"""Where routers find the API keys."""
 _NODE_LOST_S = 20
 """A pod on a node that does not answer is replaced after so long (Kubernetes' default: 300 s)."""
 
@@ -40,10 +43,7 @@ def worker_pod(name: str, role: api.Role, spec: api.Spec, config: OperatorConfig
     image = config.worker_image_cuda if pool.gpus else config.worker_image_cpu
     environment = [
         {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}},
-        {
-            "name": "PENSTOCK_FLAG_SECRET",
-            "valueFrom": {"secretKeyRef": {"name": names.secret_name(name), "key": "secret"}},
-        },
+        _secret(name),
         {"name": "UCX_LOG_LEVEL", "value": "warn"},
     ]
     container = {
@@ -68,8 +68,8 @@ def router_pod(name: str, spec: api.Spec, config: OperatorConfig, settings_hash:
     """The pod template of the router; `settings_hash` restarts it when its ConfigMap changes."""
     container = {
         "name": names.CONTAINER["router"],
-        "args": ["router"],
-        "env": [],
+        "args": ["router", *_flags(spec.router.flags)],
+        "env": [_secret(name), *_redis(name, spec.router.redis_secret)],
         "envFrom": [{"configMapRef": {"name": names.pool_name(name, "router")}}],
         "resources": _requests(spec.router.resources, {"cpu": "100m", "memory": "256Mi"}),
         "ports": [{"name": "http", "containerPort": names.ROUTER_PORT, "protocol": "TCP"}],
@@ -78,7 +78,10 @@ def router_pod(name: str, spec: api.Spec, config: OperatorConfig, settings_hash:
         "livenessProbe": _probe("/health", "http", period_s=5, failures=3),
     }
     model = _model_pod(spec.model, config.router_image, config, text_only=True)
-    pod = _pod(name, "router", spec.router, config, model, container, config.router_image, volumes=[], mounts=[])
+    volumes, mounts = _keys(spec.router.keys_secret)
+    pod = _pod(
+        name, "router", spec.router, config, model, container, config.router_image, volumes=volumes, mounts=mounts
+    )
     pod["metadata"]["annotations"] = {f"{api.GROUP}/settings": settings_hash}
     pod["spec"]["serviceAccountName"] = names.pool_name(name, "router")
     return merged_pod(pod, spec.router.template, "spec.router.template")
@@ -92,10 +95,34 @@ def router_settings(name: str, spec: api.Spec, model_hash: str) -> dict[str, str
         "host": "0.0.0.0",
         "port": str(names.ROUTER_PORT),
         "discover": f"{names.DEPLOYMENT}={name},{names.MODEL}={model_hash}",
+        "keys": f"{_KEYS}/{_KEYS_FILE}" if spec.router.keys_secret else "",
         "shutdown_delay_s": "3",
         "shutdown_grace_s": str(DRAIN_S),
     }
-    return {f"PENSTOCK_FLAG_{flag.upper()}": value for flag, value in flags.items()}
+    return {f"PENSTOCK_FLAG_{flag.upper()}": value for flag, value in flags.items() if value}
+
+
+def _keys(secret: api.KeysSecret | None) -> tuple[list[Template], list[Template]]:
+    """Volume and mount of the key file: a whole folder, since a file that is mounted by itself never changes."""
+    if secret is None:
+        return [], []
+    source = {"secretName": secret.name, "items": [{"key": secret.key, "path": _KEYS_FILE}], "defaultMode": 0o440}
+    volume = {"name": "api-keys", "secret": source}
+    return [volume], [{"name": "api-keys", "mountPath": _KEYS, "readOnly": True}]
+
+
+def _redis(name: str, secret: api.RedisSecret | None) -> list[Template]:
+    """Where the routers meet: a Redis may serve several deployments, of several namespaces."""
+    if secret is None:
+        return []
+    return [
+        {
+            "name": "PENSTOCK_FLAG_REDIS",
+            "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}},
+        },
+        {"name": "POD_NAMESPACE", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}},
+        {"name": "PENSTOCK_FLAG_REDIS_PREFIX", "value": f"penstock:$(POD_NAMESPACE):{name}"},
+    ]
 
 
 def worker_flags(spec: api.Spec, pool: api.Pool) -> dict[str, str]:
@@ -114,6 +141,14 @@ def worker_flags(spec: api.Spec, pool: api.Pool) -> dict[str, str]:
         "drain-grace-s": str(DRAIN_S),
     }
     return flags | spec.engine
+
+
+def _secret(name: str) -> Template:
+    """The deployment's secret as environment: workers key block hashes with it, routers what they tell of salts."""
+    return {
+        "name": "PENSTOCK_FLAG_SECRET",
+        "valueFrom": {"secretKeyRef": {"name": names.secret_name(name), "key": "secret"}},
+    }
 
 
 def merged_pod(pod: Template, override: Template, path: str) -> Template:
@@ -209,6 +244,9 @@ def _pod(
         "capabilities": {"drop": ["ALL"]},
     }
     home = [{"name": "HOME", "value": "/tmp"}, {"name": "USER", "value": "penstock"}]
+    telemetry = [
+        {"name": f"PENSTOCK_FLAG_{name.upper()}", "value": str(value)} for name, value in telemetry_of(config).items()
+    ]
     common: Template = {
         "image": image,
         "imagePullPolicy": config.image_pull_policy,
@@ -216,7 +254,7 @@ def _pod(
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     container = {**common, **container}
-    container["env"] = [*home, *container["env"], *model.env]
+    container["env"] = [*home, *telemetry, *container["env"], *model.env]
     container["volumeMounts"] = [{"name": "tmp", "mountPath": "/tmp"}, *mounts, *model.mounts]
     spec: Template = {
         "containers": [container],

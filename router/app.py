@@ -1,6 +1,6 @@
 """The router's HTTP surface: OpenAI's paths, and those of operation. Read this first."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -9,14 +9,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from penstock.errors import RequestError
 from penstock.router.config import RouterConfig
+from penstock.router.flow.advice import advice_headers
 from penstock.router.http import is_from_this_machine
 from penstock.router.openai.endpoint import Endpoint
 from penstock.router.openai.errors import error_body
 from penstock.router.openai.prepare import check_model, prepare_chat, prepare_completion
 from penstock.router.openai.responses import Model, ModelList
+from penstock.router.placement.explain import explain
+from penstock.router.placement.journal import DRIFTS, REMEMBERED
 from penstock.router.probe import Probe
 from penstock.router.services import Services
 
@@ -43,26 +47,46 @@ def build_app(config: RouterConfig) -> FastAPI:
     app.state.services = services
     app.add_exception_handler(HTTPException, _http_error)
     # Plain ASGI endpoints: no dependency solving and no pydantic where every token passes.
-    chat = Endpoint(services, "chat", prepare_chat)
-    completions = Endpoint(services, "completions", prepare_completion)
-    app.router.routes.append(Route("/v1/chat/completions", chat, methods=["POST"]))
-    app.router.routes.append(Route("/v1/completions", completions, methods=["POST"]))
+    endpoints = {
+        "/v1/chat/completions": Endpoint(services, "chat", prepare_chat),
+        "/v1/completions": Endpoint(services, "completions", prepare_completion),
+    }
+    for path, endpoint in endpoints.items():
+        app.router.routes.append(Route(path, endpoint, methods=["POST"]))
+    app.state.endpoints = endpoints
     _add_models(app, services)
     _add_operation(app, services)
     return app
 
 
+class Direct:
+    """The application, whose busiest paths skip FastAPI's layers: each of them would wrap every event of a stream."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+        self._endpoints: dict[str, Endpoint] = app.state.endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._endpoints.get(scope.get("path", "")) if scope.get("method") == "POST" else None
+        await (self._app if endpoint is None else endpoint)(scope, receive, send)
+
+
 def _add_models(app: FastAPI, services: Services) -> None:
     model = Model(services.model.name, services.model.created)
 
-    async def list_models(_: Request) -> Response:
+    async def list_models(request: Request) -> Response:
+        try:
+            services.tenant(request.scope)
+        except RequestError as error:
+            return _refusal(error)
         return Response(msgspec.json.encode(ModelList([model])), media_type=JSON)
 
     async def get_model(request: Request) -> Response:
         try:
+            services.tenant(request.scope)
             check_model(request.path_params["model"], services.model)
         except RequestError as error:
-            return Response(error_body(error), error.status, media_type=JSON)
+            return _refusal(error)
         return Response(msgspec.json.encode(model), media_type=JSON)
 
     app.add_route("/v1/models", list_models, methods=["GET"])
@@ -79,6 +103,7 @@ def _add_operation(app: FastAPI, services: Services) -> None:
         status = {
             "ready": services.ready,
             "draining": services.draining,
+            "drift": services.journal.alarms,
             "workers": {
                 worker.url: {"role": worker.role, "ready": worker.ready} for worker in services.cluster.workers
             },
@@ -87,8 +112,13 @@ def _add_operation(app: FastAPI, services: Services) -> None:
 
     async def metrics(_: Request) -> Response:
         for worker in services.cluster.workers:
+            services.metrics.refused_timings.labels(worker.url).set(services.cluster.books.model.refused(worker.url))
             services.metrics.worker_ready.labels(worker.url, worker.role).set(worker.ready)
-            services.metrics.worker_streams.labels(worker.url, worker.role).set(worker.streams)
+            services.metrics.worker_streams.labels(worker.url, worker.role).set(
+                services.cluster.books.in_flight(worker.url)[0]
+            )
+        for name in DRIFTS:
+            services.metrics.drift_alarm.labels(name).set(name in services.journal.alarms)
         return Response(services.metrics.render(), media_type="text/plain; version=0.0.4")
 
     async def drain(request: Request) -> Response:
@@ -97,6 +127,17 @@ def _add_operation(app: FastAPI, services: Services) -> None:
             raise HTTPException(403, "/drain is taken from this machine only; SIGTERM drains as well")
         services.draining = True
         return Response(msgspec.json.encode({"running": len(services.lifelines)}), media_type=JSON)
+
+    async def explain_placement(request: Request) -> Response:
+        """Where a request was placed, what else could have been, and the seconds of each."""
+        if not is_from_this_machine(request.scope):
+            raise HTTPException(403, "/explain is answered to this machine only")
+        request_id = request.path_params["request_id"]
+        decision = services.journal.find(request_id)
+        if decision is None:
+            message = f"no placement of {request_id} is remembered; the last {REMEMBERED} are"
+            return Response(error_body(RequestError(message, status=404, code="not_found")), 404, media_type=JSON)
+        return Response(msgspec.json.encode(explain(decision)), media_type=JSON)
 
     async def probe(_: Request) -> Response:
         """Moves a few KV blocks over every pair of workers, and says what became of them."""
@@ -108,6 +149,7 @@ def _add_operation(app: FastAPI, services: Services) -> None:
     app.add_route("/ready", ready, methods=["GET"])
     app.add_route("/metrics", metrics, methods=["GET"])
     app.add_route("/drain", drain, methods=["POST"])
+    app.add_route("/explain/{request_id}", explain_placement, methods=["GET"])
     app.add_route("/probe", probe, methods=["POST"])
 
 
@@ -119,5 +161,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
         405: f"{request.url.path} does not take {request.method}",
     }.get(error.status_code, error.detail)
     code = {403: "forbidden", 404: "not_found"}.get(error.status_code)
-    wrong = RequestError(said, status=error.status_code, code=code)
-    return Response(error_body(wrong), error.status_code, headers=error.headers, media_type=JSON)
+    return _refusal(RequestError(said, status=error.status_code, code=code), error.headers)
+
+
+def _refusal(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
+    advice = {name.decode(): value.decode() for name, value in advice_headers(error)}
+    return Response(error_body(error), error.status, {**(headers or {}), **advice}, JSON)

@@ -41,6 +41,10 @@ class ChatTemplate:
         """Whether a template names `name` anywhere: it may read a message's field of that name."""
         return any(re.search(rf"\b{re.escape(name)}\b", source) for source in self._sources.values())
 
+    def writes(self, token: str) -> bool:
+        """Whether a template may write this token on its own account: it is in its text, or one of its variables."""
+        return token in self._special_tokens.values() or any(token in source for source in self._sources.values())
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

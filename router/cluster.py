@@ -1,4 +1,4 @@
-"""The workers the router knows: which are ready, and what the router has in flight on each.
+"""The workers the router knows and which of them are ready; what is in flight on each is in its books.
 
 Members come from the configuration (`add`) or from a watcher (`set_members`). Whether a member is ready is learned
 by polling its /ready, and at once by `mark_lost` when a stream on it fails; a lost worker is looked at immediately and
@@ -7,19 +7,18 @@ then at every poll, so it is chosen again within two polls of its return.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
 from penstock.hop import Readiness
-from penstock.protocol import SILENT_S
-from penstock.router.policy import EXPECTED_OUTPUT_TOKENS, ClusterSnapshot, Placement, WorkerLoad
-
-Role: TypeAlias = Literal["prefill", "decode"]
+from penstock.protocol import SILENT_S, Events
+from penstock.router.placement.books import About, Booking, Books
+from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Role
 
 log = logging.getLogger(__name__)
 
@@ -31,68 +30,94 @@ class Member:
     url: str
     role: Role
     revision: str = ""
+    node: str = ""
+    """Its machine; when empty, the host of its URL is taken for one."""
 
 
 @dataclass(slots=True, eq=False)
 class Worker:
     """One member. `arrivals` counts how often it became ready: a new number is a new chance."""
 
-    url: str
-    role: Role
-    revision: str = ""
+    member: Member
     ready: bool = False
     arrivals: int = 0
-    generation: str = ""
     said: Readiness | None = None
     """What it last said on /ready."""
-    prefill_tokens: int = 0
-    output_tokens: int = 0
-    streams: int = 0
     losses: int = 0
     told: bool | None = None
     """What the log last said: whether it is ready."""
     look: asyncio.Event = field(default_factory=asyncio.Event)
-    watcher: asyncio.Task[None] | None = None
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return self.member.url
+
+    @property
+    def role(self) -> Role:
+        return self.member.role
 
 
 class Cluster:
     """The set of workers and their state."""
 
-    def __init__(self, session: aiohttp.ClientSession, poll_s: float) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        poll_s: float,
+        follow: Callable[[Worker, "Cluster"], Awaitable[None]] | None = None,
+        *,
+        model: str = "",
+    ) -> None:
+        """`follow` runs for each worker as long as it is a member, and is cancelled then.
+
+        `model` is the served model's fingerprint: a worker that has another one is not used.
+        """
+        self._model = model
         self._session = session
         self._poll_s = poll_s
+        self._follow = follow
         self._workers: dict[str, Worker] = {}
         self._changed = asyncio.Event()
+        self._now = asyncio.get_running_loop().time
+        self.books = Books()
+        self._liars: set[str] = set()
 
     @property
     def workers(self) -> tuple[Worker, ...]:
         return tuple(self._workers.values())
 
-    def add(self, url: str, role: Role, revision: str = "") -> None:
+    def add(self, member: Member) -> None:
         """A member that is not ready until it says so. Known members keep their state."""
-        if url not in self._workers:
-            worker = self._workers[url] = Worker(url, role, revision)
-            worker.watcher = asyncio.create_task(self._watch(worker), name=f"watch {url}")
+        if member.url not in self._workers:
+            worker = self._workers[member.url] = Worker(member)
+            node = member.node or urlsplit(member.url).hostname or ""
+            self.books.open(member.url, member.role, member.revision, node)
+            worker.tasks.append(asyncio.create_task(self._watch(worker), name=f"watch {member.url}"))
+            if self._follow is not None:
+                worker.tasks.append(asyncio.ensure_future(self._follow(worker, self)))
 
     def remove(self, url: str) -> None:
         """No longer chosen; streams on it go on."""
         worker = self._workers.pop(url, None)
-        if worker is not None and worker.watcher is not None:
-            worker.watcher.cancel()
+        self.books.close(url)
+        self._liars.discard(url)
+        for task in worker.tasks if worker is not None else ():
+            task.cancel()
 
     def set_members(self, members: Collection[Member]) -> None:
         """From now on exactly these. An address that was another revision's or role's is a new worker."""
         for worker in self.workers:
-            if Member(worker.url, worker.role, worker.revision) not in members:
+            if worker.member not in members:
                 self.remove(worker.url)
         for member in members:
-            self.add(member.url, member.role, member.revision)
+            self.add(member)
 
     async def close(self) -> None:
-        watchers = [worker.watcher for worker in self.workers if worker.watcher is not None]
+        tasks = [task for worker in self.workers for task in worker.tasks]
         for url in list(self._workers):
             self.remove(url)
-        await asyncio.gather(*watchers, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def mark_lost(self, url: str) -> None:
         """Not chosen until it answers ready again. It is asked at once: a busy worker is back in milliseconds."""
@@ -106,14 +131,9 @@ class Cluster:
         worker = self._workers.get(url)
         return worker.arrivals if worker is not None else 0
 
-    def met(self, url: str, generation: str) -> bool:
-        """Notes the process that answers at `url`; True when it is another one than before."""
+    def revision(self, url: str) -> str:
         worker = self._workers.get(url)
-        if worker is None or worker.generation == generation:
-            return False
-        is_new = worker.generation != ""
-        worker.generation = generation
-        return is_new
+        return worker.member.revision if worker is not None else ""
 
     def has_ready(self, role: Role) -> bool:
         return any(worker.ready and worker.role == role for worker in self.workers)
@@ -126,24 +146,22 @@ class Cluster:
         return min((each for each in limits if each is not None), default=None)
 
     def snapshot(self) -> ClusterSnapshot:
-        return ClusterSnapshot(prefill=self._loads("prefill"), decode=self._loads("decode"))
+        """What a policy sees: the ready workers."""
+        return self.books.snapshot((url for url, worker in self._workers.items() if worker.ready), self._now())
 
     async def changed(self) -> None:
         """Returns when a worker has become ready or unready."""
         await self._changed.wait()
 
-    def reserve(self, placement: Placement, uncached_tokens: int, output_tokens: int) -> "Reservation":
+    def reserve(self, placement: Placement, request: PlacementRequest) -> "Reservation":
         """Counts a request's work on the workers it was placed on, until it is released."""
-        decode = self._workers.get(placement.decode)
-        prefill = self._workers.get(placement.prefill or placement.decode)
-        return Reservation(decode, prefill, uncached_tokens, min(output_tokens, EXPECTED_OUTPUT_TOKENS))
+        return Reservation(self.books.book(placement, request, self._now()), self._now)
 
-    def _loads(self, role: Role) -> tuple[WorkerLoad, ...]:
-        return tuple(
-            WorkerLoad(worker.url, worker.prefill_tokens, worker.output_tokens, worker.revision)
-            for worker in self._workers.values()
-            if worker.ready and worker.role == role
-        )
+    def observed(self, url: str, events: Events) -> None:
+        """A frame of a worker's `/events`, for its load and its step timings."""
+        if self.books.observed(url, events) and url not in self._liars:
+            self._liars.add(url)
+            log.warning("%s sends step timings that cannot be true; they are left out, and counted in /metrics", url)
 
     async def _watch(self, worker: Worker) -> None:
         while True:
@@ -153,11 +171,17 @@ class Cluster:
             if losses == worker.losses:  # else it was lost while being asked: the answer is older than the loss
                 if isinstance(answer, Readiness):
                     worker.said = answer
+                    self._describe(worker.url, answer)
                 self._tell(worker, answer)
                 self._set_ready(worker, isinstance(answer, Readiness))
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s):
                     await worker.look.wait()
+
+    def _describe(self, url: str, said: Readiness) -> None:
+        usual = About()
+        block_tokens, step_tokens = said.block_size or usual.block_tokens, said.step_tokens or usual.step_tokens
+        self.books.describe(url, About(said.kind, block_tokens, step_tokens, said.layout, said.max_samples or 0))
 
     async def _ask(self, url: str) -> Readiness | str:
         """What a ready worker says of itself; of another, why it is not ready."""
@@ -165,9 +189,12 @@ class Cluster:
             async with asyncio.timeout(SILENT_S), self._session.get(f"{url}/ready") as response:
                 if response.status != 200:
                     return f"it answers HTTP {response.status}"
-                return msgspec.json.decode(await response.read(), type=Readiness)
+                said = msgspec.json.decode(await response.read(), type=Readiness)
         except (aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
             return str(error) or f"no answer within {SILENT_S:g} s"
+        if self._model and said.model and said.model != self._model:
+            return "it serves another model than this router: tokenizer or architecture differ"
+        return said
 
     def _tell(self, worker: Worker, answer: Readiness | str) -> None:
         """One line for each change that a look finds. (A worker back at once after a loss is the placer's to tell.)"""
@@ -186,29 +213,16 @@ class Cluster:
 
 
 class Reservation:
-    """The work one request was counted with; what is done or given up is released."""
+    """A booking with the cluster's clock."""
 
-    def __init__(self, decode: Worker | None, prefill: Worker | None, prefill_tokens: int, output_tokens: int) -> None:
-        self._decode, self._prefill = decode, prefill
-        self._prefill_tokens, self._output_tokens = prefill_tokens, output_tokens
-        if prefill is not None:
-            prefill.prefill_tokens += prefill_tokens
-        if decode is not None:
-            decode.output_tokens += output_tokens
-            decode.streams += 1
+    def __init__(self, booking: Booking, now: Callable[[], float]) -> None:
+        self._booking = booking
+        self._now = now
 
     def produced(self, num_tokens: int) -> None:
         """Output tokens arrived, so the prompt is computed too."""
-        if self._prefill_tokens and self._prefill is not None:
-            self._prefill.prefill_tokens -= self._prefill_tokens
-        self._prefill_tokens = 0
-        done = min(num_tokens, self._output_tokens)
-        self._output_tokens -= done
-        if self._decode is not None:
-            self._decode.output_tokens -= done
+        self._booking.produced(num_tokens, self._now())
 
     def release(self) -> None:
-        """The request has ended there, in whatever way. Call once."""
-        self.produced(self._output_tokens)
-        if self._decode is not None:
-            self._decode.streams -= 1
+        """The request has ended there, in whatever way."""
+        self._booking.release(self._now())

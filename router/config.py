@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from penstock.config import option
 from penstock.errors import ConfigError
+from penstock.telemetry.config import LogConfig, TraceConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouterConfig:
+class RouterConfig(LogConfig, TraceConfig):
     """What `penstock router` can be told. Worker lists are comma-separated base URLs in flags and environment."""
 
     model: str = option("", "Folder of the model: its tokenizer, chat template and configs (weights are not read).")
@@ -29,12 +30,46 @@ class RouterConfig:
     max_body_bytes: int = option(
         8 * 2**20, "Largest request body. A million token ids as JSON fit into 8 MiB.", unit="bytes"
     )
+    max_bodies_bytes: int = option(
+        512 * 2**20, "Memory for all request bodies that are being read or parsed, together.", unit="bytes"
+    )
+    body_timeout_s: float = option(60.0, "How long a request body may take to arrive.", unit="seconds")
+    max_header_bytes: int = option(2**16, "Largest request line and headers.", unit="bytes")
+    header_timeout_s: float = option(
+        30.0, "How long headers may take, and a new connection may stay silent.", unit="seconds"
+    )
+    max_connections: int = option(
+        10_000, "Most connections of clients; more are answered with 503.", unit="connections"
+    )
     default_max_tokens: int | None = option(
         None, "Answer limit of a request that names none; the rest of the context when none.", unit="tokens"
     )
     max_samples: int = option(128, "Most answers one request may ask for: its `n` times its prompts.")
-    timeout_s: float = option(600.0, "Deadline of a request that sends no `timeout` header.", unit="seconds")
+    timeout_s: float = option(
+        600.0, "Deadline of a request that names none, by a `timeout` header or as SDKs do.", unit="seconds"
+    )
     max_timeout_s: float = option(3600.0, "Longest deadline a `timeout` header may ask for.", unit="seconds")
+    silence_s: float = option(
+        15.0,
+        "Longest pause of a stream, also before its first token: then comes a comment, sooner for a client whose SDK "
+        "says that it waits less than twice as long.",
+        unit="seconds",
+    )
+    keys: str = option("", "File with the hashes of API keys and their tenants' quotas; without one anybody may ask.")
+    max_wait_s: float = option(
+        60.0,
+        "A request that is predicted to wait longer for its turn is refused at once, with the time when to come back.",
+        unit="seconds",
+    )
+    max_queued: int = option(
+        4096, "Most prompts that wait for their turn; then the tenant with most waiting makes room.", unit="requests"
+    )
+    worker_ahead_s: float = option(
+        0.25,
+        "Prompt work that a worker is given ahead while more waits; too little lets workers run dry between requests, "
+        "too much leaves tenants' order to chance.",
+        unit="seconds",
+    )
     max_attempts: int = option(4, "How often one request is placed before it fails.")
     worker_wait_s: float = option(
         1.5, "How long a request waits for a worker to become ready before it fails.", unit="seconds"
@@ -46,12 +81,35 @@ class RouterConfig:
     shutdown_delay_s: float = option(
         0.0, "How long new requests are still served after SIGTERM while load balancers notice.", unit="seconds"
     )
+    policy: str = option(
+        "seconds",
+        "How workers are chosen: by predicted seconds, or least-work, which hands over every prompt but the shortest.",
+        choices=("seconds", "least-work"),
+    )
     min_prefill_tokens: int = option(
         16,
-        "Uncached prompt tokens from which a prefill worker is used: less than one block is nothing to hand over.",
+        "Uncached prompt tokens from which least-work uses a prefill worker: less than a block is no hand-over.",
         unit="tokens",
     )
-    index_blocks: int = option(100_000, "How many blocks of 16 tokens the prefix index remembers.", unit="blocks")
+    index_blocks: int = option(
+        5_000_000,
+        "Most cached blocks that the prefix index remembers, in equal shares for all workers; each takes 200 bytes.",
+        unit="blocks",
+    )
+    secret: str = option("", "Key of what workers are told of tenants' salts, equal on all routers of a deployment.")
+    redis: str = option(
+        "",
+        "URL of a Redis (redis://HOST:6379/0) through which several routers share quotas and what is in flight. It may "
+        "be lost at any time. A password belongs into the environment: PENSTOCK_FLAG_REDIS.",
+    )
+    redis_prefix: str = option(
+        "penstock", "What this deployment's keys in Redis begin with: the same on all of its routers, and on no other."
+    )
+    turn_cache_bytes: int = option(
+        128 * 2**20,
+        "Memory for the tokens of messages: of a conversation's next turn only what is new is tokenized.",
+        unit="bytes",
+    )
     encode_inline_chars: int = option(
         8_192, "Longer texts are tokenized in a thread, so that no stream waits more than a few ms.", unit="characters"
     )
@@ -59,10 +117,20 @@ class RouterConfig:
     def __post_init__(self) -> None:
         if (_urls(self.prefill) + _urls(self.decode)) and self.discover:
             raise ConfigError("workers are either listed, by --prefill and --decode, or watched, by --discover")
-        for name in ("max_body_bytes", "max_samples", "max_attempts", "index_blocks"):
+        for name in ("max_body_bytes", "max_samples", "max_attempts", "index_blocks", "max_queued", "max_connections"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("timeout_s", "max_timeout_s", "worker_wait_s", "poll_s"):
+        for name in (
+            "timeout_s",
+            "max_timeout_s",
+            "silence_s",
+            "body_timeout_s",
+            "header_timeout_s",
+            "max_wait_s",
+            "worker_ahead_s",
+            "worker_wait_s",
+            "poll_s",
+        ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be more than 0 seconds, not {getattr(self, name)}")
 

@@ -1,9 +1,21 @@
-"""A client's connection, which is cut when the client takes nothing for long: nobody would read what waits for it."""
+"""A client's connection, bounded: how many there are, how large headers are and how long they take, and how long a
+client may take nothing of what is sent to it.
+
+Without this a client that sends a header for ever, or opens connections for ever, costs the router memory without end.
+"""
 
 import asyncio
 import logging
+from dataclasses import dataclass
+from typing import cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from penstock.errors import Overloaded, PenstockError, RequestError
+from penstock.router.corked import Corked, offer_is_free
+from penstock.router.flow.advice import advice_headers
+from penstock.router.openai.errors import error_body, error_status
 
 STALL_S = 8.0
 """A client with a full connection that accepts no byte for so long is cut off."""
@@ -11,11 +23,83 @@ STALL_S = 8.0
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Of one router."""
+
+    max_connections: int
+    max_header_bytes: int
+    header_timeout_s: float
+
+
 class ClientConnection(HttpToolsProtocol):
-    """Uvicorn's, watched while more waits to be sent than it lets wait."""
+    """Uvicorn's, within limits. Use `limited` for a class with limits of its own."""
+
+    limits = ConnectionLimits(max_connections=10_000, max_header_bytes=2**16, header_timeout_s=30.0)
 
     _check: asyncio.TimerHandle | None = None
     _left = 0
+    _header_timer: asyncio.TimerHandle | None = None
+    _header_bytes = 0
+    """Of whole headers."""
+    _received_bytes = 0
+    """Since the headers began: one without an end is not a whole one yet."""
+    _in_headers = True
+    _is_refused = False
+
+    @classmethod
+    def limited(cls, limits: ConnectionLimits) -> "type[ClientConnection]":
+        return type("LimitedConnection", (cls,), {"limits": limits})
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(cast("asyncio.Transport", Corked(transport, self.loop)))
+        most = self.limits.max_connections
+        if len(self.connections) > most:
+            self._refuse(Overloaded(f"the router has {most} connections, and takes no more"))
+        else:
+            self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        self._stop_header_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
+        if self._in_headers:
+            if self._header_timer is None:  # another request on a connection that was idle
+                self._expect_headers()
+            self._received_bytes += len(data)
+        super().data_received(data)
+        if self._in_headers and self._received_bytes > self.limits.max_header_bytes:
+            self._refuse_headers()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        offer_is_free(cast("Scope", self.scope), lambda: not self.flow.write_paused)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._header_bytes += len(name) + len(value)
+
+    def on_headers_complete(self) -> None:
+        self._in_headers = False
+        self._stop_header_timer()
+        if self._header_bytes + len(self.url) > self.limits.max_header_bytes:
+            self._refuse_headers()
+        else:
+            super().on_headers_complete()
+        self._header_bytes = self._received_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        if not self._is_refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._is_refused:
+            super().on_message_complete()
+        self._in_headers = True
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -25,9 +109,39 @@ class ClientConnection(HttpToolsProtocol):
         super().resume_writing()
         self._unwatch()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._unwatch()
-        super().connection_lost(exc)
+    def _expect_headers(self) -> None:
+        self._header_timer = self.loop.call_later(self.limits.header_timeout_s, self._time_headers_out)
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _time_headers_out(self) -> None:
+        if self._received_bytes:
+            said = f"the headers took longer than {self.limits.header_timeout_s:g} s"
+            self._refuse(RequestError(said, status=408, code="header_timeout"))
+        else:
+            self.transport.close()  # it never asked for anything
+
+    def _refuse_headers(self) -> None:
+        most = self.limits.max_header_bytes
+        self._refuse(RequestError(f"the headers are longer than {most} bytes", status=431, code="headers_too_large"))
+
+    def _refuse(self, error: PenstockError) -> None:
+        """An answer without a request, and the end of the connection."""
+        self._is_refused = True
+        self._stop_header_timer()
+        body = error_body(error)
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+            *advice_headers(error),
+        ]
+        lines = [STATUS_LINE[error_status(error)], *(b"%b: %b\r\n" % header for header in headers), b"\r\n", body]
+        self.transport.write(b"".join(lines))
+        self.transport.close()
 
     def _watch(self) -> None:
         self._left = self.transport.get_write_buffer_size()

@@ -12,7 +12,8 @@ import msgspec
 from msgspec import Struct
 
 from penstock.address import bracketed
-from penstock.router.cluster import Member, Role
+from penstock.router.cluster import Member
+from penstock.router.policy import Role
 
 ROLE_LABEL = "serving.penstock.dev/role"
 REVISION_LABEL = "serving.penstock.dev/revision"
@@ -31,7 +32,8 @@ class Conditions(Struct):
     terminating: bool | None = None
 
 
-class Endpoint(Struct):
+class Endpoint(Struct, rename="camel"):
+    node_name: str | None = None
     addresses: tuple[str, ...] = ()
     conditions: Conditions = msgspec.field(default_factory=Conditions)
 
@@ -98,7 +100,7 @@ def members_of(item: EndpointSlice) -> frozenset[Member]:
         return frozenset()
     revision = labels.get(REVISION_LABEL, "")
     return frozenset(
-        Member(f"http://{bracketed(endpoint.addresses[0])}:{port}", role, revision)
+        Member(f"http://{bracketed(endpoint.addresses[0])}:{port}", role, revision, endpoint.node_name or "")
         for endpoint in item.endpoints or ()
         if endpoint.addresses and not endpoint.conditions.terminating
     )

@@ -33,8 +33,10 @@ from penstock.protocol import (
     Tokens,
 )
 from penstock.router.answer import Answer
+from penstock.router.flow.arrival import Arrival
 from penstock.router.merge import merge
 from penstock.router.placer import Placed, Placer, Trial
+from penstock.telemetry.trace import current
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -79,8 +81,12 @@ class Generation:
         salt: str = "",
         priority: int = 0,
         deadline: float,
+        arrival: Arrival,
     ) -> None:
-        """`end_ids` are the tokens that end an answer; `deadline` is on the event loop's clock."""
+        """`end_ids` are the tokens that end an answer; `deadline` is on the event loop's clock.
+
+        `priority` orders the requests of one tenant; smaller is first.
+        """
         self.prompt = prompt
         self.cached_tokens: int | None = None
         """Prompt tokens nobody had to compute, by the first run's account; None while unknown."""
@@ -89,6 +95,7 @@ class Generation:
         self._end_ids = end_ids
         self._first_choice = first_choice
         self._deadline = deadline
+        self._arrival = arrival
         self._answers = [Answer(index, seed) for index, seed in enumerate(seeds)]
         self._request = GenerateRequest(
             request_id=request_id,
@@ -112,7 +119,12 @@ class Generation:
 
     async def _run(self, answers: list[Answer], trial: Trial) -> AsyncGenerator[Event, None]:
         while True:
-            placed = await self._placer.place(self._request, len(answers), trial, self._deadline)
+            output = answers[0].output if len(answers) == 1 else ()
+            with current().span("place") as span:
+                placed = await self._placer.place(
+                    self._request, len(answers), trial, self._deadline, self._arrival, output
+                )
+                span.note(decode=placed.decode, prefill=placed.prefill or "", attempt=trial.attempts)
             try:
                 async with aclosing(self._attempt(answers, placed)) as events:
                     async for event in events:
@@ -121,7 +133,7 @@ class Generation:
             except RetryableError as error:
                 self._placer.failed(placed, trial, error, num_output=sum(len(answer.output) for answer in answers))
             finally:
-                placed.reservation.release()
+                self._placer.ended(placed)
             for answer in answers:
                 if answer.finish_reason is None:
                     answer.end_by_output(self._sampling, self._end_ids)
@@ -151,7 +163,7 @@ class Generation:
                     if event is not None:
                         yield event
                     if all(answer.finish_reason for answer in answers) and any(answer.is_cut for answer in answers):
-                        self._placer.learned(placed, self.prompt + self._answers[0].output)
+                        self._placer.learned(placed, [answer.output for answer in self._answers])
                         return  # leaving closes the connection, which cancels what the worker would still generate
         if any(answer.finish_reason is None for answer in answers):
             raise WorkerLost(f"{placed.decode} was done before every answer was")
@@ -173,13 +185,15 @@ class Generation:
             self.cached_tokens = frame.cached_tokens
         tokens, logprobs = answer.take(frame)
         placed.reservation.produced(len(tokens))
-        self._placer.computed(placed)
+        placed.num_output += len(tokens)
+        self._placer.computed(placed, frame.cached_tokens)
         return Output(self._first_choice + answer.index, tuple(tokens), tuple(logprobs)) if tokens else None
 
     def _done(self, frame: Done, placed: Placed) -> None:
+        self._placer.finished(placed, frame)
         if self.cached_tokens is None and not placed.is_resume:
             self.cached_tokens = frame.cached_tokens
-        self._placer.learned(placed, self.prompt + self._answers[0].output)
+        self._placer.learned(placed, [answer.output for answer in self._answers])
 
     def _body(self, answers: list[Answer], placed: Placed) -> GenerateRequest:
         remaining_s = self._deadline - asyncio.get_running_loop().time()
@@ -191,6 +205,8 @@ class Generation:
             samples=tuple(answer.sample() for answer in answers),
             timeout_s=remaining_s,
             prefill=placed.prefill,
+            priority=placed.priority,
+            source=placed.source,
         )
 
 

@@ -8,11 +8,12 @@ cut without the terminating chunk (SDKs take a cleanly closed stream for success
 import asyncio
 import ipaddress
 import math
+from collections.abc import Callable
 from types import TracebackType
 
 from starlette.types import Receive, Scope, Send
 
-from penstock.errors import DeadlineExceeded, PenstockError, RequestError, RetryableError
+from penstock.errors import DeadlineExceeded, PenstockError, RequestError
 from penstock.router.outbox import Outbox
 
 _LINGER_BYTES = 64 * 2**20
@@ -69,10 +70,9 @@ class Lifeline:
         assert task is not None
         self._task = task
         self._cancels_before = task.cancelling()
-        loop = asyncio.get_running_loop()
-        self.deadline = loop.time() + self._timeout_s
-        late = DeadlineExceeded(f"the request's deadline of {self._timeout_s:g} s passed")
-        self._timer = loop.call_at(self.deadline, self.cut, late)
+        self.began = asyncio.get_running_loop().time()
+        self.deadline = self.began + self._timeout_s
+        self._set_timer()
         self._watcher: asyncio.Task[None] | None = None
         self._lifelines.add(self)
         return self
@@ -87,11 +87,29 @@ class Lifeline:
         if self._reason is not None and self._task.uncancel() <= self._cancels_before and kind is not None:
             raise self._reason from None
 
-    async def body(self, scope: Scope, max_bytes: int) -> bytes:
-        """The request's body. From its end on the client is watched. Raises RequestError, ClientGone."""
-        body = await read_body(scope, self._receive, max_bytes)
+    async def body(
+        self, scope: Scope, max_bytes: int, *, timeout_s: float = math.inf, take: Callable[[int], None] = lambda _: None
+    ) -> bytes:
+        """The request's body. From its end on the client is watched. `take` is told the bytes of each part; may raise.
+
+        Raises RequestError when it is too long (413) or takes too long (408), ClientGone.
+        """
+        try:
+            async with asyncio.timeout(timeout_s if timeout_s < math.inf else None):
+                body = await read_body(scope, self._receive, max_bytes, take)
+        except TimeoutError:
+            said = f"the request body took longer than {timeout_s:g} s"
+            raise RequestError(said, code="body_timeout", status=408) from None
         self._watcher = asyncio.create_task(self._watch_client())
         return body
+
+    def end_by(self, deadline: float) -> None:
+        """An earlier deadline than the first, on the event loop's clock."""
+        if deadline < self.deadline:
+            self._timer.cancel()
+            self._timeout_s -= self.deadline - deadline
+            self.deadline = deadline
+            self._set_timer()
 
     def cut(self, reason: PenstockError) -> None:
         """Ends the request for `reason`; only the first counts."""
@@ -99,13 +117,17 @@ class Lifeline:
             self._reason = reason
             self._task.cancel()
 
+    def _set_timer(self) -> None:
+        late = DeadlineExceeded(f"the request's deadline of {self._timeout_s:g} s passed")
+        self._timer = asyncio.get_running_loop().call_at(self.deadline, self.cut, late)
+
     async def _watch_client(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.cut(ClientGone("the client closed the connection"))
 
 
-async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+async def read_body(scope: Scope, receive: Receive, max_bytes: int, take: Callable[[int], None]) -> bytes:
     """The request's body. Raises RequestError (413) as soon as it is known to be longer than `max_bytes`."""
     too_long = RequestError(f"the request body is longer than {max_bytes} bytes", code="request_too_large", status=413)
     if int(header(scope, b"content-length") or 0) > max_bytes:
@@ -117,6 +139,7 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
         if message["type"] == "http.disconnect":
             raise ClientGone("the client closed the connection while sending its request")
         parts.append(message.get("body", b""))
+        take(len(parts[-1]))
         num_bytes += len(parts[-1])
         if num_bytes > max_bytes:
             raise too_long
@@ -141,10 +164,16 @@ def is_from_this_machine(scope: Scope) -> bool:
 class Reply:
     """The answer to one request: one JSON body, or a stream of server-sent events."""
 
-    def __init__(self, send: Send, receive: Receive, request_id: str) -> None:
+    def __init__(
+        self, send: Send, receive: Receive, request_id: str, is_free: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`is_free` as an Outbox takes it."""
         self._send = send
         self._receive = receive
-        self._outbox = Outbox(send)
+        self._outbox = Outbox(send, is_free)
+        self._timer: asyncio.TimerHandle | None = None
+        self._silence_s = 0.0
+        self._told = -1
         self.request_id = request_id
         self.headers = [(b"x-request-id", request_id.encode())]
         self.status = 0
@@ -152,12 +181,10 @@ class Reply:
         self.is_early = False
         """The request's body is not read to its end: the connection cannot be used again."""
 
-    async def json(self, body: bytes, status: int = 200, *, retry_after_s: float | None = None) -> None:
+    async def json(self, body: bytes, status: int = 200) -> None:
         """The whole answer."""
         self.status = status
         headers = [*self.headers, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        if retry_after_s is not None:
-            headers.append((b"retry-after", b"%d" % max(1, math.ceil(retry_after_s))))
         if self.is_early:
             headers.append((b"connection", b"close"))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
@@ -165,7 +192,8 @@ class Reply:
             await self._linger(body)
         await self._send({"type": "http.response.body", "body": b"" if self.is_early else body})
 
-    async def start_events(self) -> None:
+    def start_events(self) -> None:
+        """The headers of a stream; they leave before its first event."""
         self.status = 200
         headers = [
             *self.headers,
@@ -173,7 +201,20 @@ class Reply:
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
         ]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        self._outbox.start({"type": "http.response.start", "status": 200, "headers": headers})
+
+    def never_silent(self, silence_s: float) -> None:
+        """From now on the client gets a comment whenever it got nothing else for `silence_s`, the headers first."""
+        self._silence_s = silence_s
+        self._keep_alive()
+
+    def _keep_alive(self) -> None:
+        if self._told == self._outbox.num_events:  # nothing since the last look
+            if not self.status:
+                self.start_events()
+            self._outbox.remark(b": keep-alive\n\n")
+        self._told = self._outbox.num_events
+        self._timer = asyncio.get_running_loop().call_later(self._silence_s / 2, self._keep_alive)
 
     async def event(self, data: bytes) -> None:
         """Does not wait for the client. Raises SlowClient."""
@@ -185,12 +226,19 @@ class Reply:
 
     def close(self) -> None:
         """Drops the events that still wait."""
+        self._rest()
         self._outbox.close()
 
     async def end_events(self) -> None:
         """The good end, with OpenAI's last event."""
+        self._rest()
         await self.flush()
         await self._send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
+
+    def _rest(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     async def _linger(self, body: bytes) -> None:
         """Sends `body`, then throws away what the client is still sending: closing now would reset the connection, and
@@ -206,22 +254,3 @@ class Reply:
                         return
         except TimeoutError:
             return
-
-
-def timeout_of(scope: Scope, default_s: float, longest_s: float) -> float:
-    """Seconds the client gives this request: its `timeout` header, else `default_s`. Raises RequestError."""
-    text = header(scope, b"timeout")
-    if text is None:
-        return default_s
-    try:
-        timeout_s = float(text)
-    except ValueError:
-        timeout_s = math.nan
-    if not 0 < timeout_s <= longest_s:
-        raise RequestError(f"the timeout header must be seconds in (0, {longest_s:g}], not {text!r}", field="timeout")
-    return timeout_s
-
-
-def retry_after_of(error: RetryableError) -> float:
-    """Seconds after which trying again makes sense."""
-    return error.retry_after_s if error.retry_after_s is not None else 1.0

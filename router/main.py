@@ -9,17 +9,18 @@ import uvicorn
 
 from penstock.address import bracketed
 from penstock.errors import Stopping
-from penstock.router.app import build_app
+from penstock.router.app import Direct, build_app
 from penstock.router.config import RouterConfig
-from penstock.router.connection import ClientConnection
+from penstock.router.connection import ClientConnection, ConnectionLimits
 from penstock.router.services import Services
+from penstock.telemetry.logs import set_up_logs
 
 log = logging.getLogger(__name__)
 
 
 def run_router(config: RouterConfig) -> None:
     """Serves until stopped. Raises ConfigError before it listens when the configuration is wrong."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logs(config)
     make_server(config).run()
 
 
@@ -29,11 +30,13 @@ def make_server(config: RouterConfig) -> "RouterServer":
     app = build_app(config)
     return RouterServer(
         uvicorn.Config(
-            app,
+            Direct(app),
             host=config.host,
             port=config.port,
             loop="uvloop",
-            http=ClientConnection,
+            http=ClientConnection.limited(
+                ConnectionLimits(config.max_connections, config.max_header_bytes, config.header_timeout_s)
+            ),
             ws="none",
             access_log=False,
             log_config=None,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.errors import ModelError
+from penstock.fingerprint import model_fingerprint
 from penstock.router.chat_template import ChatTemplate, load_chat_template
 from penstock.router.detokenizer import Vocabulary
 from penstock.router.tokenizer import Tokenizer
@@ -26,6 +27,8 @@ class ServedModel:
     tokenizer: Tokenizer
     vocabulary: Vocabulary
     chat_template: ChatTemplate | None
+    fingerprint: str
+    """What workers of this model say of themselves, too."""
 
 
 def load_model(folder: Path, *, name: str = "", context_tokens: int | None = None) -> ServedModel:
@@ -52,6 +55,7 @@ def load_model(folder: Path, *, name: str = "", context_tokens: int | None = Non
         tokenizer=tokenizer,
         vocabulary=Vocabulary(tokenizer),
         chat_template=load_chat_template(folder, tokenizer.special_tokens),
+        fingerprint=model_fingerprint(folder),
     )
 
 

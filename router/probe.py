@@ -15,7 +15,7 @@ from msgspec import Struct
 from penstock.errors import PenstockError, RetryableError
 from penstock.hop import open_hop
 from penstock.protocol import Done, Error, GenerateRequest, Sample, SamplingParams
-from penstock.router.policy import ClusterSnapshot, WorkerLoad
+from penstock.router.policy import ClusterSnapshot, WorkerState
 
 _PROMPT_TOKENS = 24
 _PAIR_S = 5.0
@@ -26,7 +26,7 @@ _MOST_PAIRS = 16
 """Of large deployments a random part is tried each time: if all of them fail, that still takes less time than the
 operator waits for an answer (12 s)."""
 
-Pair = tuple[WorkerLoad, WorkerLoad]
+Pair = tuple[WorkerState, WorkerState]
 
 
 class Tried(Struct, frozen=True):
@@ -63,7 +63,9 @@ async def try_pairs(session: aiohttp.ClientSession, pairs: Sequence[Pair], vocab
     return await asyncio.gather(*(limited(pair) for pair in chosen))
 
 
-async def _try_pair(session: aiohttp.ClientSession, prefill: WorkerLoad, decode: WorkerLoad, vocab_size: int) -> Tried:
+async def _try_pair(
+    session: aiohttp.ClientSession, prefill: WorkerState, decode: WorkerState, vocab_size: int
+) -> Tried:
     name = secrets.token_hex(8)
     request = GenerateRequest(
         request_id=f"probe-{name}",

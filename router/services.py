@@ -1,22 +1,37 @@
 """What all requests of one router share, put together once."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
+
+from starlette.types import Scope
 
 from penstock.errors import ConfigError, RequestError
 from penstock.hop import new_session
-from penstock.router.cluster import Cluster
+from penstock.router.cluster import Cluster, Member
 from penstock.router.config import RouterConfig
 from penstock.router.discovery import api_of_this_pod, discover
-from penstock.router.http import Lifelines
+from penstock.router.flow.bodies import Bodies
+from penstock.router.flow.keys import KeyFile
+from penstock.router.flow.quota import Quotas
+from penstock.router.flow.room import Room
+from penstock.router.flow.tenants import Tenant
+from penstock.router.http import Lifelines, header
+from penstock.router.index.follower import Follower
+from penstock.router.index.prefix_index import PrefixIndex
 from penstock.router.metrics import Metrics
 from penstock.router.model import load_model
+from penstock.router.placement.journal import Guarded, Journal
 from penstock.router.placer import Placer
-from penstock.router.policy import LeastWork
-from penstock.router.prefix_index import PrefixIndex
+from penstock.router.policy import LeastWork, Policy
+from penstock.router.shared.replicas import open_replicas
+from penstock.router.turns import TurnTokenizer
+from penstock.telemetry.trace import current, open_tracer
+
+T = TypeVar("T")
 
 _MOST_CHARS_PER_TOKEN = 128
 """Vocabularies have no longer tokens than this, and those only for runs of spaces and dashes."""
@@ -27,6 +42,7 @@ class Services:
 
     cluster: Cluster
     placer: Placer
+    journal: Journal
 
     def __init__(self, config: RouterConfig) -> None:
         """Reads the model's folder. Raises ConfigError."""
@@ -38,41 +54,81 @@ class Services:
         )
         self._api = api_of_this_pod() if config.discover else None
         self.metrics = Metrics()
+        self.keys = KeyFile(config.keys, self.metrics.key_file_errors.inc)
+        self._replicas = open_replicas(config, self.metrics)
+        self.quotas = Quotas(self._replicas.buckets)
+        self.bodies = Bodies(config.max_bodies_bytes)
+        self.tracer = open_tracer(config, "penstock-router")
         self.lifelines = Lifelines()
         self.draining = False
+        self._turns = self._new_turns()
         self._encoders = ThreadPoolExecutor(max_workers=2, thread_name_prefix="encode")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Connects to the workers for as long as the block lasts."""
         async with new_session() as session:
-            self.cluster = Cluster(session, self.config.poll_s)
+            index = PrefixIndex(self.config.index_blocks)
+            self.metrics.index_blocks.set_function(lambda: len(index))
+            follower = Follower(session, index, self.metrics, lambda url, events: self.cluster.observed(url, events))
+            self.cluster = Cluster(session, self.config.poll_s, follower.follow, model=self.model.fingerprint)
+            self.journal = Journal(self.cluster.books.model)
             self.placer = Placer(
                 session,
                 self.cluster,
-                LeastWork(self.config.min_prefill_tokens),
-                PrefixIndex(self.config.index_blocks),
+                self._policy(),
+                index,
                 self.metrics,
+                self.journal,
                 max_attempts=self.config.max_attempts,
                 wait_s=self.config.worker_wait_s,
+                room=Room(self.config.worker_ahead_s),
+                most_waiting=self.config.max_queued,
+                longest_wait_s=self.config.max_wait_s,
             )
+            gate, metrics = self.placer.gate, self.metrics
+            metrics.queued_requests.set_function(lambda: len(gate))
+            metrics.queued_tokens.set_function(lambda: gate.work)
             for url in self.config.decode_urls:
-                self.cluster.add(url, "decode")
+                self.cluster.add(Member(url, "decode"))
             for url in self.config.prefill_urls:
-                self.cluster.add(url, "prefill")
-            discovery = asyncio.create_task(self._discover(), name="discovery")
+                self.cluster.add(Member(url, "prefill"))
+            tasks = [
+                asyncio.create_task(self._discover(), name="discovery"),
+                asyncio.create_task(self.keys.watch(), name="keys"),
+                asyncio.create_task(self._replicas.share(self.cluster.books), name="replicas"),
+            ]
             try:
                 yield
             finally:
-                discovery.cancel()
-                await asyncio.gather(discovery, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await self._replicas.close()
                 await self.cluster.close()
+                await follower.close()
                 self._encoders.shutdown(wait=False, cancel_futures=True)
+                await asyncio.to_thread(self.tracer.close)
+
+    def _policy(self) -> Policy:
+        if self.config.policy == "least-work":
+            return LeastWork(self.config.min_prefill_tokens)
+        return Guarded(self.journal, self.config.min_prefill_tokens)
+
+    def _new_turns(self) -> TurnTokenizer:
+        tokenizer, template = self.model.tokenizer, self.model.chat_template
+        contents = [token.content for token in tokenizer.added_tokens]
+        marks = [content for content in contents if template is not None and template.writes(content)]
+        return TurnTokenizer(tokenizer, marks, self.config.turn_cache_bytes)
 
     async def _discover(self) -> None:
         if self._api is not None:
             count_error = self.metrics.discovery_errors.inc
             await discover(self._api, self.config.discover, self.cluster.set_members, count_error)
+
+    def tenant(self, scope: Scope) -> Tenant:
+        """Whose request it is, by its API key. Raises RequestError (401)."""
+        return self.keys.tenant(header(scope, b"authorization"), header(scope, b"x-api-key"))
 
     @property
     def ready(self) -> bool:
@@ -97,6 +153,24 @@ class Services:
         Raises RequestError naming `field` for a text that cannot fit into the context, without tokenizing it: 5 MB take
         ten seconds (measured, one core).
         """
+        self._check_length(text, field)
+        tokenizer = self.model.tokenizer
+        return await self._aside(len(text), lambda: tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    async def encode_conversation(self, text: str, salt: str, *, field: str) -> list[int]:
+        """Token ids of a rendered conversation, of which only what is new to this router is tokenized.
+
+        Raises RequestError as `encode` does.
+        """
+        self._check_length(text, field)
+        turns = self._turns
+        pieces = turns.split(text)
+        found = turns.recall(pieces, salt)
+        missing = [piece for piece, ids in zip(pieces, found, strict=True) if ids is None]
+        new = await self._aside(sum(map(len, missing)), lambda: turns.tokenize(missing))
+        return turns.join(pieces, salt, found, new)
+
+    def _check_length(self, text: str, field: str) -> None:
         if len(text) > _MOST_CHARS_PER_TOKEN * self.context_tokens:
             raise RequestError(
                 f"the prompt has {len(text)} characters, which is more than the context holds, "
@@ -104,8 +178,10 @@ class Services:
                 field=field,
                 code="context_length_exceeded",
             )
-        if len(text) <= self.config.encode_inline_chars:
-            return self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.get_running_loop().run_in_executor(
-            self._encoders, lambda: self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        )
+
+    async def _aside(self, num_chars: int, work: Callable[[], T]) -> T:
+        """The result of tokenizing so many characters, without holding up others for longer than a few ms."""
+        with current().span("tokenize", chars=num_chars):
+            if num_chars <= self.config.encode_inline_chars:
+                return work()
+            return await asyncio.get_running_loop().run_in_executor(self._encoders, work)

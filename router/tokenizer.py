@@ -1,7 +1,7 @@
 """Text to token ids, equal to transformers' tokenizer of the same folder but without transformers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ class Tokenizer:
         self._add_missing(config)
         added = self._inner.get_added_tokens_decoder()
         self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
+        self.added_tokens: Collection[tokenizers.AddedToken] = list(added.values())
+        """What texts are split at before anything else happens to them."""
+        self.is_deterministic = not getattr(self._inner.model, "dropout", None)
+        """Whether a text always gives the same tokens."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of `text`. A rendered chat template has its special tokens already: pass False for it."""

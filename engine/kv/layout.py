@@ -4,7 +4,6 @@
 tensor-parallel slice of its heads.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -68,11 +67,6 @@ def plan_blocks(
             f"bytes: {size}) = {_mib(needed)}, but only {_mib(free_bytes)} are free; lower --kv-bytes"
         )
     return blocks
-
-
-def num_blocks_for(num_tokens: int, block_size: int) -> int:
-    """Blocks that hold `num_tokens`."""
-    return math.ceil(num_tokens / block_size)
 
 
 def _mib(num_bytes: int) -> str:

@@ -59,6 +59,8 @@ class Call:
     """What the endpoint calls its prompt."""
     max_tokens_field: str
     """What the client called the answer's limit."""
+    expected_tokens: int
+    """Of all prompts, and of answers as long as they usually are."""
 
     def usage(self) -> Usage:
         prompt = sum(len(generation.prompt) for generation in self.generations)

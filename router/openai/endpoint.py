@@ -12,20 +12,32 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.errors import RequestError, RetryableError
 from penstock.router.answer_text import Delta
+from penstock.router.corked import is_free_of
+from penstock.router.flow.advice import advice_headers
+from penstock.router.flow.arrival import Arrival
+from penstock.router.flow.patience import patience_of
 from penstock.router.generation import Event, Generation, Output, Started
-from penstock.router.http import ClientGone, Lifeline, Reply, header, retry_after_of, timeout_of
+from penstock.router.http import ClientGone, Lifeline, Reply, header
 from penstock.router.merge import merge
 from penstock.router.openai.call import Call, Choice
 from penstock.router.openai.errors import error_body, error_status, named_for_api
 from penstock.router.openai.responses import Usage
 from penstock.router.outbox import SlowClient
 from penstock.router.services import Services
+from penstock.telemetry.trace import Value, current, incoming
 
 log = logging.getLogger(__name__)
 
-Prepare: TypeAlias = Callable[[Services, bytes, str, float], Awaitable[Call]]
+Prepare: TypeAlias = Callable[[Services, Arrival], Awaitable[Call]]
 
 _LAST_WORD_S = 0.5
+_SEMANTIC_NAMES = {
+    "model": "gen_ai.request.model",
+    "prompt_tokens": "gen_ai.usage.input_tokens",
+    "output_tokens": "gen_ai.usage.output_tokens",
+    "first_token_s": "gen_ai.server.time_to_first_token",
+}
+"""What OpenTelemetry's conventions for generative AI call it."""
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
@@ -38,62 +50,96 @@ class Endpoint:
         self._prepare = prepare
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = Reply(send, receive, _request_id(scope))
+        reply = Reply(send, receive, _request_id(scope), is_free_of(scope))
         metrics = self._services.metrics
         outcome = "200"
-        with metrics.running.track_inprogress(), metrics.duration.time():
+        facts: dict[str, Value] = {"endpoint": self._name, "model": self._services.model.name}
+        trace = self._services.tracer.begin(self._name, reply.request_id, incoming(scope["headers"]))
+        with trace, metrics.running.track_inprogress(), metrics.duration.time():
             try:
-                await self._answer(scope, receive, reply)
+                await self._answer(scope, receive, reply, facts)
             except ClientGone:
                 outcome = "client_gone"
             except SlowClient as error:
                 outcome = "client_slow"
-                log.warning("request %s is cut: %s", reply.request_id, error)
+                log.warning("the request is cut: %s", error)
             except Exception as error:
                 if not isinstance(error, (RequestError, RetryableError)):
                     log.exception("request failed unexpectedly")
                 outcome = str(error_status(error))
+                trace.failed(error)
                 await _fail(reply, error)
             finally:
                 reply.close()
                 metrics.requests.labels(endpoint=self._name, status=outcome).inc()
+                facts["status"] = outcome
+                trace.note(**{_SEMANTIC_NAMES.get(name, name): value for name, value in facts.items()})
+                if self._services.config.log_requests:
+                    log.info("the request has ended", extra=facts)
 
-    async def _answer(self, scope: Scope, receive: Receive, reply: Reply) -> None:
-        config = self._services.config
-        timeout_s = timeout_of(scope, config.timeout_s, config.max_timeout_s)
-        async with Lifeline(receive, timeout_s, self._services.lifelines) as lifeline:
-            reply.is_early = True
-            body = await lifeline.body(scope, config.max_body_bytes)
-            reply.is_early = False
-            call = await self._prepare(self._services, body, reply.request_id, lifeline.deadline)
-            run = _Run(self._services, call, reply, began=lifeline.deadline - timeout_s)
-            try:
-                await (run.stream() if call.stream else run.whole())
-            except RequestError as error:  # a worker's
-                raise named_for_api(error, call.prompt_field, call.max_tokens_field) from error
+    async def _answer(self, scope: Scope, receive: Receive, reply: Reply, facts: dict[str, Value]) -> None:
+        services, config = self._services, self._services.config
+        reply.is_early = True
+        tenant = services.tenant(scope)
+        if tenant.name:
+            facts["tenant"] = tenant.name
+        patience = patience_of(
+            scope, default_s=config.timeout_s, longest_s=config.max_timeout_s, silence_s=config.silence_s
+        )
+        async with Lifeline(receive, patience.longest_s, services.lifelines) as lifeline:
+            arrival = Arrival(reply.request_id, tenant, patience, lifeline.began)
+            with services.bodies.hold() as held:
+                arrival.body = await lifeline.body(
+                    scope, config.max_body_bytes, timeout_s=config.body_timeout_s, take=held.add
+                )
+                reply.is_early = False
+                async with services.quotas.spending(arrival, reply.headers) as spending:
+                    services.placer.gate.check(arrival)
+                    call = await self._prepare(services, arrival)
+                    arrival.seal()
+                    held.release()
+                    lifeline.end_by(arrival.deadline(stream=call.stream))
+                    await spending.expect(call.expected_tokens)
+                    run = _Run(services, call, reply, arrival)
+                    try:
+                        await (run.stream() if call.stream else run.whole())
+                    except RequestError as error:  # a worker's
+                        raise named_for_api(error, call.prompt_field, call.max_tokens_field) from error
+                    finally:
+                        facts |= run.facts()
+                        if run.has_begun:
+                            spending.used = call.usage().total_tokens
 
 
 class _Run:
     """One call being answered."""
 
-    def __init__(self, services: Services, call: Call, reply: Reply, *, began: float) -> None:
+    def __init__(self, services: Services, call: Call, reply: Reply, arrival: Arrival) -> None:
         self._metrics = services.metrics
         self._call = call
         self._reply = reply
-        self._began = began
+        self._arrival = arrival
         self._workers: dict[Generation, Started] = {}
-        self._has_tokens = False
+        self._is_open = False
+        self._first_token_s: float | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a worker has taken any of it."""
+        return bool(self._workers)
 
     async def stream(self) -> None:
-        """Server-sent events; headers leave once every prompt is accepted by a worker."""
+        """Server-sent events; headers leave once every prompt is accepted by a worker, or when the client must get a
+        sign of life."""
         call, reply = self._call, self._reply
+        reply.never_silent(self._arrival.patience.silence_s)
         early: list[tuple[Choice, Delta]] = []
         async with aclosing(self._deltas()) as deltas:
             async for choice, delta in deltas:
                 if len(self._workers) < len(call.generations):
                     early.append((choice, delta))
                     continue
-                if not reply.status:
+                if not self._is_open:
                     await self._open()
                 for waiting in [*early, (choice, delta)]:
                     if waiting[1]:
@@ -115,8 +161,10 @@ class _Run:
         await self._reply.json(call.form.whole(call.choices, usage))
 
     async def _open(self) -> None:
-        self._name_workers()
-        await self._reply.start_events()
+        self._is_open = True
+        if not self._reply.status:
+            self._name_workers()
+            self._reply.start_events()
         for choice in self._call.choices:
             opening = self._call.form.opening(choice)
             if opening is not None:
@@ -152,20 +200,38 @@ class _Run:
             return generations[0].events()
         return merge([generation.events() for generation in generations])
 
+    def facts(self) -> dict[str, Value]:
+        """What the log and the trace say of the request: so far, when it has failed."""
+        usage = self._call.usage()
+        facts: dict[str, Value] = {
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.prompt_tokens_details.cached_tokens,
+            "output_tokens": usage.completion_tokens,
+            "seconds": round(asyncio.get_running_loop().time() - self._arrival.began, 6),
+        }
+        if self._first_token_s is not None:
+            facts["first_token_s"] = round(self._first_token_s, 6)
+        return facts | {role: ", ".join(urls) for role, urls in self._urls().items()}
+
     def _note_first_token(self) -> None:
-        if not self._has_tokens:
-            self._has_tokens = True
-            self._metrics.first_token.observe(asyncio.get_running_loop().time() - self._began)
+        if self._first_token_s is None:
+            self._first_token_s = asyncio.get_running_loop().time() - self._arrival.began
+            self._metrics.first_token.observe(self._first_token_s)
+            current().record("first_token", self._first_token_s)
 
     def _name_workers(self) -> None:
-        """Says in headers which workers had a part, each once, in the order of the prompts."""
-        started = [self._workers[generation] for generation in self._call.generations]
-        for name, urls in (
-            (b"x-penstock-prefill", [one.prefill for one in started if one.prefill is not None]),
-            (b"x-penstock-decode", [one.decode for one in started]),
-        ):
-            if urls:
-                self._reply.headers.append((name, ", ".join(dict.fromkeys(urls)).encode("latin-1")))
+        """Says in headers which workers had a part."""
+        for role, urls in self._urls().items():
+            self._reply.headers.append((b"x-penstock-" + role.encode(), ", ".join(urls).encode("latin-1")))
+
+    def _urls(self) -> dict[str, list[str]]:
+        """The workers that took part so far by role, each once, in the order of the prompts."""
+        started = [self._workers[each] for each in self._call.generations if each in self._workers]
+        urls = {
+            "prefill": [one.prefill for one in started if one.prefill is not None],
+            "decode": [one.decode for one in started],
+        }
+        return {role: list(dict.fromkeys(found)) for role, found in urls.items() if found}
 
     def _count(self) -> Usage:
         usage = self._call.usage()
@@ -184,8 +250,8 @@ async def _fail(reply: Reply, error: Exception) -> None:
                 await reply.event(error_body(error))
                 await reply.flush()
         return
-    retry_after_s = retry_after_of(error) if isinstance(error, RetryableError) else None
-    await reply.json(error_body(error), error_status(error), retry_after_s=retry_after_s)
+    reply.headers += advice_headers(error)
+    await reply.json(error_body(error), error_status(error))
 
 
 def _request_id(scope: Scope) -> str:

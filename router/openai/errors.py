@@ -5,15 +5,16 @@ from collections.abc import Iterable
 
 import msgspec
 
-from penstock.errors import RequestError, RetryableError
+from penstock.errors import RateLimited, RequestError, RetryableError
+from penstock.router.flow.advice import advised
 from penstock.router.openai.responses import ErrorBody, ErrorDetail
 
 
 def error_status(error: Exception) -> int:
-    """The HTTP status: the request's own, 503 for what may be tried again, 500 for what should not happen."""
+    """The HTTP status: the request's own, 503 or 429 for what may be tried again, 500 for what should not happen."""
     if isinstance(error, RequestError):
         return error.status
-    return 503 if isinstance(error, RetryableError) else 500
+    return error.status if isinstance(error, RetryableError) else 500
 
 
 def named_for_api(error: RequestError, prompt_field: str, max_tokens_field: str) -> RequestError:
@@ -43,7 +44,8 @@ def error_body(error: Exception) -> bytes:
     if isinstance(error, RequestError):
         detail = ErrorDetail(str(error), "invalid_request_error", error.field, error.code)
     elif isinstance(error, RetryableError):
-        detail = ErrorDetail(f"{error}; try again", "server_error", None, error.code)
+        kind = "rate_limit_error" if isinstance(error, RateLimited) else "server_error"
+        detail = ErrorDetail(advised(error), kind, None, error.code)
     else:
         detail = ErrorDetail("the server failed; the reason is in its log", "server_error", None, "internal")
     return msgspec.json.encode(ErrorBody(detail))

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 from penstock.errors import RequestError
 from penstock.router.answer_text import AnswerText
+from penstock.router.flow.arrival import Arrival
 from penstock.router.generation import Generation
+from penstock.router.index.keys import opaque_salt
 from penstock.router.model import ServedModel
 from penstock.router.openai import chat, completions
 from penstock.router.openai.call import Call, Choice, Form
@@ -17,23 +19,23 @@ from penstock.router.openai.requests import (
     stop_strings,
 )
 from penstock.router.openai.sampling import sample_seeds, sampling_params
+from penstock.router.policy import EXPECTED_OUTPUT_TOKENS
 from penstock.router.services import Services
 
 
-async def prepare_chat(services: Services, body: bytes, request_id: str, deadline: float) -> Call:
+async def prepare_chat(services: Services, arrival: Arrival) -> Call:
     """Raises RequestError."""
-    request = decode_request(body, ChatRequest)
+    request = decode_request(arrival.body, ChatRequest)
     check_model(request.model, services.model)
-    form = chat.ChatForm(request_id, int(time.time()), services.model.vocabulary, request)
+    form = chat.ChatForm(arrival.request_id, int(time.time()), services.model.vocabulary, request)
     text = chat.render_prompt(request, services.model)
-    prompt = await services.encode(text, add_special_tokens=False, field="messages")
+    prompt = await services.encode_conversation(text, arrival.tenant.salted(request.cache_salt or ""), field="messages")
     return _call(
         services,
         request,
         form,
         [prompt],
-        request_id,
-        deadline,
+        arrival,
         max_tokens=chat.max_tokens_of(request),
         max_tokens_field=chat.max_tokens_field(request),
         logprobs=chat.logprobs_of(request),
@@ -41,12 +43,12 @@ async def prepare_chat(services: Services, body: bytes, request_id: str, deadlin
     )
 
 
-async def prepare_completion(services: Services, body: bytes, request_id: str, deadline: float) -> Call:
+async def prepare_completion(services: Services, arrival: Arrival) -> Call:
     """Raises RequestError."""
-    request = decode_request(body, CompletionRequest)
+    request = decode_request(arrival.body, CompletionRequest)
     check_model(request.model, services.model)
     completions.check_best_of(request)
-    form = completions.CompletionForm(request_id, int(time.time()), services.model.vocabulary, request)
+    form = completions.CompletionForm(arrival.request_id, int(time.time()), services.model.vocabulary, request)
     sources = completions.prompts_of(request, services.model.vocab_size)
     _check_count(request, len(sources), services)
     prompts = [
@@ -58,8 +60,7 @@ async def prepare_completion(services: Services, body: bytes, request_id: str, d
         request,
         form,
         prompts,
-        request_id,
-        deadline,
+        arrival,
         max_tokens=request.max_tokens,
         max_tokens_field="max_tokens",
         logprobs=request.logprobs,
@@ -92,8 +93,7 @@ def _call(
     request: ApiRequest,
     form: Form,
     prompts: Sequence[list[int]],
-    request_id: str,
-    deadline: float,
+    arrival: Arrival,
     *,
     max_tokens: int | None,
     max_tokens_field: str,
@@ -105,7 +105,8 @@ def _call(
     stops = stop_strings(request)
     stop_ids = frozenset(request.stop_token_ids or ())
     end_ids = stop_ids if request.ignore_eos else stop_ids | model.end_ids
-    generations, choices = [], []
+    stream, request_id = bool(request.stream), arrival.request_id
+    generations, choices, expected_tokens = [], [], 0
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise RequestError("the prompt has no tokens", field=prompt_field)
@@ -128,12 +129,23 @@ def _call(
             end_ids=end_ids,
             seeds=sample_seeds(request.seed, num_samples),
             first_choice=number * num_samples,
-            salt=request.cache_salt or "",
+            salt=opaque_salt(services.config.secret, arrival.tenant.salted(request.cache_salt or "")),
             priority=request.priority or 0,
-            deadline=deadline,
+            deadline=arrival.deadline(stream=stream),
+            arrival=arrival,
         )
         generations.append(generation)
+        expected_tokens += len(prompt) + num_samples * min(sampling.max_tokens, EXPECTED_OUTPUT_TOKENS)
         for index in range(number * num_samples, (number + 1) * num_samples):
             text = AnswerText(model.vocabulary, end_ids=end_ids, stops=stops, min_tokens=sampling.min_tokens)
             choices.append(Choice(index, generation, text))
-    return Call(generations, choices, form, bool(request.stream), request.include_usage, prompt_field, max_tokens_field)
+    return Call(
+        generations,
+        choices,
+        form,
+        stream,
+        request.include_usage,
+        prompt_field,
+        max_tokens_field,
+        expected_tokens,
+    )

@@ -104,7 +104,7 @@ def _chat(args: argparse.Namespace) -> Run:
 def _demo_flags(parser: argparse.ArgumentParser) -> None:
     from penstock.local.config import add_local_flags
 
-    add_local_flags(parser, skip=("host", "port"))
+    add_local_flags(parser, skip=("host", "port", "keys", "policy", "routers", "redis"))
 
 
 def _demo(args: argparse.Namespace) -> Run:
@@ -112,7 +112,7 @@ def _demo(args: argparse.Namespace) -> Run:
     from penstock.local.demo import run_demo
 
     require("torch")
-    return lambda: run_demo(local_config(args, "", port=0))
+    return lambda: run_demo(local_config(args, "", port=0, policy="least-work"))
 
 
 def _worker_flags(parser: argparse.ArgumentParser) -> None:
@@ -169,6 +169,32 @@ def _router(args: argparse.Namespace) -> Run:
         return 0
 
     return run
+
+
+def _key_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.router.flow.command import KeyConfig
+
+    parser.add_argument("tenant", metavar="TENANT", help="Whose key it is.")
+    add_flags(parser, KeyConfig, skip=("tenant",))
+
+
+def _key(args: argparse.Namespace) -> Run:
+    from penstock.router.flow.command import KeyConfig, run_key
+
+    return lambda: run_key(from_flags(KeyConfig, args))
+
+
+def _explain_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.router.explain_command import ExplainConfig
+
+    parser.add_argument("request_id", metavar="REQUEST_ID", help="Its x-request-id, as in the answer's headers.")
+    add_flags(parser, ExplainConfig)
+
+
+def _explain(args: argparse.Namespace) -> Run:
+    from penstock.router.explain_command import ExplainConfig, run_explain
+
+    return lambda: run_explain(from_flags(ExplainConfig, args), args.request_id)
 
 
 def _fetch_flags(parser: argparse.ArgumentParser) -> None:
@@ -243,6 +269,21 @@ def _doctor(args: argparse.Namespace) -> Run:
     return lambda: run_doctor(from_flags(DoctorConfig, args))
 
 
+def _plan_flags(parser: argparse.ArgumentParser) -> None:
+    from penstock.simulator.config import PlanConfig
+
+    sentence = "Recorded requests: a .jsonl file of Mooncake's form or a .csv file of Azure's."
+    parser.add_argument("trace", metavar="TRACE", help=sentence)
+    add_flags(parser, PlanConfig, skip=("trace",))
+
+
+def _plan(args: argparse.Namespace) -> Run:
+    from penstock.simulator.config import PlanConfig
+    from penstock.simulator.plan import run_plan
+
+    return lambda: run_plan(from_flags(PlanConfig, args))
+
+
 def _version(_: argparse.Namespace) -> Run:
     def run() -> int:
         print(penstock.__version__)
@@ -256,17 +297,22 @@ def _no_flags(_: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = {
-    "up": Command("Start a router, prefill and decode workers on this machine, and keep them running.", _up_flags, _up),
+    "up": Command("Start routers, prefill and decode workers on this machine, and keep them running.", _up_flags, _up),
     "chat": Command("Talk in the terminal to a model that is being served.", _chat_flags, _chat),
     "demo": Command("Start, ask the demonstration model, show which worker did what, and stop.", _demo_flags, _demo),
     "prefill": Command("Run one prefill worker: computes prompts, hands out their KV blocks.", _worker_flags, _prefill),
     "decode": Command("Run one decode worker: fetches KV blocks, streams tokens.", _worker_flags, _decode),
     "router": Command("Run the router: the OpenAI API in front of the workers.", _router_flags, _router),
+    "key": Command("Make an API key: the key for its owner, and its hash for the router's key file.", _key_flags, _key),
+    "explain": Command("Show why the router placed a request where it did.", _explain_flags, _explain),
     "fetch": Command("Fetch a model to where workers and router look for it.", _fetch_flags, _fetch),
     "operator": Command("Run the Kubernetes operator: LLMDeployments become pods.", _operator_flags, _operator),
     "render": Command("Print what the operator would create for a file.", _render_flags, _render),
     "status": Command("Show an LLMDeployment on one screen.", _status_flags, _status),
     "doctor": Command("Check this machine and the cluster.", _doctor_flags, _doctor),
+    "plan": Command(
+        "Say how many workers of which kind serve a recorded trace, and what they cost.", _plan_flags, _plan
+    ),
     "version": Command("Print the version.", _no_flags, _version),
 }
 
@@ -274,7 +320,8 @@ EXTRAS = {
     **dict.fromkeys(("up", "demo"), "router,worker"),
     **dict.fromkeys(("prefill", "decode"), "worker"),
     **dict.fromkeys(("operator", "render", "status", "doctor"), "operator"),
-    **dict.fromkeys(("router", "fetch"), "router"),
+    **dict.fromkeys(("router", "key", "explain", "fetch"), "router"),
+    "plan": "plan",
 }
 """The extras of pyproject.toml that a command needs; the others need none."""
 

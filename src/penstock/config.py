@@ -36,9 +36,9 @@ def parse_bytes(text: str) -> int:
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type[Any], *, skip: tuple[str, ...] = ()) -> None:
-    """Adds one flag per field of the dataclass `config` to `parser`."""
+    """Adds one flag per field of the dataclass `config` to `parser`, those that it inherits last."""
     hints = typing.get_type_hints(config)
-    for field in dataclasses.fields(config):
+    for field in sorted(dataclasses.fields(config), key=lambda field: field.name not in config.__annotations__):
         if field.name in skip or not field.init:
             continue
         text, unit = field.metadata["help"], field.metadata["unit"]

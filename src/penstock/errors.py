@@ -6,6 +6,7 @@ PenstockError
 │   └── MemoryPlanError   weights and KV cache do not fit (with the arithmetic)
 ├── RequestError          the caller's request is wrong (HTTP 4xx, never retried)
 └── RetryableError        nothing is wrong with the request; try again (HTTP 503 or an error frame)
+    ├── RateLimited       the caller asks for more than its quota or its share (HTTP 429)
     ├── PrefillLost       the prefill worker was lost, late or sent something invalid
     ├── PrefillRefused    the prefill worker is well but does not take this request
     ├── WorkerLost        a worker was lost or is stuck
@@ -46,10 +47,18 @@ class RetryableError(PenstockError):
     """The request is fine and may succeed elsewhere or later. `retry_after_s` says when, if that is known."""
 
     code = "retryable"
+    status = 503
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(RetryableError):
+    """The caller asks for more than its quota or its share."""
+
+    code = "rate_limit_exceeded"
+    status = 429
 
 
 class PrefillLost(RetryableError):

@@ -69,6 +69,9 @@ class GenerateRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Seconds that remain of the caller's deadline."""
     prefill: str | None = None
     """Base URL of the prefill worker, or None to compute the prompt where the request lands."""
+    source: str | None = None
+    """Base URL of any worker that may have the beginning of the tokens cached: whoever computes them reads from there
+    what it lacks. Only a hint: a source that is lost, late or has nothing costs time, never the request."""
 
 
 class BlocksRequest(Struct, frozen=True, kw_only=True):
@@ -172,6 +175,12 @@ class Done(Struct, frozen=True, tag="done", kw_only=True, omit_defaults=True):
     """Prompt tokens that the prefill worker computed."""
     pulled_blocks: int = 0
     pulled_bytes: int = 0
+    pulls: int = 0
+    """Times that reading these blocks began with none being read."""
+    pull_s: float = 0.0
+    """Seconds in which they were being read."""
+    sourced_blocks: int = 0
+    """Of the pulled blocks, those that were in the cache of the request's `source`."""
 
 
 class Error(Struct, frozen=True, tag="error", kw_only=True, omit_defaults=True):
@@ -212,6 +221,9 @@ class StoredBlock(Struct, frozen=True, array_like=True):
     hash: bytes
     parent: bytes
     tokens: tuple[int, ...]
+    salt: str | None = None
+    """On the first block of a sequence, the `salt` of the request that it was computed for: all that is mixed into the
+    hashes beside tokens and what is the same for every request here. None on all other blocks."""
 
 
 class Load(Struct, frozen=True, omit_defaults=True):
@@ -223,15 +235,28 @@ class Load(Struct, frozen=True, omit_defaults=True):
     free_blocks: int = 0
     num_blocks: int = 0
     quarantined_blocks: int = 0
+    evictable_blocks: int = 0
+    """Of the free ones, those that the prefix cache would lose."""
+    prefill_tokens: int = 0
+    """Prompt tokens to be computed, as far as known: what a waiting prompt will find in the cache is not."""
+    context_tokens: int = 0
+    """KV tokens of the sequences that decode."""
 
 
 class StepTiming(Struct, frozen=True, array_like=True):
-    """One engine step: rows computed for prompts, rows for decoding, KV tokens read, seconds."""
+    """One engine step: rows computed for prompts, rows for decoding, KV tokens that the latter read, seconds."""
 
     prefill_tokens: int
     decode_tokens: int
     context_tokens: int
     seconds: float
+    prefill_pairs: int = 0
+    """Query-key pairs in the attention of the prompts' rows."""
+
+
+def event_blocks(block_size: int) -> int:
+    """Most blocks in one frame of `/events`, so that none is longer than about a megabyte."""
+    return max(1, min(1024, 65_536 // block_size))
 
 
 class Events(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -240,9 +265,17 @@ class Events(Struct, frozen=True, kw_only=True, omit_defaults=True):
     generation: str
     sequence: int
     snapshot: bool = False
-    """This frame's `stored` is the whole prefix cache; the first frame of every subscription is one."""
+    """`stored` is the whole prefix cache, or a part of it; every subscription begins with a snapshot."""
+    part: int = 0
+    """Number of this part of the snapshot."""
+    more: bool = False
+    """Another part of the snapshot follows."""
+    block_size: int = 0
+    """On snapshots: tokens per block; 0 for a worker that does not reuse blocks."""
     stored: tuple[StoredBlock, ...] = ()
+    """Blocks that the cache has and had not at the last frame; parents come before their children."""
     removed: tuple[bytes, ...] = ()
+    """Hashes of those that it had and has not; none of them is in `stored`."""
     cleared: bool = False
     load: Load | None = None
     timings: tuple[StepTiming, ...] = ()

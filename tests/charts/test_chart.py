@@ -6,13 +6,17 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
+from penstock.operator import api, names
 from penstock.operator.config import OperatorConfig
 from penstock.operator.crds import crds
 from penstock.operator.rbac import lease_rules, rules
+from penstock.router.flow.keys import new_key, parse_keys
+from penstock.router.flow.tenants import Tenant
 from tests.charts.conftest import CHART, ROOT, Helm
 
 KUBERNETES = ("1.30.0", "1.31.4", "1.32.0", "1.33.2", "1.34.2")
@@ -147,6 +151,28 @@ def test_pod_monitors_are_made_where_their_kind_exists(helm: Helm) -> None:
     assert monitors[1]["spec"]["namespaceSelector"] == {"any": True}
 
 
+def test_alert_rules_are_made_where_their_kind_exists(helm: Helm) -> None:
+    rules = ("--api-versions", "monitoring.coreos.com/v1/PrometheusRule")
+    assert "PrometheusRule" not in kinds(helm.template())
+    assert "PrometheusRule" not in kinds(helm.template(*rules, "--set", "alerts.enabled=false"))
+    found = one(helm.template(*rules, "--set", "alerts.labels.release=prom"), "PrometheusRule")
+    assert found["metadata"]["labels"]["release"] == "prom"
+    assert found["spec"] == yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
+
+
+def test_the_dashboard_is_made_on_request_for_the_sidecar_that_looks_for_it(helm: Helm) -> None:
+    import json
+
+    assert "ConfigMap" not in kinds(helm.template())
+    options = ("--set", "dashboard.enabled=true")
+    found = one(helm.template(*options), "ConfigMap")
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert found["metadata"]["namespace"] == "penstock-system"
+    assert json.loads(found["data"]["penstock.json"]) == json.loads((CHART / "files" / "dashboard.json").read_text())
+    elsewhere = one(helm.template(*options, "--set", "dashboard.namespace=monitoring"), "ConfigMap")
+    assert elsewhere["metadata"]["namespace"] == "monitoring"
+
+
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
@@ -157,6 +183,9 @@ def test_pod_monitors_are_made_where_their_kind_exists(helm: Helm) -> None:
         ("watchNamespace=Team_A", "at '/watchNamespace': 'Team_A' does not match pattern"),
         ("hubEndpoint=hub.example.com", "at '/hubEndpoint'"),
         ("images.worker.repository=", "at '/images/worker/repository'"),
+        ("logs.format=xml", "value must be one of 'text', 'json'"),
+        ("tracing.endpoint=collector:4318", "at '/tracing/endpoint'"),
+        ("tracing.ratio=2", "at '/tracing/ratio': maximum: got 2, want 1"),
         ("crds.install=maybe", "at '/crds/install': got string, want boolean"),
     ],
 )
@@ -204,3 +233,65 @@ def test_the_kustomize_example_changes_every_image(kubectl: str) -> None:
     images = [value for value in values if "penstock/" in value]
     assert len(images) == 4
     assert all(image.startswith("registry.example.com/penstock/") for image in images)
+
+
+def test_api_keys_make_a_secret_that_the_router_reads(helm: Helm, tmp_path: Path) -> None:
+    assert "Secret" not in kinds(helm.template())
+    values = tmp_path / "values.yaml"
+    key, digest = new_key()
+    tenants = {
+        "search": {
+            "keySha256": [digest, "0" * 64],
+            "weight": 2.5,
+            "priority": -1,
+            "requestsPerMinute": 600,
+            "tokensPerMinute": 10_000_000,
+            "salt": 'of "sixteen" or more',
+        },
+        "batch": {"keySha256": ["1" * 64]},
+    }
+    values.write_text(yaml.safe_dump({"apiKeys": {"tenants": tenants, "namespaces": ["team-a", "team-b"]}}))
+    secrets = [found for found in helm.template("--values", str(values)) if found["kind"] == "Secret"]
+    assert [found["metadata"]["namespace"] for found in secrets] == ["team-a", "team-b"]
+    ring = parse_keys(secrets[0]["stringData"]["keys.toml"], "the Secret")
+    assert ring.names == {"search", "batch"}
+    assert ring.find(key) == Tenant(
+        name="search",
+        weight=2.5,
+        priority=-1,
+        requests_per_minute=600,
+        tokens_per_minute=10_000_000,
+        salt='of "sixteen" or more',
+    )
+
+
+@pytest.mark.parametrize("wrong", ["a.keySha256={nohash}", "a.weight=1", "a.keySha256={},a.quota=1"])
+def test_wrong_api_keys_are_refused(helm: Helm, wrong: str) -> None:
+    assert "apiKeys" in helm.refusal(*(f"--set=apiKeys.tenants.{part}" for part in wrong.split(",")))
+
+
+def test_the_chart_brings_a_redis_that_only_routers_reach(helm: Helm, tmp_path: Path) -> None:
+    assert "penstock-redis" not in str(helm.template())
+    values = tmp_path / "values.yaml"
+    values.write_text(yaml.safe_dump({"redis": {"enabled": True, "namespaces": ["team-a", "team-b"]}}))
+    objects = helm.template("--values", str(values))
+    found = {each["kind"]: each for each in objects if "redis" in each["metadata"]["name"]}
+    secrets = [each for each in objects if each["kind"] == "Secret"]
+    assert [each["metadata"]["namespace"] for each in secrets] == ["team-a", "team-b"]
+    url = urlsplit(secrets[0]["stringData"][api.RedisSecret(name="penstock-redis").key])
+    service, pod = found["Service"], found["Deployment"]["spec"]["template"]
+    assert url.scheme == "redis"
+    assert url.hostname == f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc"
+    assert url.port == service["spec"]["ports"][0]["port"]
+    labels = pod["metadata"]["labels"].items()
+    policy = found["NetworkPolicy"]["spec"]
+    for selector in (
+        service["spec"]["selector"],
+        policy["podSelector"]["matchLabels"],
+        found["Deployment"]["spec"]["selector"]["matchLabels"],
+    ):
+        assert selector.items() <= labels
+    ((rule,),) = [each["from"] for each in policy["ingress"]]
+    assert rule["podSelector"]["matchLabels"].items() <= names.labels("demo", "router").items()
+    operators = next(each for each in objects if each["kind"] == "Deployment" and each is not found["Deployment"])
+    assert not operators["spec"]["selector"]["matchLabels"].items() <= labels, "it would be taken for an operator"

@@ -1,4 +1,4 @@
-"""A whole deployment on loopback: prefill workers, decode workers and a router, each a process of its own."""
+"""A whole deployment on loopback: prefill workers, decode workers and routers, each a process of its own."""
 
 import dataclasses
 import time
@@ -25,6 +25,9 @@ WIRES: dict[str, tuple[str, dict[str, str]]] = {
     "tcp": ("tcp", {}),
 }
 """How KV moves: the transport's name and the environment it needs."""
+
+ROUTER: dict[str, Any] = {"policy": "least-work"}
+"""These tests are about hand-overs, which the default policy avoids while decode workers are idle."""
 
 ENGINE: dict[str, Any] = {
     "block_size": 8,
@@ -78,6 +81,24 @@ class Worker:
         return left
 
 
+class Router:
+    """One router, always at the same URL, through any number of lives."""
+
+    def __init__(self, name: str, config: RouterConfig, surroundings: Surroundings) -> None:
+        self.name = name
+        self.config = config
+        self.surroundings = surroundings
+        self.url = f"http://127.0.0.1:{config.port}"
+        self.process = start_router(config, surroundings)
+
+    def restart(self) -> None:
+        """Starts it anew if it has died. `Deployment.wait_ready` waits for it."""
+        if not self.process.alive:
+            self.process.wait_gone()
+            self.process = start_router(self.config, self.surroundings)
+            self.process.wait_ready()
+
+
 class Deployment:
     """Use as a context manager; all processes run and all workers are ready inside."""
 
@@ -88,13 +109,15 @@ class Deployment:
         *,
         prefill: int = 1,
         decode: int = 1,
+        routers: int = 1,
         wire: str = "tcp",
         engine: Mapping[str, Any] | None = None,
+        worker: Mapping[str, Any] | None = None,
         router: Mapping[str, Any] | None = None,
         reached_at: Callable[[str, str], str] = lambda _name, url: url,
         place: Callable[[str], Mapping[str, Any]] = lambda _name: {},
     ) -> None:
-        """`engine` and `router` are fields that differ from ENGINE and the defaults.
+        """`engine`, `worker` and `router` are fields that differ from ENGINE and the defaults.
 
         `reached_at(name, url)` is the address under which the router (and through it every other worker) reaches a
         worker: a proxy's, for example. `place(name)` may give a worker's `host`, the address it listens on,
@@ -103,6 +126,7 @@ class Deployment:
         transport, environment = WIRES[wire]
         settings = EngineConfig(**{"model": str(model), "transport": transport, **ENGINE, **(engine or {})})
         self.workers: list[Worker] = []
+        self.routers: list[Router] = []
         roles: list[tuple[Role, int]] = [("prefill", prefill), ("decode", decode)]
         try:
             for role, count in roles:
@@ -113,20 +137,19 @@ class Deployment:
                     around = Surroundings(
                         logs / f"{name}.log", {**environment, **special["environment"]}, special["namespace"]
                     )
-                    config = WorkerConfig(role=role, engine=here, host=special["host"], port=free_port())
+                    address = {"host": special["host"], "port": free_port()}
+                    config = WorkerConfig(role=role, engine=here, **address, **(worker or {}))
                     self.workers.append(Worker(name, config, around))
             self.prefill, self.decode = self.workers[:prefill], self.workers[prefill:]
             at = {worker: reached_at(worker.name, worker.url) for worker in self.workers}
-            port = free_port()
-            self.url = f"http://127.0.0.1:{port}"
-            front_door = RouterConfig(
-                model=str(model),
-                port=port,
-                prefill=",".join(at[worker] for worker in self.prefill),
-                decode=",".join(at[worker] for worker in self.decode),
-                **(router or {}),
-            )
-            self.router: Running = start_router(front_door, Surroundings(logs / "router.log", {}))
+            lists: dict[str, Any] = {
+                "prefill": ",".join(at[worker] for worker in self.prefill),
+                "decode": ",".join(at[worker] for worker in self.decode),
+            }
+            for index in range(routers):
+                name = f"router-{index}"
+                front_door = RouterConfig(model=str(model), port=free_port(), **lists, **{**ROUTER, **(router or {})})
+                self.routers.append(Router(name, front_door, Surroundings(logs / f"{name}.log", {})))
         except BaseException:
             self.close()
             raise
@@ -135,7 +158,8 @@ class Deployment:
         try:
             for worker in self.workers:
                 worker.process.wait_ready()
-            self.router.wait_ready()
+            for router in self.routers:
+                router.process.wait_ready()
             self.wait_ready()
         except BaseException:
             self.close()
@@ -149,23 +173,35 @@ class Deployment:
 
     def close(self) -> None:
         """Kills everything, frozen or not."""
-        running = [worker.process for worker in self.workers]
-        if hasattr(self, "router"):
-            running.append(self.router)
-        for process in running:
-            process.kill()
+        for each in self.members:
+            each.process.kill()
+
+    @property
+    def members(self) -> "list[Worker | Router]":
+        """Whatever may die."""
+        return [*self.workers, *self.routers]
+
+    @property
+    def url(self) -> str:
+        """Of the first router."""
+        return self.routers[0].url
+
+    @property
+    def router(self) -> Running:
+        """The first one's process."""
+        return self.routers[0].process
+
+    def all_ready(self) -> bool:
+        """Whether every router has found every worker ready."""
+        try:
+            ready = [metrics_of(router.url)["penstock_router_worker_ready"] for router in self.routers]
+        except OSError:
+            return False
+        return set(ready) == {len(self.workers)}
 
     def wait_ready(self) -> None:
-        """Until the router has found every worker ready."""
-
-        def all_ready() -> bool:
-            try:
-                ready = metrics_of(self.url)["penstock_router_worker_ready"]
-            except OSError:
-                return False
-            return ready == len(self.workers)
-
-        eventually(all_ready, "readiness of all workers", START_S, pause_s=0.02)
+        """Until `all_ready`."""
+        eventually(self.all_ready, "readiness of all workers", START_S, pause_s=0.02)
 
     def assert_quiet(self, timeout_s: float = QUIET_S) -> None:
         """No live worker has a running, waiting or leased request, an open stream, or a block that is not free."""
@@ -177,9 +213,10 @@ class Deployment:
     def left_over(self) -> dict[str, dict[str, float]]:
         """Per process, what is not at rest."""
         left = {worker.name: worker.left_over() for worker in self.workers if worker.process.alive}
-        router = metrics_of(self.url)
         names = ("penstock_router_running_requests", "penstock_router_worker_streams")
-        left["router"] = {name: router[name] for name in names if router[name]}
+        for router in self.routers:
+            metrics = metrics_of(router.url)
+            left[router.url] = {name: metrics[name] for name in names if metrics[name]}
         return {name: what for name, what in left.items() if what}
 
 

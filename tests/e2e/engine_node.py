@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
+from penstock.engine.messages import Wanted
 from penstock.engine.sequence import Role
 from penstock.protocol import Accepted, Error, GenerateRequest, Peer, Ticket
 from tests.e2e.processes import _context, freeze, send_signal, thaw
@@ -22,7 +23,7 @@ class EngineNode:
 
     def __init__(self, transport: str, generation: str, num_blocks: int, puller: dict[str, bool]) -> None:
         # Not poisoned: late bytes are to be another prompt's KV, whose wrong tokens nothing but the comparison sees.
-        engine = make_engine(num_blocks=num_blocks, prefix_cache=False, poison=False)
+        engine = make_engine(num_blocks=num_blocks, poison=False, generation=generation)
         self.side = Side(engine, transport, generation, **puller)
         self.answers: dict[str, Answer] = {}
 
@@ -32,7 +33,6 @@ class EngineNode:
     def prefill(self, request: GenerateRequest) -> list[Ticket]:
         """Computes the prompt and holds its blocks."""
         engine = self.side.engine
-        engine.tickets._generation = self.side.peer.generation
         engine.add(request, Role.PREFILL)
         while engine.step():
             pass
@@ -46,6 +46,22 @@ class EngineNode:
         self.side.redeemer.arrived(request.request_id, Accepted(peer.generation, peer))
         for ticket in tickets:
             self.side.redeemer.arrived(request.request_id, ticket)
+        self._turn()
+
+    def want(self, request: GenerateRequest) -> Wanted:
+        """Admits a request that names a source: what that is to be asked for."""
+        self.side.engine.add(request)
+        self._turn()
+        return self.side.wanted.pop()
+
+    def lookup(self, wanted: Wanted) -> list[Ticket]:
+        """As a source."""
+        return [self.side.engine.tickets.lookup(wanted.request_id, wanted.hashes)]
+
+    def read(self, peer: Peer, wanted: Wanted, tickets: Sequence[Ticket]) -> None:
+        """Starts reading from a source."""
+        for frame in (Accepted(peer.generation, peer), *tickets):
+            self.side.redeemer.arrived(wanted.request_id, frame)
         self._turn()
 
     def run_until_ended(self, name: str) -> str:

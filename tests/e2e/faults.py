@@ -25,6 +25,13 @@ NUM_LATER = 2
 """Streams that begin right after it."""
 PROMPT_TOKENS = 85
 FIRED_S = 30.0
+KINDS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0},
+    {"temperature": 1.0},
+    {"temperature": 0.8, "frequency_penalty": 0.7, "presence_penalty": 0.3},
+    {"temperature": 1.0, "n": 2},
+)
+"""How streams draw their tokens: each must go on as it began, wherever."""
 
 KILL_S = 2.0
 FREEZE_S = 5.0
@@ -121,8 +128,7 @@ class Scene:
         return replies
 
     async def _stream(self, index: int, salt: str) -> Reply:
-        """Every second one draws its tokens."""
-        options: dict[str, Any] = {"max_tokens": 40, "salt": salt, "temperature": index % 2, "seed": index}
+        options: dict[str, Any] = {"max_tokens": 40, "salt": salt, "seed": index, **KINDS[index % len(KINDS)]}
         return await stream_completion(self._client, random_prompt(PROMPT_TOKENS, seed=100 + index), **options)
 
     async def _strike(self, worker: Worker, fault: Fault, step: Step, count: int, salt: str) -> "Outcome":

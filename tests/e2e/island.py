@@ -1,4 +1,4 @@
-"""A network namespace joined to the test's own by wires that can lose every packet, without a word to either end."""
+"""Network namespaces joined to the test's own by wires that can lose every packet, without a word to either end."""
 
 import os
 import shutil
@@ -68,17 +68,92 @@ class Island:
         )
 
 
+class Archipelago:
+    """A namespace per name, all joined with each other and with the test's own by a bridge; each can be cut off."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        number = os.getpid()
+        self._bridge, self._net = f"pb{number}", f"10.209.{number % 250}"
+        self._numbers = {name: index for index, name in enumerate(names)}
+        self._prefix = f"pa{number}"
+
+    def namespace(self, name: str) -> str:
+        return f"penstock-{self._prefix}-{self._numbers[name]}"
+
+    def there(self, name: str) -> tuple[str, str]:
+        """(address, device) of an island."""
+        return f"{self._net}.{10 + self._numbers[name]}", f"{self._prefix}{self._numbers[name]}i"
+
+    def build(self) -> None:
+        """Makes the bridge, the namespaces and their wires."""
+        _run(f"ip link add {self._bridge} type bridge")
+        _run(f"ip addr add {self._net}.1/24 dev {self._bridge}")
+        _run(f"ip link set {self._bridge} up")
+        for name in self._numbers:
+            island, (address, device), end = self.namespace(name), self.there(name), self._end(name)
+            _run(f"ip netns add {island}")
+            _run(f"ip -n {island} link set lo up")
+            _run(f"ip link add {end} type veth peer name {device} netns {island}")
+            _run(f"ip link set {end} master {self._bridge} up")
+            _run(f"ip -n {island} addr add {address}/24 dev {device}")
+            _run(f"ip -n {island} link set {device} up")
+
+    def remove(self) -> None:
+        """The wires go with their ends on the islands."""
+        for name in self._numbers:
+            _run(f"ip netns del {self.namespace(name)}", check=False)
+            _run(f"ip link del {self._end(name)}", check=False)
+        _run(f"ip link del {self._bridge}", check=False)
+
+    def partition(self, name: str) -> None:
+        """From now on an island's wire loses every packet, in both directions."""
+        for command in self._queues(name, "add"):
+            _run(f"{command} root pfifo limit 0")
+
+    def heal(self, name: str) -> None:
+        """Packets arrive again."""
+        for command in self._queues(name, "del"):
+            _run(f"{command} root", check=False)
+
+    def _end(self, name: str) -> str:
+        """The device at the bridge."""
+        return f"{self._prefix}{self._numbers[name]}b"
+
+    def _queues(self, name: str, verb: str) -> tuple[str, str]:
+        queue = f"tc qdisc {verb} dev"
+        return (
+            f"{queue} {self._end(name)}",
+            f"ip netns exec {self.namespace(name)} {queue} {self.there(name)[1]}",
+        )
+
+
+@contextmanager
+def archipelago(names: Sequence[str]) -> Iterator[Archipelago]:
+    """Skips the test where namespaces cannot be made."""
+    _need_namespaces()
+    made = Archipelago(names)
+    try:
+        made.build()
+        yield made
+    finally:
+        made.remove()
+
+
 @contextmanager
 def island(*wires: str) -> Iterator[Island]:
     """Skips the test where namespaces cannot be made. A wire's name is a letter."""
-    if os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("tc"):
-        pytest.skip("needs root, ip and tc (apt-get install iproute2) to make network namespaces")
+    _need_namespaces()
     made = Island(wires)
     try:
         made.build()
         yield made
     finally:
         made.remove()
+
+
+def _need_namespaces() -> None:
+    if os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("tc"):
+        pytest.skip("needs root, ip and tc (apt-get install iproute2) to make network namespaces")
 
 
 def _run(command: str, *, check: bool = True) -> None:

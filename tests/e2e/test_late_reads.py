@@ -1,6 +1,10 @@
-"""P freezes in mid-read, D gives up and lets others have the memory, P thaws and its bytes land: 0 wrong tokens."""
+"""P freezes in mid-read, D gives up and lets others have the memory, P thaws and its bytes land: 0 wrong tokens.
+
+With P as prefill worker the request fails, and is the router's to place again; with P as source D computes it.
+"""
 
 import pytest
+from msgspec.structs import replace
 
 from tests.e2e.conftest import need_wire
 from tests.e2e.deployment import WIRES
@@ -14,7 +18,7 @@ NUM_BLOCKS = 18
 OTHERS = [request(f"other-{index}", prompt(60, seed=20 + index), max_tokens=12) for index in range(2)]
 
 
-def late_reads(wire: str, *, quarantine: bool) -> tuple[int, int]:
+def late_reads(wire: str, kind: str, *, quarantine: bool) -> tuple[int, int]:
     """(answers with wrong tokens, blocks in quarantine when the pool was refilled)."""
     need_wire(wire)
     transport, environment = WIRES[wire]
@@ -27,9 +31,16 @@ def late_reads(wire: str, *, quarantine: bool) -> tuple[int, int]:
 
         victim = request("victim", prompt(64, seed=2))  # full blocks: no NaN moves
         tickets = prefill.call("prefill", victim)
-        prefill.freeze()
-        decode.call("pull", prefill.peer, victim, tickets)
-        assert decode.call("run_until_ended", "victim") == "prefill_lost"
+        if kind == "source":
+            wanted = decode.call("want", replace(victim, source="there"))
+            tickets = prefill.call("lookup", wanted)
+            prefill.freeze()
+            decode.call("read", prefill.peer, wanted, tickets)
+            assert decode.call("run_until_ended", "victim") == "done"
+        else:
+            prefill.freeze()
+            decode.call("pull", prefill.peer, victim, tickets)
+            assert decode.call("run_until_ended", "victim") == "prefill_lost"
         quarantined = decode.call("late_blocks")
         assert decode.call("num_free") == NUM_BLOCKS - quarantined
 
@@ -42,15 +53,17 @@ def late_reads(wire: str, *, quarantine: bool) -> tuple[int, int]:
     return sum(tokens != expected[name].tokens[0] for name, tokens in found.items()), quarantined
 
 
+@pytest.mark.parametrize(("kind", "num_blocks"), [("prefill", 8), ("source", 7)])
 @pytest.mark.parametrize("wire", ["ucx-tcp", "tcp"])
-def test_late_bytes_reach_nobody(wire: str) -> None:
-    wrong, quarantined = late_reads(wire, quarantine=True)
+def test_late_bytes_reach_nobody(wire: str, kind: str, num_blocks: int) -> None:
+    wrong, quarantined = late_reads(wire, kind, quarantine=True)
     assert wrong == 0
-    assert quarantined == 8, "no read was in flight: this test proves nothing"
+    assert quarantined == num_blocks, "no read was in flight: this test proves nothing"
 
 
+@pytest.mark.parametrize("kind", ["prefill", "source"])
 @pytest.mark.parametrize("wire", ["ucx-tcp", "tcp"])
-def test_without_quarantine_late_bytes_give_wrong_tokens(wire: str) -> None:
-    wrong, quarantined = late_reads(wire, quarantine=False)
+def test_without_quarantine_late_bytes_give_wrong_tokens(wire: str, kind: str) -> None:
+    wrong, quarantined = late_reads(wire, kind, quarantine=False)
     assert quarantined == 0
     assert wrong > 0

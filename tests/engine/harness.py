@@ -59,7 +59,12 @@ def config(**options: object) -> EngineConfig:
 
 
 def make_engine(
-    *, num_blocks: int = 64, case: str = "qwen3-tied", dtype: torch.dtype = torch.float32, **options: object
+    *,
+    num_blocks: int = 64,
+    case: str = "qwen3-tied",
+    dtype: torch.dtype = torch.float32,
+    generation: str = GENERATION,
+    **options: object,
 ) -> Engine:
     """An engine in poison mode. `options` are fields of EngineConfig; the block size defaults to 8 tokens here."""
     settings = config(**options)
@@ -68,7 +73,7 @@ def make_engine(
     layout = KVLayout(shape.num_layers, shape.num_kv_heads, shape.head_dim, settings.block_size, dtype)
     runner = RecordingRunner(model, layout, num_blocks)
     runner.kv.fill_(float("nan"))
-    return Engine(settings, runner, lambda salt: BlockHasher(b"secret", salt), GENERATION)
+    return Engine(settings, runner, lambda salt: BlockHasher(b"secret", salt), generation)
 
 
 def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
@@ -87,6 +92,7 @@ def request(
     priority: int = 0,
     seed: int = 7,
     prefill: str | None = None,
+    source: str | None = None,
     **sampling: object,
 ) -> GenerateRequest:
     """A wire request; greedy, 12 tokens, unless `sampling` says otherwise."""
@@ -99,6 +105,7 @@ def request(
         salt=salt,
         priority=priority,
         prefill=prefill,
+        source=source,
     )
 
 

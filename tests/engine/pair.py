@@ -1,4 +1,4 @@
-"""A prefill and a decode engine in one process, joined by a real transport and the real puller."""
+"""Engines in one process, joined by a real transport and the real puller: a prefill and a decode worker, or sources."""
 
 import time
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 
 from penstock.engine.engine import Engine
+from penstock.engine.messages import Wanted
 from penstock.engine.redeem import Redeemer
 from penstock.engine.sequence import Role
 from penstock.engine.transfer import Event, Puller, Regions, make_transport
@@ -33,7 +34,9 @@ class Side:
         self.transport = make_transport(transport, Regions(engine.runner.kv, engine.pool.epochs))
         self.events: SimpleQueue[Event] = SimpleQueue()
         self.puller = Puller(self.transport, layout.block_bytes, self.events.put, timeout_s=3.0, **puller)
-        self.redeemer = Redeemer(engine, self.layout, self.puller)
+        self.wanted: list[Wanted] = []
+        """What sources are to be asked for, and have not been."""
+        self.redeemer = Redeemer(engine, self.layout, self.puller, self.wanted.append)
         self.peer = Peer(
             generation=generation,
             layout=self.layout,

@@ -155,6 +155,26 @@ def test_the_comparison_notices_damaged_kv(reference: Engine, dtype: torch.dtype
         assert_same_logits(engine, reference)
 
 
+def test_timings_and_load_count_the_work() -> None:
+    """What the router fits its costs to."""
+    engine = make_engine(max_step_tokens=20)
+    engine.add(request("a", PROMPT, max_tokens=3))
+    pending = []
+    while engine.step():
+        pending.append((engine.load().prefill_tokens, engine.load().context_tokens))
+    assert [(each.prefill_tokens, each.decode_tokens, each.context_tokens) for each in engine.timings] == [
+        (20, 0, 0),
+        (20, 0, 0),
+        (5, 0, 0),
+        (0, 1, 46),
+        (0, 1, 47),
+    ]
+    assert sum(each.prefill_pairs for each in engine.timings) == 45 * 46 // 2
+    assert all(each.seconds > 0 for each in engine.timings)
+    assert pending == [(25, 0), (5, 0), (0, 45), (0, 46), (0, 0)]
+    assert engine.load().evictable_blocks == 5
+
+
 def test_nothing_is_held_after_the_last_answer() -> None:
     engine = make_engine(num_blocks=40)
     run(engine, *[request(f"r{i}", prompt(10 + 7 * i, seed=i), n=1 + i % 3, temperature=0.8) for i in range(12)])

@@ -59,6 +59,8 @@ def test_two_workers_equal_one(transport: str, dtype: torch.dtype, step_tokens: 
         answer = pair.run(request("a", PROMPT)).answers["a"]
         assert answer.done is not None
         assert answer.done.pulled_blocks == 6
+        assert answer.done.pulls >= 1
+        assert 0 < answer.done.pull_s < 10
         assert rows_of(prefill, "a") == 45, "P computed the prompt"
         assert rows_of(pair.decode.engine, "a") == 11, "D computed only what follows the first token"
         assert_same_stream(pair, reference)

@@ -3,9 +3,8 @@
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from penstock.engine.kv.layout import num_blocks_for
-from penstock.engine.kv.pool import BlockPool
-from penstock.engine.scheduler import Budget, schedule
+from penstock.engine.kv.pool import BlockPool, num_blocks_for
+from penstock.engine.scheduler import Budget, Plan, schedule
 from penstock.engine.sequence import Request, Role, Sequence
 from penstock.hashing import BlockHasher
 from penstock.protocol import Ticket
@@ -58,10 +57,26 @@ def test_pulls_without_tickets_block_nobody() -> None:
 def test_a_pull_reserves_its_prompt_and_one_more_token_at_once() -> None:
     pull = sequence(16, role=Role.PULL)
     pull.request.tickets.append(Ticket(generation=GENERATION, first_position=0, blocks=()))
-    assert schedule([], [pull], BlockPool(2), BUDGET).admit == []
+    assert schedule([], [pull], BlockPool(2), BUDGET).pull == []
     plan = schedule([], [pull], BlockPool(3), BUDGET)
-    assert plan.admit == [(pull, [])]
-    assert plan.work == []
+    assert plan.pull == [(pull, [])]
+    assert plan.admit == plan.work == []
+
+
+def test_a_source_is_asked_once_all_blocks_are_there_and_only_for_what_is_not_cached() -> None:
+    pool = BlockPool(8)
+    sourced = sequence(17)
+    sourced.request.source = "http://there"
+    assert schedule([], [sourced], BlockPool(2), BUDGET) == Plan()
+    plan = schedule([], [sourced, sequence(8, seed=1)], pool, BUDGET)
+    assert plan.pull == [(sourced, [])]
+    assert [each for each, _ in plan.work] == [each for each, _ in plan.admit], "it computes nothing meanwhile"
+    blocks = pool.allocate(2)
+    for index, block in enumerate(blocks):
+        pool.commit(block, sourced.stored_block(index))
+    pool.free(blocks)
+    plan = schedule([], [sourced], pool, BUDGET)
+    assert plan == Plan(admit=[(sourced, blocks)], work=[(sourced, 1)])
 
 
 def test_the_last_token_is_computed_even_when_all_is_cached() -> None:

@@ -61,6 +61,9 @@ VIOLATIONS = {
     "router/planted_m.py": "penstock.operator.names",
     "src/penstock/hashing.py": "penstock.engine.config",
     "src/penstock/sources/planted_n.py": "penstock.router.policy",
+    "src/penstock/simulator/planted_o.py": "penstock.worker.http",
+    "src/penstock/simulator/planted_p.py": "torch",
+    "router/planted_q.py": "penstock.simulator.cluster",
 }
 
 

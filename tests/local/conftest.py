@@ -16,6 +16,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def up(tiny_model: Path) -> Iterator[Up]:
-    with running_up(str(tiny_model), "--port", "0", "--kv-bytes", "8MiB") as running:
+    with running_up(str(tiny_model), "--port", "0", "--kv-bytes", "8MiB", "--policy", "least-work") as running:
         running.wait_ready()
         yield running

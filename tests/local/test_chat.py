@@ -16,8 +16,8 @@ from penstock.config import Parser
 from penstock.local.config import add_local_flags, local_config
 from penstock.local.demo import run_demo
 parser = Parser()
-add_local_flags(parser)
-sys.exit(run_demo(local_config(parser.parse_args(sys.argv[2:]), sys.argv[1])))
+add_local_flags(parser, skip=("policy",))
+sys.exit(run_demo(local_config(parser.parse_args(sys.argv[2:]), sys.argv[1], policy="least-work")))
 """
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from penstock.local.ask import ask, first_model
+from penstock.local.ask import AskError, ask, first_model
+from penstock.router.flow.keys import new_key
 from tests.local.processes import Up, corrupt, listening_ports, running_up, wait_all_gone
 from tests.local.tiny_model import write_tiny_model
 
@@ -115,6 +116,19 @@ def test_killed_up_takes_every_process_along(tiny_model: Path) -> None:
         assert len(processes) == 6
         os.kill(up.process.pid, signal.SIGKILL)
         assert wait_all_gone(processes, 2.0) == []
+
+
+def test_with_a_key_file_only_its_keys_are_served(tiny_model: Path, tmp_path: Path) -> None:
+    key, digest = new_key()
+    (tmp_path / "keys.toml").write_text(f'[me]\nkey_sha256 = ["{digest}"]\n')
+    flags = ("--port", "0", "--prefill", "0", "--kv-bytes", "8MiB", "--keys", str(tmp_path / "keys.toml"))
+    with running_up(str(tiny_model), *flags) as up:
+        url = up.wait_ready()
+        with pytest.raises(AskError, match="no API key is given"):
+            first_model(url)
+        model = first_model(url, key)
+        assert ask(url, model, QUESTION, lambda _: None, key=key, max_tokens=4).usage["completion_tokens"] == 4
+        up.stop()
 
 
 def test_ctrl_c_while_starting_leaves_nothing(tiny_model: Path) -> None:

@@ -24,7 +24,7 @@ def test_front_has_no_torch_and_sigterm_ends_both_processes(role: str, tiny_mode
     try:
         assert process.stderr
         line = next(line for line in process.stderr if "worker ready" in line)
-        assert line.startswith(f"penstock: {role} worker ready at http://127.0.0.1:")
+        assert f"INFO penstock.worker.main: {role} worker ready at http://127.0.0.1:" in line
         (engine,) = psutil.Process(process.pid).children()
         assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
         assert "libtorch" in Path(f"/proc/{engine.pid}/maps").read_text()

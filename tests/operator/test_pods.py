@@ -1,12 +1,13 @@
 """What the operator derives for pods."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from penstock.operator import api
 from penstock.operator.config import OperatorConfig
-from penstock.operator.pods import quantity_bytes, served_name
+from penstock.operator.pods import quantity_bytes, router_pod, served_name
 from penstock.operator.render import Revision, render_revision
 from tests.operator.world import DEMO, spec
 
@@ -108,3 +109,58 @@ def test_the_router_s_settings_restart_it() -> None:
 
 def test_quantities() -> None:
     assert [quantity_bytes(text) for text in ("1Gi", "512Mi", "1G", "1024")] == [2**30, 2**29, 10**9, 1024]
+
+
+def test_routers_and_workers_log_and_trace_as_the_operator_is_told() -> None:
+    config = dataclasses.replace(CONFIG, log_format="json", log_requests=True, otlp_endpoint="http://otel:4318")
+    found = render_revision("demo", spec(), config)
+    router = router_pod("demo", spec(), config, "")["spec"]["containers"][0]
+    for container in (worker(found), worker(found, "prefill"), router):
+        told = {entry["name"]: entry.get("value") for entry in container["env"]}
+        assert told["PENSTOCK_FLAG_LOG_FORMAT"] == "json"
+        assert told["PENSTOCK_FLAG_LOG_REQUESTS"] == "True"
+        assert told["PENSTOCK_FLAG_OTLP_ENDPOINT"] == "http://otel:4318"
+        assert "PENSTOCK_FLAG_TRACE_RATIO" not in told
+    assert not any("OTLP" in entry["name"] for entry in worker(revision())["env"])
+
+
+def test_routers_and_workers_share_the_deployments_secret() -> None:
+    """Routers name tenants' salts by it: all the same, so that they share what is cached."""
+    found = revision()
+    router = router_pod("demo", spec(), CONFIG, "")["spec"]["containers"][0]
+    source = {"secretKeyRef": {"name": "demo-hash", "key": "secret"}}
+    for container in (worker(found), worker(found, "prefill"), router):
+        assert {"name": "PENSTOCK_FLAG_SECRET", "valueFrom": source} in container["env"]
+
+
+def test_the_router_gets_its_keys_and_flags() -> None:
+    def router(**changes: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+        found = revision(router=api.Router(**changes))
+        pod = found.router["spec"]
+        return pod, pod["containers"][0], found.settings
+
+    pod, container, settings = router()
+    assert container["args"] == ["router"]
+    assert "PENSTOCK_FLAG_KEYS" not in settings
+    assert all("secret" not in volume for volume in pod["volumes"])
+    pod, container, settings = router(keys_secret=api.KeysSecret(name="ours", key="k"), flags={"max-wait-s": "10"})
+    assert container["args"] == ["router", "--max-wait-s=10"]
+    (volume,) = [volume for volume in pod["volumes"] if "secret" in volume]
+    assert volume["secret"]["secretName"] == "ours"
+    assert volume["secret"]["items"] == [{"key": "k", "path": "keys.toml"}]
+    (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == volume["name"]]
+    assert "subPath" not in mount, "a file that is mounted by itself never changes"
+    assert settings["PENSTOCK_FLAG_KEYS"] == f"{mount['mountPath']}/keys.toml"
+
+
+def test_routers_meet_in_redis_under_a_name_of_their_own() -> None:
+    def environment(**changes: Any) -> dict[str, Any]:
+        (container,) = revision(router=api.Router(replicas=2, **changes)).router["spec"]["containers"]
+        return {variable["name"]: variable for variable in container["env"]}
+
+    assert not any("REDIS" in name for name in environment())
+    found = environment(redis_secret=api.RedisSecret(name="ours"))
+    assert found["PENSTOCK_FLAG_REDIS"]["valueFrom"] == {"secretKeyRef": {"name": "ours", "key": "url"}}
+    assert found["PENSTOCK_FLAG_REDIS_PREFIX"]["value"] == "penstock:$(POD_NAMESPACE):demo"
+    names = list(found)
+    assert names.index("POD_NAMESPACE") < names.index("PENSTOCK_FLAG_REDIS_PREFIX"), "only earlier ones are expanded"

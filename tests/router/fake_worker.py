@@ -5,6 +5,7 @@ that was never broken. Each request takes the next script of `scripts`, or `answ
 """
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -19,15 +20,19 @@ from penstock.protocol import (
     Accepted,
     Done,
     Error,
+    Events,
     Finished,
     GenerateRequest,
     Heartbeat,
     Sample,
+    StoredBlock,
     TokenLogprob,
     Tokens,
     encode_line,
 )
 from tests.router.local_server import LocalServer
+
+_TRACE_HEADERS = ("traceparent", "tracestate")
 
 
 class Stream:
@@ -86,6 +91,9 @@ class Stream:
 
 Script: TypeAlias = Callable[[Stream], Awaitable[web.StreamResponse | None]]
 
+EventScript: TypeAlias = Callable[["FakeWorker", web.StreamResponse], Awaitable[None]]
+"""What is written to one subscriber of /events."""
+
 
 class FakeWorker(LocalServer):
     """One worker on a free port of this machine. Create and close it on its event loop."""
@@ -95,12 +103,20 @@ class FakeWorker(LocalServer):
         self.texts = texts
         self.scripts: deque[Script] = deque()
         self.requests: list[GenerateRequest] = []
+        self.trace_headers: list[dict[str, str]] = []
         self.generation = "g1"
         self.ready = True
         self.max_context_tokens: int | None = None
         self.max_samples: int | None = None
+        self.model = ""
         self.cached_tokens = 3
+        self.stored: list[StoredBlock] = []
+        """Its prefix cache, of blocks of 2 tokens, as new subscribers of /events hear of it."""
+        self.event_scripts: deque[EventScript] = deque()
+        """What subscribers get, in turn; then `quiet_events`."""
+        self.subscriptions = 0
         self.running = 0
+        self.most_running = 0
         self.cancelled = 0
         self.gate: asyncio.Event | None = None
         """When set to an Event, streams wait for it after every token, with heartbeats."""
@@ -112,7 +128,12 @@ class FakeWorker(LocalServer):
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_post("/generate", self._generate)
         app.router.add_get("/ready", self._ready)
+        app.router.add_get("/events", self._events)
         return app
+
+    def snapshot(self) -> Events:
+        """The first frame of a subscription."""
+        return Events(generation=self.generation, sequence=0, snapshot=True, block_size=2, stored=tuple(self.stored))
 
     async def token_gate(self, stream: Stream) -> None:
         while self.gate is not None and not self.gate.is_set():
@@ -124,14 +145,27 @@ class FakeWorker(LocalServer):
     async def _ready(self, _: web.Request) -> web.Response:
         if not self.ready:
             return web.Response(status=503)
-        return web.Response(body=msgspec.json.encode(Readiness(True, self.max_context_tokens, self.max_samples)))
+        return web.Response(
+            body=msgspec.json.encode(Readiness(True, self.max_context_tokens, self.max_samples, model=self.model))
+        )
+
+    async def _events(self, http: web.Request) -> web.StreamResponse:
+        self.subscriptions += 1
+        response = web.StreamResponse()
+        await response.prepare(http)
+        script = self.event_scripts.popleft() if self.event_scripts else quiet_events
+        with suppress(ConnectionError):
+            await script(self, response)
+        return response
 
     async def _generate(self, http: web.Request) -> web.StreamResponse:
         request = msgspec.json.decode(await http.read(), type=GenerateRequest)
         self.requests.append(request)
+        self.trace_headers.append({name: http.headers[name] for name in _TRACE_HEADERS if name in http.headers})
         stream = Stream(self, http, request)
         script = self.scripts.popleft() if self.scripts else answer
         self.running += 1
+        self.most_running = max(self.most_running, self.running)
         try:
             return await script(stream) or stream._response
         except (asyncio.CancelledError, ConnectionError):
@@ -139,6 +173,18 @@ class FakeWorker(LocalServer):
             raise
         finally:
             self.running -= 1
+
+
+async def quiet_events(worker: FakeWorker, response: web.StreamResponse) -> None:
+    """A snapshot, and then nothing but heartbeats."""
+    await tell(response, worker.snapshot())
+    for sequence in itertools.count(1):
+        await asyncio.sleep(HEARTBEAT_S)
+        await tell(response, Events(generation=worker.generation, sequence=sequence))
+
+
+async def tell(response: web.StreamResponse, frame: Events) -> None:
+    await response.write(encode_line(frame))
 
 
 async def answer(stream: Stream) -> None:

@@ -99,7 +99,7 @@ def assert_nothing_is_left(router: RunningRouter) -> None:
     wait_until(lambda: len(router.services.lifelines) == 0, "the end of all requests")
     wait_until(
         lambda: all(
-            (one.streams, one.prefill_tokens, one.output_tokens) == (0, 0, 0) for one in router.services.cluster.workers
+            router.services.cluster.books.in_flight(one.url) == (0, 0) for one in router.services.cluster.workers
         ),
         "release of all bookings",
     )

@@ -1,14 +1,17 @@
 """Readiness and bookings of workers, against real HTTP."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 
+import pytest
 import uvloop
 
 from penstock.hop import Readiness, new_session
-from penstock.router.cluster import Cluster
-from penstock.router.policy import EXPECTED_OUTPUT_TOKENS, Placement
+from penstock.router.cluster import Cluster, Member
+from penstock.router.placement.books import About, Books
+from penstock.router.policy import LeastWork, Placement, PlacementRequest
 from tests.router.fake_worker import FakeWorker
 
 POLL_S = 0.05
@@ -22,7 +25,7 @@ def with_cluster(test: Callable[[Cluster, FakeWorker], Awaitable[None]]) -> None
         await worker.start()
         async with new_session() as session:
             cluster = Cluster(session, POLL_S)
-            cluster.add(worker.url, "decode")
+            cluster.add(Member(worker.url, "decode"))
             try:
                 await until(cluster, lambda: cluster.has_ready("decode"))
                 await test(cluster, worker)
@@ -124,7 +127,7 @@ def test_the_smallest_limit_of_the_ready_decode_workers_counts() -> None:
         for one, limit, role in ((small, 64, "decode"), (prefill, 16, "prefill")):
             one.max_context_tokens = limit
             await one.start()
-            cluster.add(one.url, role)  # type: ignore[arg-type]
+            cluster.add(Member(one.url, role))  # type: ignore[arg-type]
         worker.max_context_tokens = 100
         cluster.mark_lost(worker.url)  # asks again at once
         await until(cluster, lambda: smallest() == 64 and len(cluster.snapshot().decode) == 2)
@@ -141,27 +144,55 @@ def test_the_smallest_limit_of_the_ready_decode_workers_counts() -> None:
 
 def test_bookings_follow_the_work() -> None:
     async def test(cluster: Cluster, worker: FakeWorker) -> None:
-        booked = cluster.reserve(Placement(worker.url), 100, 10_000)
-        load = cluster.snapshot().decode[0]
-        assert (load.prefill_tokens, load.output_tokens) == (100, EXPECTED_OUTPUT_TOKENS)
+        request = PlacementRequest(140, {worker.url: 40}, output_tokens=256)
+        booked = cluster.reserve(Placement(worker.url), request)
+        state = cluster.snapshot().decode[0]
+        assert (state.prefill_tokens, state.output_tokens) == (100, 256)
         booked.produced(6)
-        load = cluster.snapshot().decode[0]
-        assert (load.prefill_tokens, load.output_tokens) == (0, EXPECTED_OUTPUT_TOKENS - 6)
+        state = cluster.snapshot().decode[0]
+        assert (state.prefill_tokens, state.output_tokens) == (0, 250)
         booked.produced(10_000)
         assert cluster.snapshot().decode[0].work == 0
         booked.release()
-        unused = cluster.reserve(Placement(worker.url, "http://gone"), 100, 50)
+        unused = cluster.reserve(Placement(worker.url, "http://gone"), request)
         unused.release()
         assert cluster.snapshot().decode[0].work == 0
-        assert cluster.workers[0].streams == 0
+        assert cluster.books.in_flight(worker.url) == (0, 0)
 
     with_cluster(test)
 
 
-def test_another_process_at_the_same_address_is_noticed() -> None:
-    async def test(cluster: Cluster, worker: FakeWorker) -> None:
-        assert not cluster.met(worker.url, "g1"), "the first meeting"
-        assert not cluster.met(worker.url, "g1")
-        assert cluster.met(worker.url, "g2")
+def test_a_worker_of_another_model_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        right, wrong, silent = FakeWorker([[1]]), FakeWorker([[1]]), FakeWorker([[1]])
+        right.model, wrong.model = "ours", "another"
+        async with new_session() as session:
+            cluster = Cluster(session, POLL_S, model="ours")
+            for worker in (right, wrong, silent):
+                await worker.start()
+                cluster.add(Member(worker.url, "decode"))
+            try:
+                await until(cluster, lambda: len(cluster.snapshot().decode) == 2)
+                assert {state.url for state in cluster.snapshot().decode} == {right.url, silent.url}
+                right.model = "another"  # another process at the same address
+                await until(cluster, lambda: len(cluster.snapshot().decode) == 1)
+            finally:
+                await cluster.close()
+                for worker in (right, wrong, silent):
+                    await worker.stop()
+        assert f"{wrong.url} is not ready: it serves another model" in caplog.text
 
-    with_cluster(test)
+    with caplog.at_level(logging.INFO):
+        uvloop.run(run())
+
+
+def test_workers_of_two_layouts_are_no_pair() -> None:
+    books = Books()
+    for url, role, layout in (("http://p", "prefill", "a"), ("http://d", "decode", "b")):
+        books.open(url, role, "r1")  # type: ignore[arg-type]
+        books.describe(url, About(layout=layout))
+    snapshot = books.snapshot(("http://p", "http://d"), 0.0)
+    assert LeastWork().choose(PlacementRequest(1000), snapshot) == Placement("http://d")
+    books.describe("http://p", About(layout="b"))
+    snapshot = books.snapshot(("http://p", "http://d"), 0.0)
+    assert LeastWork().choose(PlacementRequest(1000), snapshot) == Placement("http://d", "http://p")

@@ -168,7 +168,7 @@ def test_a_cluster_has_exactly_the_members_it_was_given() -> None:
             kept = next(worker for worker in cluster.workers if worker.url == one.url)
             cluster.set_members([one, Member(two.url, "prefill", "r2")])
             assert next(worker for worker in cluster.workers if worker.url == one.url) is kept
-            assert {worker.revision for worker in cluster.workers} == {"r1", "r2"}
+            assert {worker.member.revision for worker in cluster.workers} == {"r1", "r2"}
             cluster.set_members([])
             assert cluster.workers == ()
             await cluster.close()

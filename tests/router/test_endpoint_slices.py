@@ -21,11 +21,11 @@ def follow(*events: tuple[str, dict[str, Any]]) -> set[str]:
     return {member.url for member in members(slices)}
 
 
-def test_a_slice_says_role_revision_and_addresses() -> None:
+def test_a_slice_says_role_revision_addresses_and_machines() -> None:
     slices = listed([read(endpoint_slice("a", "10.0.0.1", "10.0.0.2", role="prefill", revision="r7"))])
     assert members(slices) == {
-        Member("http://10.0.0.1:8100", "prefill", "r7"),
-        Member("http://10.0.0.2:8100", "prefill", "r7"),
+        Member("http://10.0.0.1:8100", "prefill", "r7", "node-0"),
+        Member("http://10.0.0.2:8100", "prefill", "r7", "node-0"),
     }
 
 

@@ -137,7 +137,7 @@ def test_a_lost_prefill_worker_is_replaced_by_another(
     start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Connect
 ) -> None:
     decode, prefills = start_worker(), (start_worker(), start_worker())
-    client = connect(start_router((decode,), prefills))
+    client = connect(start_router((decode,), prefills, policy="least-work"))
     decode.scripts.extend([fake.fail_after(0, "prefill_lost")] * 2)
     assert stream_text(client, messages=LONG) == [TEXTS[0]]
     used = [request.prefill for request in decode.requests]
@@ -150,7 +150,7 @@ def test_a_prefill_worker_that_is_of_no_use_to_one_request_stays_for_others(
     start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Connect, code: str, num_tokens: int
 ) -> None:
     decode, prefill = start_worker(), start_worker()
-    router = start_router((decode,), (prefill,))
+    router = start_router((decode,), (prefill,), policy="least-work")
     decode.scripts.append(fake.fail_after(num_tokens, code))
     assert stream_text(connect(router), messages=LONG) == [TEXTS[0]]
     assert [request.prefill for request in decode.requests] == [prefill.url, None]
@@ -233,6 +233,26 @@ def test_workers_that_are_being_stopped_are_neither_lost_nor_the_requests_fault(
     assert stream_text(connect(router)) == [TEXTS[0]]
     assert router.services.metrics.replacements.labels(reason="stopping")._value.get() == 2
     assert all(worker.losses == 0 for worker in router.services.cluster.workers)
+
+
+def test_a_stream_that_is_handed_over_goes_on_with_the_kv_of_the_worker_that_leaves(
+    start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Connect
+) -> None:
+    workers, prefill = (start_worker(), start_worker()), start_worker()
+    leave = [fake.fail_after(3, "stopping")]
+
+    async def first_leaves(stream: fake.Stream) -> None:
+        await (leave.pop() if leave else fake.answer)(stream)
+
+    for worker in workers:
+        worker.scripts.append(first_leaves)
+    router = start_router(workers, (prefill,), policy="least-work")
+    assert stream_text(connect(router), messages=LONG) == [TEXTS[0]]
+    [[began], [resumed]] = sorted((worker.requests for worker in workers), key=lambda all_: all_[0].source or "")
+    assert (began.prefill, began.source) == (prefill.url, None)
+    leaving = next(worker.url for worker in workers if worker.requests == [began])
+    assert (resumed.prefill, resumed.source) == (None, leaving), "nothing is left to prefill"
+    assert len(resumed.samples[0].output) == 3
 
 
 def test_workers_that_cannot_be_reached_are_not_the_requests_fault(

@@ -49,7 +49,7 @@ def test_a_client_that_leaves_cancels_the_worker_within_a_second(
         next(iter(answer))
         answer.close()
     else:
-        with pytest.raises(openai.APITimeoutError):
+        with pytest.raises((openai.APITimeoutError, openai.InternalServerError)):  # whoever looks at the clock first
             client.with_options(timeout=0.3).chat.completions.create(model="tiny", messages=MESSAGES)
     wait_until(lambda: worker.cancelled == 1, "the cancellation at the worker", timeout_s=1)
     assert_nothing_is_left(router)

@@ -45,6 +45,28 @@ def test_a_client_that_keeps_up_is_never_behind_however_fast_the_events_come() -
     assert asyncio.run(run()) == 40 * 2**20 > 2 * MOST_BEHIND_BYTES
 
 
+def test_a_connection_that_is_free_gets_each_event_at_once_and_one_that_is_not_keeps_their_order() -> None:
+    async def run() -> tuple[list[bytes], bytes]:
+        sent: list[bytes] = []
+        free = True
+
+        async def send(message: Message) -> None:
+            sent.append(message["body"])
+
+        box = Outbox(send, lambda: free)
+        await box.put(b"a")
+        await box.put(b"b")
+        at_once = list(sent)
+        free = False
+        await box.put(b"c")
+        free = True
+        await box.put(b"d")  # not before c, which waits for its writer
+        await box.flush()
+        return at_once, b"".join(sent)
+
+    assert asyncio.run(run()) == ([b"a", b"b"], b"abcd")
+
+
 def test_too_far_behind_is_an_end() -> None:
     async def fill(box: Outbox) -> None:
         for _ in range(40):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.router.policy import ClusterSnapshot, LeastWork, Placement, PlacementRequest, WorkerLoad
+from penstock.router.policy import ClusterSnapshot, LeastWork, Placement, PlacementRequest, WorkerState
 
 POLICY = LeastWork(min_prefill_tokens=16)
 
@@ -12,8 +12,8 @@ POLICY = LeastWork(min_prefill_tokens=16)
 def cluster(prefill: dict[str, int], decode: dict[str, int]) -> ClusterSnapshot:
     """Workers by name with their prompt tokens in flight."""
     return ClusterSnapshot(
-        prefill=tuple(WorkerLoad(url, tokens) for url, tokens in prefill.items()),
-        decode=tuple(WorkerLoad(url, output_tokens=tokens) for url, tokens in decode.items()),
+        prefill=tuple(WorkerState(url, tokens) for url, tokens in prefill.items()),
+        decode=tuple(WorkerState(url, output_tokens=tokens) for url, tokens in decode.items()),
     )
 
 
@@ -76,7 +76,7 @@ def test_an_excluded_worker_is_never_chosen(prompt: int, loads: list[int], exclu
 )
 def test_only_workers_of_one_revision_are_paired(revisions: list[str], prompt: int, loads: list[int]) -> None:
     workers = [
-        WorkerLoad(f"w{index}", load, load, revision)
+        WorkerState(f"w{index}", load, load, revision)
         for index, (revision, load) in enumerate(zip(revisions, loads, strict=False))
     ]
     half = len(workers) // 2

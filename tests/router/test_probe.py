@@ -1,11 +1,11 @@
 """Which pairs of workers are probed; tests/e2e/test_probe.py moves real blocks."""
 
-from penstock.router.policy import ClusterSnapshot, WorkerLoad
+from penstock.router.policy import ClusterSnapshot, WorkerState
 from penstock.router.probe import pairs_of
 
 
-def workers(role: str, count: int, revision: str = "a") -> tuple[WorkerLoad, ...]:
-    return tuple(WorkerLoad(f"http://{role}-{revision}-{index}", revision=revision) for index in range(count))
+def workers(role: str, count: int, revision: str = "a") -> tuple[WorkerState, ...]:
+    return tuple(WorkerState(f"http://{role}-{revision}-{index}", revision=revision) for index in range(count))
 
 
 def test_every_worker_is_in_a_pair() -> None:

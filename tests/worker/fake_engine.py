@@ -2,7 +2,7 @@
 
 Run as a program it starts a worker around itself and prints the port when ready. Requests choose a behaviour by their
 `salt`: "" answers with ascending tokens, "hang" says nothing, "flood" never stops, "crash" ends the engine process,
-"endless" (prefill) never sends the last ticket, "keep" (decode) never releases the prefill worker. Everything it
+"endless" (prefill) never sends the last ticket, "keep" (decode) never releases the worker it reads from. Everything it
 receives goes to the test's socket, whose path is --secret.
 """
 
@@ -25,15 +25,16 @@ from penstock.engine.messages import (
     Limits,
     Lookup,
     Output,
+    PeerArrived,
+    PeerFailed,
     Prefill,
-    PrefillArrived,
-    PrefillFailed,
     Snapshot,
     Started,
     Stats,
     StepOutputs,
     Stop,
     ToEngine,
+    Wanted,
     decode_to_engine,
     encode,
 )
@@ -59,6 +60,8 @@ from penstock.worker.main import run_worker
 BLOCK_SIZE = 4
 LIMITS = Limits(vocab_size=1000, max_context_tokens=100_000, block_size=BLOCK_SIZE, num_blocks=20_000)
 FLOOD_TOKENS = tuple(range(900))
+WANTED = (b"one", b"two", b"three")
+"""What it asks every source for; with nothing, or when it has come, it goes on as if there were no source."""
 
 
 class FakeEngine:
@@ -75,6 +78,8 @@ class FakeEngine:
         if self._journal:
             self._journal.connect(config.secret)
         self._generating: dict[str, tuple[GenerateRequest, int]] = {}
+        self._prefilling: dict[str, GenerateRequest] = {}
+        """Those that wait for their source."""
         self._flooding: set[str] = set()
         self._steps = 0
 
@@ -99,10 +104,16 @@ class FakeEngine:
                 self._flooding.add(request.request_id)
             case Generate(request) | Prefill(request) if request.salt == "crash":
                 os._exit(9)
+            case Generate(request) if request.source is not None and request.prefill is None:
+                self._generating[request.request_id] = (request, -1)
+                self._send(StepOutputs(wanted=(Wanted(request.request_id, WANTED),)))
             case Generate(request) if request.salt != "hang" and request.prefill is None:
                 self._generating[request.request_id] = (request, 0)
             case Generate(request):
                 self._generating[request.request_id] = (request, -1)
+            case Prefill(request) if request.source is not None:
+                self._prefilling[request.request_id] = request
+                self._send(StepOutputs(wanted=(Wanted(request.request_id, WANTED),)))
             case Prefill(request) if request.salt != "hang":
                 self._send_tickets(request)
             case Lookup(request_id, hashes):
@@ -110,15 +121,24 @@ class FakeEngine:
                 self._answer(
                     request_id, Ticket(generation=self.generation, first_position=0, blocks=tickets, last=True)
                 )
-            case PrefillArrived(request_id, Ticket(last=True) as ticket) if request_id in self._generating:
+            case PeerArrived(request_id, Ticket()) | PeerFailed(request_id) if request_id in self._prefilling:
+                self._send(StepOutputs(released=(request_id,)))
+                self._send_tickets(self._prefilling.pop(request_id))
+            case PeerArrived(request_id, Ticket(last=True) as ticket) if request_id in self._generating:
                 request, _ = self._generating[request_id]
                 if request.salt == "keep":
+                    return
+                if request.prefill is None:
+                    self._send(StepOutputs(released=(request_id,)))
+                    self._generating[request_id] = (request, 0)
                     return
                 first = tuple(token.token for token in ticket.first_tokens)
                 outputs = (Output(request_id, Tokens(0, 0, first)),)
                 self._send(StepOutputs(outputs=outputs, released=(request_id,)))
                 self._generating[request_id] = (request, 1)
-            case PrefillFailed(request_id, reason):
+            case PeerFailed(request_id) if (known := self._generating.get(request_id)) and known[0].prefill is None:
+                self._generating[request_id] = (known[0], 0)
+            case PeerFailed(request_id, reason):
                 self._generating.pop(request_id, None)
                 self._answer(request_id, Error(code="prefill_lost", message=reason))
             case Cancel(request_id):
@@ -191,6 +211,7 @@ def _summary(message: ToEngine) -> dict[str, object]:
         "id": getattr(request, "request_id", ""),
         "frame": type(getattr(message, "frame", None)).__name__,
         "reason": getattr(message, "reason", ""),
+        "hashes": [hash_.decode(errors="replace") for hash_ in getattr(message, "hashes", ())],
     }
 
 

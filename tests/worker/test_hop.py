@@ -1,5 +1,7 @@
 """The calling side of a hop, where the other side is not a well-behaved worker."""
 
+import asyncio
+
 import pytest
 from aiohttp import web
 
@@ -9,14 +11,18 @@ from penstock.protocol import Accepted, BlockTicket, Ticket, encode_line
 from tests.worker.requests import call, request, run
 
 
-async def read_tickets(*lines: bytes) -> list[object]:
-    """What a hop reads from a server that answers with an accepted frame and `lines`."""
+async def read_tickets(*lines: bytes, pieces: int = 1, pause_s: float = 0.0) -> list[object]:
+    """What a hop reads from a server that answers with an accepted frame and `lines`, each in so many pieces."""
 
     async def answer(http: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(http)
-        for line in (encode_line(Accepted("g")), *lines):
-            await response.write(line)
+        await response.write(encode_line(Accepted("g")))
+        for line in lines:
+            size = -(-len(line) // pieces)
+            for start in range(0, len(line), size):
+                await response.write(line[start : start + size])
+                await asyncio.sleep(pause_s)
         return response
 
     app = web.Application()
@@ -48,3 +54,37 @@ def test_a_line_over_the_limit_is_a_lost_worker(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(hop, "MAX_LINE_BYTES", 1000)
     with pytest.raises(WorkerLost, match="over 1000 bytes"):
         run(lambda: read_tickets(b"x" * 2000 + b"\n"))
+
+
+def test_lines_that_come_in_pieces_and_pieces_that_hold_lines_are_the_same_frames() -> None:
+    tickets = [
+        Ticket(generation="g", first_position=at, blocks=(BlockTicket(at, 7, b"%16d" % at),), last=at == 19)
+        for at in range(20)
+    ]
+    lines = [encode_line(ticket) for ticket in tickets]
+    assert run(lambda: read_tickets(*lines, pieces=7)) == tickets
+    assert run(lambda: read_all_in_one(lines)) == tickets
+
+
+async def read_all_in_one(lines: list[bytes]) -> list[object]:
+    """All lines in one write; the reader has them all at once."""
+    padding = [b""] * (len(lines) - 1)
+    return await read_tickets(b"".join(lines), *padding)
+
+
+def test_a_peer_that_drips_without_ending_a_line_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hop, "SILENT_S", 0.3)
+    line = encode_line(Ticket(generation="g", first_position=0, blocks=(), last=True))
+    with pytest.raises(WorkerLost, match=r"silent for 0\.3 s"):
+        run(lambda: read_tickets(line, pieces=20, pause_s=0.1))
+
+
+def test_a_slow_peer_whose_lines_come_in_time_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hop, "SILENT_S", 0.3)
+    lines = [encode_line(Ticket(generation="g", first_position=at, blocks=())) for at in range(8)]
+    assert len(run(lambda: read_tickets(*lines, pause_s=0.1))) == 8
+
+
+def test_an_end_within_a_line_is_a_lost_worker() -> None:
+    with pytest.raises(WorkerLost, match="ended without a last frame"):
+        run(lambda: read_tickets(b'{"type":"ticket"'))

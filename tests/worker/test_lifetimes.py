@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from penstock.errors import Overloaded, WorkerLost
-from penstock.protocol import Done, Error
+from penstock.protocol import BlocksRequest, Done, Error
 from tests.worker.processes import WorkerProcess, running_worker, start, wait_gone
 from tests.worker.requests import answer, call, fetch, read_to_end, request, run
 
@@ -80,12 +80,24 @@ def test_frozen_prefill_worker_is_reported_to_the_decode_engine(tmp_path: Path) 
 
         async def freeze() -> list[Any]:
             async with call(f"{decode.url}/generate", body) as hop:
-                await asyncio.to_thread(decode.journal.expect, "PrefillArrived", body, 5.0, frame="Ticket")
+                await asyncio.to_thread(decode.journal.expect, "PeerArrived", body, 5.0, frame="Ticket")
                 os.kill(prefill.engine_pid, signal.SIGSTOP)
                 return await read_to_end(hop)
 
         assert run(freeze)[-1].code == "prefill_lost"
-        assert "was silent for 1.5 s" in decode.journal.expect("PrefillFailed", body)["reason"]
+        assert "was silent for 1.5 s" in decode.journal.expect("PeerFailed", body)["reason"]
+
+
+def test_a_source_that_says_nothing_is_left_in_time(tmp_path: Path) -> None:
+    flags = ("--source-wait-s", "0.4")
+    with running_worker(tmp_path / "s") as source, running_worker(tmp_path / "d", "decode", *flags) as decode:
+        os.kill(source.process.pid, signal.SIGSTOP)
+        body = request(source=source.url)
+        began = time.monotonic()
+        assert isinstance(answer(f"{decode.url}/generate", body)[-1], Done)
+        assert 0.4 <= time.monotonic() - began < 1.2
+        assert "no answer within 0.4 s" in decode.journal.expect("PeerFailed", body)["reason"]
+        os.kill(source.process.pid, signal.SIGCONT)
 
 
 def test_drain_lets_open_streams_finish_and_refuses_new_ones(tmp_path: Path) -> None:
@@ -126,6 +138,23 @@ def test_stream_that_outlives_the_grace_ends_with_a_retryable_error(tmp_path: Pa
 
         assert run(stop) == [Error(code="stopping", message="this worker is stopping")]
         assert worker.process.wait(5.0) == 0
+
+
+def test_what_outlives_the_grace_can_be_read_by_who_takes_over(tmp_path: Path) -> None:
+    with running_worker(tmp_path, "decode", "--drain-grace-s", "4") as worker:
+        wanted = BlocksRequest(request_id="blocks", hashes=(b"one",))
+
+        async def stop() -> Any:
+            async with call(f"{worker.url}/generate", request("hang")) as hop:
+                worker.process.terminate()
+                assert (await read_to_end(hop))[-1].code == "stopping"
+            async with call(f"{worker.url}/blocks", wanted) as hop:
+                return await anext(hop.frames())
+
+        began = time.monotonic()
+        assert run(stop).blocks
+        assert worker.process.wait(5.0) == 0
+        assert time.monotonic() - began < 4.5
 
 
 def test_drain_route_refuses_new_requests_without_stopping(tmp_path: Path) -> None:

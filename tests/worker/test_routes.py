@@ -25,6 +25,7 @@ from penstock.protocol import (
     Tokens,
     decode_frame,
 )
+from tests.worker.fake_engine import WANTED
 from tests.worker.processes import WorkerProcess
 from tests.worker.requests import answer, call, fetch, read_all, read_to_end, request, run
 
@@ -185,14 +186,14 @@ def test_generate_fetches_tickets_and_frees_the_prefill_worker_once_released(
     assert [token for frame in frames if isinstance(frame, Tokens) for token in frame.tokens] == [0, 1, 2, 3]
     prefill.journal.expect("Prefill", body)
     prefill.journal.expect("Cancel", body, within_s=0.25)  # sooner than its lease of 0.3 s would end
-    decode.journal.expect("PrefillArrived", body, frame="Accepted")
-    decode.journal.expect("PrefillArrived", body, frame="Ticket")
+    decode.journal.expect("PeerArrived", body, frame="Accepted")
+    decode.journal.expect("PeerArrived", body, frame="Ticket")
 
 
 def test_prefill_worker_that_cannot_answer_ends_the_request_with_prefill_lost(decode: WorkerProcess) -> None:
     body = request(prefill="http://127.0.0.1:9")
     assert answer(f"{decode.url}/generate", body)[-1].code == "prefill_lost"
-    assert "does not answer" in decode.journal.expect("PrefillFailed", body)["reason"]
+    assert "does not answer" in decode.journal.expect("PeerFailed", body)["reason"]
 
 
 @pytest.mark.parametrize(("path", "reason"), [("/nowhere", "404"), ("/metrics#", "405"), ("", "the context")])
@@ -211,7 +212,39 @@ def test_refusal_by_the_prefill_worker_is_told_from_its_loss(
 def test_error_of_the_prefill_worker_reaches_the_engine(decode: WorkerProcess, prefill: WorkerProcess) -> None:
     body = request("keep", prefill=prefill.url)
     assert answer(f"{decode.url}/generate", body)[-1].code == "prefill_lost"
-    assert "the lease of 0.3 s is over" in decode.journal.expect("PrefillFailed", body)["reason"]
+    assert "the lease of 0.3 s is over" in decode.journal.expect("PeerFailed", body)["reason"]
+
+
+@pytest.mark.parametrize("path", ["generate", "prefill"])
+def test_a_source_is_asked_for_what_the_engine_wants_until_it_has_read_it(
+    decode: WorkerProcess, prefill: WorkerProcess, path: str
+) -> None:
+    body = request(source=decode.url if path == "prefill" else prefill.url)
+    asking, source = (prefill, decode) if path == "prefill" else (decode, prefill)
+    last = answer(f"{asking.url}/{path}", body)[-1]
+    assert isinstance(last, Done) if path == "generate" else last.code == "prefill_lost", "the lease is over"
+    assert source.journal.expect("Lookup", body)["hashes"] == [hash_.decode() for hash_ in WANTED]
+    source.journal.expect("Cancel", body, within_s=0.25)  # sooner than its lease of 0.3 s would end
+    asking.journal.expect("PeerArrived", body, frame="Accepted")
+    asking.journal.expect("PeerArrived", body, frame="Ticket")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [("http://127.0.0.1:9", "does not answer"), ("{url}/nowhere", "404"), ("{url}/events?", "405")],
+)
+def test_a_source_that_cannot_answer_is_the_engines_to_replace(
+    decode: WorkerProcess, prefill: WorkerProcess, source: str, reason: str
+) -> None:
+    body = request(source=source.format(url=prefill.url))
+    assert isinstance(answer(f"{decode.url}/generate", body)[-1], Done)
+    assert reason in decode.journal.expect("PeerFailed", body)["reason"]
+
+
+def test_the_prefill_worker_is_told_of_the_source(decode: WorkerProcess, prefill: WorkerProcess) -> None:
+    body = request(prefill=prefill.url, source="http://127.0.0.1:9", max_tokens=4)
+    assert isinstance(answer(f"{decode.url}/generate", body)[-1], Done)
+    assert "does not answer" in prefill.journal.expect("PeerFailed", body)["reason"]
 
 
 def test_leaving_while_the_prompt_is_computed_cancels_on_both_workers(
@@ -251,7 +284,9 @@ def test_layout_tells_how_to_reach_the_cache(decode: WorkerProcess) -> None:
 def test_ready_tells_what_a_request_must_respect(decode: WorkerProcess) -> None:
     status, body = fetch("GET", f"{decode.url}/ready")
     assert status == 200
-    assert msgspec.json.decode(body, type=Readiness) == Readiness(True, 100_000, 64)
+    said = msgspec.json.decode(body, type=Readiness)
+    assert said == Readiness(True, 100_000, 64, block_size=4, step_tokens=512, layout=said.layout)
+    assert len(said.layout) == 16
 
 
 def test_metrics_carry_our_names_and_those_of_vllm(decode: WorkerProcess) -> None:

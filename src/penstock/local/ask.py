@@ -31,7 +31,9 @@ class Answer:
     headers: Mapping[str, str]
 
 
-def ask(url: str, model: str, messages: Sequence[Message], show: Callable[[str], object], **options: Any) -> Answer:
+def ask(
+    url: str, model: str, messages: Sequence[Message], show: Callable[[str], object], *, key: str = "", **options: Any
+) -> Answer:
     """Streams the answer to a conversation, giving each piece of text to `show`. Raises AskError."""
     body = {
         "model": model,
@@ -44,7 +46,7 @@ def ask(url: str, model: str, messages: Sequence[Message], show: Callable[[str],
     finish_reason = ""
     usage: dict[str, Any] = {}
     try:
-        with _open(f"{url}/v1/chat/completions", body) as response:
+        with _open(f"{url}/v1/chat/completions", body, key) as response:
             headers = {name.lower(): value for name, value in response.getheaders()}
             for chunk in _events(response):
                 usage = chunk.get("usage") or usage
@@ -60,10 +62,10 @@ def ask(url: str, model: str, messages: Sequence[Message], show: Callable[[str],
     return Answer("".join(text), finish_reason, usage, headers)
 
 
-def first_model(url: str) -> str:
+def first_model(url: str, key: str = "") -> str:
     """The model that the server names first. Raises AskError."""
     try:
-        with _open(f"{url}/v1/models", None) as response:
+        with _open(f"{url}/v1/models", None, key) as response:
             return str(json.load(response)["data"][0]["id"])
     except (OSError, HTTPException) as error:
         raise AskError(f"{url} does not answer: {error}; is `penstock up` running?") from error
@@ -71,12 +73,13 @@ def first_model(url: str) -> str:
         raise AskError(f"{url}/v1/models is no list of models") from error
 
 
-def _open(url: str, body: Mapping[str, Any] | None) -> HTTPResponse:
+def _open(url: str, body: Mapping[str, Any] | None, key: str) -> HTTPResponse:
     host = urllib.parse.urlsplit(url).hostname or ""
     local = host == "localhost" or host.startswith("127.") or host == "::1"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({} if local else None))
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"content-type": "application/json"})
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+    request = urllib.request.Request(url, data, headers)
     try:
         response: HTTPResponse = opener.open(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:

@@ -16,6 +16,7 @@ class ChatConfig:
 
     url: str = option("http://127.0.0.1:8000", "Where the router listens.")
     model: str = option("", "Name of the model; empty takes the first that the server names.")
+    key: str = option("", "API key, where the server asks for one.")
     system: str = option("", "A first message that tells the model how to behave.")
     temperature: float = option(0.0, "Randomness of the answers; 0 always takes the likeliest token.")
     max_tokens: int = option(512, "Longest answer.", unit="tokens")
@@ -24,7 +25,7 @@ class ChatConfig:
 def run_chat(config: ChatConfig) -> int:
     """Talks to the end of the input: 0, or 1 when an answer failed. Raises AskError when nobody is there at first."""
     url = config.url.rstrip("/").removesuffix("/v1")
-    model = config.model or first_model(url)
+    model = config.model or first_model(url, config.key)
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - gives input() line editing and history
@@ -70,7 +71,15 @@ def _answer(url: str, model: str, history: list[Message], config: ChatConfig) ->
         print(piece, end="", flush=True)
 
     try:
-        ask(url, model, history, show, temperature=config.temperature, max_tokens=config.max_tokens)
+        ask(
+            url,
+            model,
+            history,
+            show,
+            key=config.key,
+            temperature=config.temperature,
+            max_tokens=config.max_tokens,
+        )
     except KeyboardInterrupt:
         print(" [stopped]")
         return "".join(pieces) or None

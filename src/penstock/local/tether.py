@@ -3,7 +3,6 @@
 python -m penstock.local.tether PARENT_PID COMMAND [FLAGS]
 """
 
-import logging
 import runpy
 import sys
 
@@ -11,6 +10,5 @@ from penstock.worker.lifetime import die_with_parent
 
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[1]))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # when parts are ready, local mode says itself
     sys.argv = ["penstock", *sys.argv[2:]]
     runpy.run_module("penstock.cli", run_name="__main__", alter_sys=True)

@@ -6,6 +6,7 @@ from starlette.requests import ClientDisconnect
 
 from penstock.decode.routes import decode_routes
 from penstock.errors import Overloaded, RequestError
+from penstock.fingerprint import layout_fingerprint
 from penstock.hop import Readiness
 from penstock.prefill.routes import prefill_routes
 from penstock.worker.front import Front
@@ -39,7 +40,19 @@ def _common_routes(front: Front) -> APIRouter:
         if (reason := front.unready()) is not None:
             return refusal(Overloaded(reason))
         limits = front.bridge.started.limits
-        return json_response(Readiness(True, limits.max_context_tokens, front.config.engine.max_sequences))
+        engine = front.config.engine
+        return json_response(
+            Readiness(
+                True,
+                limits.max_context_tokens,
+                engine.max_sequences,
+                kind=limits.kind,
+                block_size=limits.block_size,
+                step_tokens=engine.max_step_tokens,
+                model=limits.model,
+                layout=layout_fingerprint(front.bridge.started.peer.layout),
+            )
+        )
 
     @routes.get("/metrics")
     async def metrics() -> Response:

@@ -27,6 +27,7 @@ from penstock.engine.messages import (
 )
 from penstock.errors import DeadlineExceeded, PenstockError
 from penstock.protocol import SILENT_S, STUCK_FACTOR, STUCK_S, Heartbeat, Load
+from penstock.telemetry.trace import NO_TRACE, Trace
 from penstock.worker.events import Subscription
 from penstock.worker.pipe import EnginePipe
 from penstock.worker.stream import Stream
@@ -83,16 +84,16 @@ class EngineBridge:
         self._outgoing.append(data)
 
     @contextmanager
-    def open(self, message: Generate | Prefill | Lookup, timeout_s: float) -> Iterator[Stream]:
+    def open(self, message: Generate | Prefill | Lookup, timeout_s: float, trace: Trace = NO_TRACE) -> Iterator[Stream]:
         """Submits a request and yields its stream; leaving cancels it in the engine unless it has ended there.
 
         The engine knows it by an id of its own, so that a request that comes back under the same `request_id` never
         meets frames of its former life.
         """
-        submission, request_id = _renamed(message, next(self._count))
+        submission, request_id = _renamed(message, next(self._count), trace.is_recording)
         num_samples = 1 if isinstance(message, Lookup) else len(message.request.samples)
         self.send(submission)
-        stream = Stream(request_id, self._max_behind * num_samples, lambda: self.send(Cancel(request_id)))
+        stream = Stream(request_id, self._max_behind * num_samples, lambda: self.send(Cancel(request_id)), trace)
         self._streams[request_id] = stream
         self.idle.clear()
         stream.expire(timeout_s, DeadlineExceeded(f"not finished within the deadline of {timeout_s:g} s"))
@@ -134,9 +135,15 @@ class EngineBridge:
             self._take_beat(message)
 
     def _take_outputs(self, step: StepOutputs) -> None:
+        for span in step.spans:
+            if (stream := self._streams.get(span.request_id)) is not None:
+                stream.trace.record(span.name, span.seconds, span.ago_s, count=span.count)
         for output in step.outputs:
             if (stream := self._streams.get(output.request_id)) is not None:
                 stream.put(output.frame)
+        for wanted in step.wanted:
+            if (stream := self._streams.get(wanted.request_id)) is not None:
+                stream.want(wanted.hashes)
         for request_id in step.released:
             if (stream := self._streams.get(request_id)) is not None:
                 stream.on_release()
@@ -155,10 +162,10 @@ class EngineBridge:
             subscription.beat(self.load)
 
 
-def _renamed(message: Generate | Prefill | Lookup, number: int) -> tuple[Struct, str]:
+def _renamed(message: Generate | Prefill | Lookup, number: int, traced: bool) -> tuple[Struct, str]:
     """The message under a process-unique request id, and that id."""
     if isinstance(message, Lookup):
         request_id = f"{message.request_id}#{number}"
         return replace(message, request_id=request_id), request_id
     request_id = f"{message.request.request_id}#{number}"
-    return replace(message, request=replace(message.request, request_id=request_id)), request_id
+    return replace(message, request=replace(message.request, request_id=request_id), traced=traced), request_id

@@ -27,8 +27,9 @@ def check_request(request: GenerateRequest, limits: Limits, *, max_samples: int,
             f"timeout_s must be a positive number of seconds, not {request.timeout_s}", field="timeout_s"
         )
     _check_sampling(request.sampling)
-    if request.prefill is not None and not request.prefill.startswith(("http://", "https://")):
-        raise RequestError(f"prefill must be the URL of a worker, not {request.prefill!r}", field="prefill")
+    for field, url in (("prefill", request.prefill), ("source", request.source)):
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise RequestError(f"{field} must be the URL of a worker, not {url!r}", field=field)
 
 
 def check_blocks_request(request: BlocksRequest, limits: Limits) -> None:

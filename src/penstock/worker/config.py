@@ -7,12 +7,13 @@ from typing import Literal
 
 from penstock.config import add_flags, from_flags, option
 from penstock.engine.config import EngineConfig
+from penstock.telemetry.config import LogConfig, TraceConfig
 
 Role = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True)
-class WorkerConfig:
+class WorkerConfig(LogConfig, TraceConfig):
     """How one worker is reached and when it gives up. Flags of `engine` stand beside these (`add_worker_flags`)."""
 
     role: Role
@@ -20,6 +21,11 @@ class WorkerConfig:
     host: str = option("127.0.0.1", "Address to listen on.")
     port: int = option(8100, "Port to listen on; 0 takes a free one.")
     drain_grace_s: float = option(30.0, "Seconds that open streams get to finish after SIGTERM.", unit="s")
+    source_wait_s: float = option(
+        1.0,
+        "How long a request waits for another worker to say what it has cached; then the prompt is computed here.",
+        unit="s",
+    )
     served_model_name: str = option(
         "", "Name of the model in metrics; when empty, the folder's name or the Hugging Face id."
     )

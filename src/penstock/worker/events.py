@@ -23,12 +23,17 @@ class Subscription:
         self._frames: deque[Events] = deque()
         self._wake = asyncio.Event()
         self._sequence = 0
+        self._has_snapshot = False
+        """Whether it is there in all its parts."""
         self._closed = False
 
     def put(self, events: Events, load: Load | None) -> None:
-        """Queues a frame of the engine; `load` is the latest known."""
-        if self._sequence == 0 and not events.snapshot:
+        """Queues a frame of the engine unless it is from before, or of another subscriber's snapshot; `load` is the
+        latest known."""
+        is_ours = events.snapshot != self._has_snapshot and (self._sequence > 0 or events.part == 0)
+        if not is_ours:
             return
+        self._has_snapshot = not events.more
         self._queue(replace(events, sequence=self._sequence, load=events.load or load))
 
     def beat(self, load: Load | None) -> None:

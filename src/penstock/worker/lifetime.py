@@ -1,10 +1,10 @@
 """Ties processes together: a worker's front and engine live and die together, and no orphan outlives its parent."""
 
 import ctypes
+import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -15,6 +15,8 @@ from penstock.engine.messages import StartFailed, encode
 from penstock.errors import ConfigError
 
 EngineMain = Callable[[EngineConfig, Connection], None]
+
+log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -69,7 +71,7 @@ def _run_child(
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the front is gone
     except Exception:
-        traceback.print_exc()
+        log.exception("the engine process fails")
     except SystemExit as leave:
         status = leave.code if isinstance(leave.code, int) else 0
     finally:

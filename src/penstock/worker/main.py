@@ -6,11 +6,11 @@ The engine is forked before this process has any thread or event loop, and impor
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import select
 import signal
 import socket
-import sys
 from collections.abc import Callable, Generator, Iterator
 from multiprocessing.connection import Connection
 from typing import TypeAlias
@@ -22,6 +22,8 @@ from penstock.address import bracketed
 from penstock.engine.messages import Started, StartFailed, Stop, decode_from_engine
 from penstock.errors import ConfigError, Stopping, WorkerLost
 from penstock.hop import new_session
+from penstock.telemetry.logs import set_up_logs
+from penstock.telemetry.trace import check_tracing, open_tracer
 from penstock.worker.app import build_app
 from penstock.worker.bridge import EngineBridge
 from penstock.worker.config import WorkerConfig
@@ -30,8 +32,12 @@ from penstock.worker.lifetime import EngineMain, describe_exit, fork_engine
 from penstock.worker.listen import bind
 from penstock.worker.metrics import WorkerMetrics
 
+log = logging.getLogger(__name__)
+
 OnReady: TypeAlias = Callable[[Started, int], None]
 
+HANDOVER_S = 2.0
+"""At the end of the grace, how long KV stays readable for those who take over; at most a quarter of the grace."""
 ENGINE_STOP_S = 1.0
 """How long the engine may take to leave after Stop."""
 ENGINE_END_S = 0.2
@@ -52,6 +58,8 @@ def run_worker(
     """
     for number in (signal.SIGTERM, signal.SIGINT):  # as pid 1 of a container there would be no default action
         signal.signal(number, lambda received, _: os._exit(128 + received))
+    set_up_logs(config)
+    check_tracing(config)
     listener = bind(config.host, config.port)
     pid, connection = fork_engine(config.engine, engine_main, close=(listener.fileno(),))
     started = _wait_started(pid, connection)
@@ -86,7 +94,8 @@ async def _serve(
     bridge = EngineBridge(started, max_behind=config.max_frames_behind, on_lost=lambda: _exit_without_engine(pid))
     await bridge.attach(connection)
     async with new_session() as session:
-        front = Front(config, bridge, session, WorkerMetrics(bridge, config.role, config.model_name))
+        tracer = open_tracer(config, f"penstock-{config.role}")
+        front = Front(config, bridge, session, WorkerMetrics(bridge, config.role, config.model_name), tracer)
         server = _Server(front)
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         await server.listening.wait()
@@ -97,16 +106,26 @@ async def _serve(
         bridge.end_all(Stopping("this worker is stopping"))
         server.should_exit = True
         await serving
+        await asyncio.to_thread(tracer.close)
     bridge.on_lost = lambda: None
     bridge.send(Stop())
     await asyncio.sleep(0)  # lets the bridge write it
 
 
 async def _drain(front: Front, signals: "asyncio.Queue[int]") -> None:
-    """Refuses new requests and returns when no stream is open, the grace is over, or another signal came."""
+    """Refuses new requests and returns when no stream is open, the grace is over, or another signal came.
+
+    Streams that have not finished near the end of the grace go on elsewhere; whoever takes them over finds their KV
+    in the prefix cache here.
+    """
     front.draining = True
+    handover_s = min(HANDOVER_S, front.config.drain_grace_s / 4)
     waits = [asyncio.ensure_future(wait) for wait in (front.bridge.idle.wait(), signals.get())]
-    await asyncio.wait(waits, timeout=front.config.drain_grace_s, return_when=asyncio.FIRST_COMPLETED)
+    finish_s = front.config.drain_grace_s - handover_s
+    done, _ = await asyncio.wait(waits, timeout=finish_s, return_when=asyncio.FIRST_COMPLETED)
+    if not done:
+        front.bridge.end_all(Stopping("this worker is stopping"))
+        await asyncio.wait(waits[1:], timeout=handover_s)
     for wait in waits:
         wait.cancel()
 
@@ -153,8 +172,7 @@ def _signals() -> Iterator["asyncio.Queue[int]"]:
 def _exit_without_engine(pid: int) -> None:
     """Leaves at once: open connections are cut, which tells every caller to go elsewhere."""
     how = describe_exit(os.waitpid(pid, 0)[1]) if _has_ended(pid, ENGINE_END_S) else "closed its pipe"
-    sys.stderr.write(f"penstock: the engine process {how}; this worker ends with it\n")
-    sys.stderr.flush()
+    log.error("the engine process %s; this worker ends with it", how)
     os._exit(1)
 
 
@@ -174,11 +192,11 @@ def _has_ended(pid: int, within_s: float) -> bool:
 
 
 def announce(config: WorkerConfig) -> OnReady:
-    """An `on_ready` that says so in one line."""
+    """An `on_ready` that logs so in one line."""
 
     def say(started: Started, port: int) -> None:
         what = "; ".join((f"transport {started.transport}", *started.notes))
         url = f"http://{bracketed(config.host)}:{port}"
-        print(f"penstock: {config.role} worker ready at {url}: {what}", file=sys.stderr, flush=True)
+        log.info("%s worker ready at %s: %s", config.role, url, what)
 
     return say

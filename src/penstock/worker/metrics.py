@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from penstock.engine.messages import Stats
 from penstock.protocol import Finished, Load, Tokens
+from penstock.telemetry.trace import Trace, Value
 from penstock.worker.bridge import EngineBridge
 
 _FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -56,11 +57,14 @@ class WorkerMetrics:
 
 
 class RequestMeter:
-    """Measures one request, beginning now, from the frames that go by."""
+    """Measures one request, beginning now, from the frames that go by: for metrics, and for its trace."""
 
-    def __init__(self, metrics: WorkerMetrics) -> None:
+    def __init__(self, metrics: WorkerMetrics, trace: Trace) -> None:
         self._metrics = metrics
+        self._trace = trace
         self._start = time.perf_counter()
+        self._first_at: float | None = None
+        self._num_tokens = 0
         self._last_of_sample: dict[int, float] = {}
 
     def observe(self, frames: Iterable[msgspec.Struct]) -> None:
@@ -73,13 +77,25 @@ class RequestMeter:
                 self._metrics.count_finished(frame.reason)
                 self._metrics.request_s.observe(now - self._start)
 
+    def end(self) -> dict[str, Value]:
+        """The request is over, in whatever way. Returns what the log says of it."""
+        now = time.perf_counter()
+        facts: dict[str, Value] = {"output_tokens": self._num_tokens, "seconds": round(now - self._start, 6)}
+        if self._first_at is not None:
+            self._trace.record("decode", now - self._first_at, tokens=self._num_tokens)
+            facts["first_token_s"] = round(self._first_at - self._start, 6)
+        return facts
+
     def _observe_tokens(self, frame: Tokens, now: float) -> None:
         last = self._last_of_sample.get(frame.sample)
         if last is not None:
             self._metrics.inter_token_s.observe((now - last) / len(frame.tokens))
-        elif not self._last_of_sample:
+        elif self._first_at is None:
+            self._first_at = now
             self._metrics.first_token_s.observe(now - self._start)
+            self._trace.record("first_token", now - self._start)
         self._last_of_sample[frame.sample] = now
+        self._num_tokens += len(frame.tokens)
 
 
 class _EngineCollector(Collector):
@@ -129,6 +145,10 @@ class _EngineCollector(Collector):
         yield self._counter("penstock_pulled_blocks", "KV blocks read from other workers.", stats.pulled_blocks)
         yield self._counter("penstock_pulled_bytes", "Bytes of KV read from other workers.", stats.pulled_bytes)
         yield self._counter("penstock_pull_seconds", "Seconds spent reading KV blocks.", stats.pull_seconds)
+        yield self._counter("penstock_sourced_blocks", "KV blocks read from others' caches.", stats.sourced_blocks)
+        yield self._counter(
+            "penstock_unsourced_requests", "Requests whose source was lost, late or had nothing.", stats.missed_sources
+        )
         yield self._counter("penstock_fenced_pulls", "Reads refused as the blocks had changed.", stats.fenced_pulls)
         yield self._counter("penstock_failed_pulls", "Reads that failed or came too late.", stats.failed_pulls)
         yield self._gauge(

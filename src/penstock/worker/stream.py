@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from penstock.errors import Overloaded, PenstockError
 from penstock.protocol import Done, Error, Finished, Heartbeat, Ticket, Tokens, error_frame
+from penstock.telemetry.trace import NO_TRACE, Trace
 
 StreamFrame: TypeAlias = Tokens | Finished | Done | Error | Ticket | Heartbeat
 
@@ -18,13 +19,16 @@ class Stream:
     `max_behind` frames behind loses what waits and reads an Error as its last frame, so memory stays bounded.
     """
 
-    def __init__(self, request_id: str, max_behind: int, cancel: Callable[[], None]) -> None:
+    def __init__(self, request_id: str, max_behind: int, cancel: Callable[[], None], trace: Trace = NO_TRACE) -> None:
         """`cancel` tells the engine to drop the request; called when the front ends the stream on its own."""
         self.id = request_id
+        self.trace = trace
         self.ended = False
         """The last frame (Done or Error) is queued or was read."""
         self.on_release: Callable[[], object] = lambda: None
-        """Called when all ticketed blocks are verified."""
+        """Called when nothing more is needed of the worker that this request reads from."""
+        self.wanted: asyncio.Future[tuple[bytes, ...]] = asyncio.get_running_loop().create_future()
+        """The hashes to ask the request's source for, once the engine knows them."""
         self._max_behind = max_behind
         self._cancel = cancel
         self._frames: deque[StreamFrame] = deque()
@@ -43,6 +47,11 @@ class Stream:
         self._frames.append(frame)
         self.ended = isinstance(frame, Done | Error)
         self._wake.set()
+
+    def want(self, hashes: tuple[bytes, ...]) -> None:
+        """The engine asks for blocks of the request's source."""
+        if not self.wanted.done():  # cancelled along with its reader
+            self.wanted.set_result(hashes)
 
     def beat(self, beat: Heartbeat) -> None:
         """Replaces the heartbeat that waits to be read."""

@@ -104,6 +104,20 @@ class PoolMachine(RuleBasedStateMachine):
             self.pool.acquire(blocks)
             self.held.append(blocks)
 
+    @rule(name=st.integers(1, 30), wanted=st.booleans())
+    def want(self, name: int, wanted: bool) -> None:
+        hashes = [b"%d" % name]
+        if wanted:
+            self.pool.want(hashes)
+        else:
+            self.pool.unwant(hashes)
+
+    @invariant()
+    def cached_blocks_are_apart_by_whether_they_are_wanted(self) -> None:
+        hashes = {block: found.hash for block, found in enumerate(self.pool._stored) if found is not None}
+        assert all(hashes[block] in self.pool._wanted for block in self.pool._kept)
+        assert not any(hashes[block] in self.pool._wanted for block in self.pool._cached)
+
     @invariant()
     def references_are_exact(self) -> None:
         counts = [sum(block in blocks for blocks in self.held) for block in range(10)]
@@ -116,9 +130,43 @@ class PoolMachine(RuleBasedStateMachine):
         new, removed = self.pool.drain_events()
         for block_hash in removed:
             self.known.discard(block_hash)
-        self.known |= {each.hash for each in new if self.pool.match([each.hash])}
+        assert not {each.hash for each in new} & set(removed)
+        self.known |= {each.hash for each in new}
         assert self.known == {each.hash for each in self.pool.snapshot()}
 
 
 TestPoolMachine = PoolMachine.TestCase
 TestPoolMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_what_somebody_waits_for_is_evicted_last_and_the_latest_wish_first() -> None:
+    pool = BlockPool(4)
+    blocks = pool.allocate(4)
+    for block, name in zip(blocks, "abcd", strict=True):
+        pool.commit(block, stored(name))
+    pool.free(blocks)
+    pool.want([b"a", b"x"])
+    pool.want([b"d"])
+    pool.allocate(2)
+    assert [bool(pool.match([name.encode()])) for name in "abcd"] == [True, False, False, True]
+    pool.allocate(1)
+    assert pool.match([b"a"]), "wanted before d"
+    pool.unwant([b"a", b"x"])
+    pool.unwant([b"d"])
+    assert (pool._wanted, dict(pool._kept), list(pool._cached)) == ({}, {}, [blocks[0]])
+
+
+def test_wanted_blocks_stay_wanted_while_they_are_held() -> None:
+    pool = BlockPool(2)
+    blocks = pool.allocate(2)
+    for block, name in zip(blocks, "ab", strict=True):
+        pool.commit(block, stored(name))
+    pool.want([b"b"])
+    pool.want([b"b"])
+    pool.free(blocks)
+    pool.unwant([b"b"])
+    pool.acquire([blocks[1]])
+    pool.free([blocks[1]])
+    pool.allocate(1)
+    assert pool.match([b"b"]) == [blocks[1]]
+    assert pool.num_free == pool.num_evictable == 1

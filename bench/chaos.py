@@ -1,0 +1,116 @@
+"""Streams in a storm: what clients see while workers or routers are killed, frozen or cut off one after the other.
+
+    python -m bench.chaos kill                # also: stop, partition, router
+    python -m bench.chaos partition --wire cma
+
+Two prefill and three decode workers of the demonstration model, 1,000 streams of the stock openai client, 50 at a time:
+greedy and seeded ones, with penalties, with two answers. Every max(5 s, twice the longest restart) the next
+process is struck, decode and prefill workers in turn (`router`: always the first of two). Right is what the same
+requests gave in peace before: every token and its log-probability, bit by bit. A stream whose router is killed is cut;
+its client asks the other router, from the beginning.
+"""
+
+import argparse
+import itertools
+import statistics
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.needs import needs
+from bench.report import Report, Row, compare
+from penstock.demo import MODEL_FOLDER
+
+with needs("dev"):
+    from tests.e2e.chaos import Cut, Fault, Freeze, Kill, Outcome, Size, run_chaos
+    from tests.e2e.deployment import WIRES, Deployment, Worker
+    from tests.e2e.island import archipelago
+    from tests.e2e.priority import ahead_of_others
+
+SCENARIOS = ("kill", "stop", "partition", "router")
+NUM_PREFILL, NUM_DECODE = 2, 3
+MOST_ERRORS_PERCENT = 0.1
+ENGINE: dict[str, Any] = {"block_size": 16, "max_step_tokens": 256, "num_blocks": 2048, "poison": False}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scenario", choices=SCENARIOS)
+    parser.add_argument("--wire", choices=WIRES, default="cma", help="how KV moves (default: cma)")
+    parser.add_argument("--streams", type=int, default=Size.streams, help=f"default: {Size.streams}")
+    parser.add_argument("--tokens", type=int, default=Size.max_tokens, help=f"per answer; default: {Size.max_tokens}")
+    parser.add_argument("--limit-s", type=float, default=Size.limit_s, help="no stream begins later; default: 600")
+    arguments = parser.parse_args()
+    size = Size(streams=arguments.streams, max_tokens=arguments.tokens, limit_s=arguments.limit_s)
+    with ahead_of_others(), cluster(arguments.scenario, arguments.wire) as (deployment, fault):
+        targets = deployment.routers[:1] if arguments.scenario == "router" else in_turn(deployment)
+        outcome = run_chaos(deployment, targets, fault, size)
+        deployment.assert_quiet()
+    print(outcome)
+    report = Report(f"chaos-{arguments.scenario}-{arguments.wire}", module="chaos")
+    report.rows = rows_of(outcome, arguments.scenario)
+    report.notes = [
+        f"{NUM_DECODE} decode and {NUM_PREFILL} prefill workers, one thread each, the demonstration model, KV over "
+        f"{arguments.wire}; {size.concurrency} streams at a time, {size.max_tokens} tokens per answer",
+    ]
+    report.finish()
+
+
+@contextmanager
+def cluster(scenario: str, wire: str) -> Iterator[tuple[Deployment, Fault]]:
+    """All processes, and what will be done to them."""
+    sizes: dict[str, Any] = {"prefill": NUM_PREFILL, "decode": NUM_DECODE, "routers": 2 if scenario == "router" else 1}
+    with ExitStack() as stack:
+        logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        fault: Fault = Freeze() if scenario == "stop" else Kill()
+        if scenario == "partition":
+            names = [f"{role}-{index}" for role in ("prefill", "decode") for index in range(sizes[role])]
+            fault = Cut(stack.enter_context(archipelago(names)))
+            sizes["place"] = fault.place
+        yield stack.enter_context(Deployment(MODEL_FOLDER, logs, wire=wire, engine=ENGINE, **sizes)), fault
+
+
+def in_turn(deployment: Deployment) -> list[Worker]:
+    """A decode worker, a prefill worker, the next decode worker, and so on."""
+    prefill = itertools.cycle(deployment.prefill)
+    return [worker for decode in deployment.decode * NUM_PREFILL for worker in (decode, next(prefill))]
+
+
+def rows_of(outcome: Outcome, scenario: str) -> list[Row]:
+    """The table of one scenario."""
+    streams, restart_s = len(outcome.replies), outcome.restart_s
+    errors = 100 * outcome.counts["error"] / streams
+    rows = [
+        compare("streams", "streams", streams),
+        compare("tokens", "tokens", outcome.num_tokens),
+        compare("time", "s", outcome.seconds),
+        compare("strikes", "strikes", len(restart_s)),
+        compare("pause between strikes", "s", outcome.pause_s),
+        compare(f"{_RESTART[scenario]} to all workers ready again, mean", "s", statistics.mean(restart_s)),
+        compare(f"{_RESTART[scenario]} to all workers ready again, longest", "s", max(restart_s)),
+        compare("processes started again", "processes", outcome.num_started),
+        compare("placements that failed", "placements", outcome.num_replaced),
+        compare("longest gap within a stream", "s", outcome.longest_gap_s),
+        *(_none(f"streams with a {what}", "streams", outcome.counts[verdict]) for what, verdict in _FLAWS),
+        Row("streams that ended in an error", "%", errors, target=f"ours <= {MOST_ERRORS_PERCENT}"),
+    ]
+    rows[-1].met = errors <= MOST_ERRORS_PERCENT
+    if scenario == "router":
+        rows.append(compare("streams cut with their router and asked again", "streams", outcome.num_asked_again))
+    else:
+        rows.append(compare("capacity lost to the strikes", "%", 100 * outcome.capacity_lost))
+    return rows
+
+
+_RESTART = {"kill": "from kill", "router": "from kill", "stop": "from thaw", "partition": "from heal"}
+_FLAWS = (("wrong token", "wrong"), ("duplicated token", "duplicated"), ("hang", "hang"))
+
+
+def _none(what: str, unit: str, count: int) -> Row:
+    return Row(what, unit, count, target="ours = 0", met=count == 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+"""Flow control: who may ask, when a request runs, and what the client is told instead.
+
+tenants, keys    whose request it is: API keys from a file
+quota            requests and tokens per minute of each tenant, behind a protocol that replicas may share
+patience         how long the client waits: deadlines, and how soon a stream must say something
+advice           what a refused client is told: try again or not, and when
+promises         keeps what was advised: who comes back in time is let in before newcomers
+fair_queue       the order of those who wait: fair between tenants by tokens of work
+usage            who has had far more than others lately
+room, turns      whether a worker should take a request yet; where a request goes whose turn it is
+gate             the waiting itself, and the refusal at once of what would wait too long
+bodies           the memory that request bodies may take
+"""

@@ -1,0 +1,169 @@
+"""Who is next among those who wait: between tenants whoever has had least for its weight, within one by priority.
+
+The virtual token counter of Sheng et al. 2024, "Fairness in Serving Large Language Models" (OSDI), section 4: each
+tenant has a counter of the work done for it, and the tenant with the lowest is next; one that comes anew is lifted to
+the lowest counter of those who wait, so that nobody saves up by staying away. Work counts prompt tokens that are not
+cached (so that sharing a prefix pays, as in Cao et al. 2025, "Locality-aware Fair Scheduling in LLM Serving") and
+tokens of answer twice. It is charged by expectation when a request leaves, and set right when it has ended. Pure.
+"""
+
+import bisect
+import heapq
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from penstock.router.flow.tenants import Tenant
+
+OUTPUT_WEIGHT = 2.0
+"""Work of a token of answer, in prompt tokens: the paper's weights (1 and 2), after usual prices."""
+
+T = TypeVar("T")
+
+
+def work_of(prompt_tokens: float, output_tokens: float) -> float:
+    """Of a request, in tokens of prompt."""
+    return prompt_tokens + OUTPUT_WEIGHT * output_tokens
+
+
+@dataclass(slots=True, eq=False)
+class Entry(Generic[T]):
+    """One who waits."""
+
+    tenant: Tenant
+    item: T
+    work: float
+    rank: tuple[int, int]
+    """Priority, and number of arrival."""
+    gone: bool = False
+
+    def __lt__(self, other: "Entry[T]") -> bool:
+        return self.rank < other.rank
+
+
+@dataclass(slots=True)
+class _Line(Generic[T]):
+    """One tenant's."""
+
+    tenant: Tenant
+    counter: float = 0.0
+    """Work done for it, by its weight."""
+    waiting: list[Entry[T]] = field(default_factory=list)
+    """In order."""
+    work: float = 0.0
+    """Of those who wait."""
+
+
+class FairQueue(Generic[T]):
+    """Those who wait, of all tenants."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, _Line[T]] = {}
+        self._numbers = itertools.count()
+        self._clock = 0.0
+        """The counter that whoever was last let through began from."""
+
+    def __len__(self) -> int:
+        return sum(len(line.waiting) for line in self._lines.values())
+
+    @property
+    def work(self) -> float:
+        """Of all who wait."""
+        return sum(line.work for line in self._lines.values())
+
+    def waiting(self, tenant: Tenant) -> int:
+        """How many requests of `tenant` wait."""
+        line = self._lines.get(tenant.name)
+        return len(line.waiting) if line is not None else 0
+
+    def work_of(self, tenant: Tenant) -> float:
+        """Of the requests of `tenant` that wait."""
+        line = self._lines.get(tenant.name)
+        return line.work if line is not None else 0.0
+
+    def push(self, tenant: Tenant, item: T, work: float, priority: int = 0) -> Entry[T]:
+        """`item` waits from now on."""
+        line = self._line(tenant)
+        if not line.waiting:
+            line.counter = self._lifted(line)
+        entry = Entry(tenant, item, work, (priority, next(self._numbers)))
+        bisect.insort(line.waiting, entry)
+        line.work += work
+        return entry
+
+    def first(self, most: int) -> Iterator[Entry[T]]:
+        """At most so many: the first of each tenant, fairest first, then the second of each, and so on.
+
+        Stop when the queue has changed.
+        """
+        lines = heapq.nsmallest(most, (line for line in self._lines.values() if line.waiting), key=_rank)
+        left = most
+        for depth in range(most):
+            for line in lines:
+                if depth < len(line.waiting) and left:
+                    left -= 1
+                    yield line.waiting[depth]
+
+    def remove(self, entry: Entry[T]) -> None:
+        """It no longer waits; again and again does no harm."""
+        if not entry.gone:
+            entry.gone = True
+            line = self._lines[entry.tenant.name]
+            del line.waiting[bisect.bisect_left(line.waiting, entry)]
+            line.work = line.work - entry.work if line.waiting else 0.0
+
+    def charge(self, tenant: Tenant, work: float) -> None:
+        """Work begins for `tenant`, also when nobody waits."""
+        line = self._line(tenant)
+        start = line.counter if line.waiting else self._lifted(line)
+        self._clock = max(self._clock, start)
+        line.counter = start + work / tenant.weight
+
+    def correct(self, tenant: Tenant, work: float) -> None:
+        """So much more (or less) work was done than was charged."""
+        line = self._lines.get(tenant.name)
+        if line is not None:
+            line.counter += work / tenant.weight
+
+    def ahead_of(self, tenant: Tenant, expected: dict[str, float]) -> float:
+        """Work that is done before the next request of `tenant`; `expected` is what is to come beside what waits, by
+        tenant."""
+        mine = self._line(tenant)
+        own = mine.work + expected.get(tenant.name, 0.0)
+        start = (mine.counter if mine.waiting else self._lifted(mine)) + own / tenant.weight
+        ahead = own
+        for name, line in self._lines.items():
+            work = line.work + expected.get(name, 0.0)
+            if line is mine or not work or line.tenant.priority > tenant.priority:
+                continue
+            if line.tenant.priority < tenant.priority:
+                ahead += work
+            else:
+                ahead += min(work, max(0.0, start - line.counter) * line.tenant.weight)
+        return ahead
+
+    def longest(self) -> Entry[T] | None:
+        """The last in line of the tenant with most work waiting for its weight: who makes room when there is none."""
+        lines = [line for line in self._lines.values() if line.waiting]
+        if not lines:
+            return None
+        line = max(lines, key=lambda line: line.work / line.tenant.weight)
+        return line.waiting[-1]
+
+    def _line(self, tenant: Tenant) -> _Line[T]:
+        line = self._lines.get(tenant.name)
+        if line is None:
+            line = self._lines[tenant.name] = _Line(tenant, self._clock)
+        line.tenant = tenant  # its weight may have changed
+        return line
+
+    def _lifted(self, line: _Line[T]) -> float:
+        """Where a tenant of whom nobody waits begins."""
+        others = [other.counter for other in self._lines.values() if other.waiting]
+        return max(line.counter, min(others, default=self._clock))
+
+
+def _rank(line: _Line[T]) -> tuple[int, float, int]:
+    """Who comes first; at a tie, as when a tenant has just been lifted, who wants least."""
+    return line.tenant.priority, line.counter, len(line.waiting)

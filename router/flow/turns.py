@@ -1,0 +1,83 @@
+"""One request's turn: the best placement whose workers have room. Pure.
+
+When the best one's workers are full, the best of the others is taken, but only after as long a wait as it takes longer:
+delay scheduling (Zaharia et al. 2010), with what the cache saves as the delay.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from penstock.errors import RequestError
+from penstock.router.flow.room import Room, compute_s, workers_of
+from penstock.router.placement.costs import PRIOR_STEP
+from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest
+
+_SURELY = 1.25
+"""A prompt must be predicted to take so many times as long as there is, before it is refused for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One attempt to place a request."""
+
+    is_later: bool = False
+    """The request has waited."""
+    in_line: bool = False
+    """The tenant has more waiting behind this one."""
+    heavy: bool = False
+    """The tenant has had far more lately than others (usage.py)."""
+    waited_s: float = 0.0
+    """Since it could first have gone to a worker that was not its best."""
+    remaining_s: float = math.inf
+    """Of its deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """There is no room yet."""
+
+    compute_s: float = 0.0
+    """To the first token, once its worker begins with it."""
+    could_go: bool = False
+    """Another worker than its best has room."""
+
+
+def take_turn(
+    choose: Callable[[frozenset[str]], Placement | None],
+    wanted: PlacementRequest,
+    cluster: ClusterSnapshot,
+    room: Room,
+    turn: Turn,
+) -> Placement | Busy | None:
+    """`choose` gives the policy's choice without some workers. None when there is no worker at all.
+
+    Raises RequestError for a prompt that takes longer to compute than its client waits.
+    """
+    full: frozenset[str] = frozenset()
+    best_s = 0.0
+    while (placement := choose(full)) is not None:
+        seconds = compute_s(cluster, placement, wanted)
+        if not full:
+            best_s = seconds
+            _check_time(turn, seconds, cluster, placement)
+        lacking = room.lacking(
+            cluster, placement, num_answers=wanted.num_answers, in_line=turn.in_line, heavy=turn.heavy
+        )
+        if not lacking:
+            may_go = turn.waited_s >= seconds - best_s
+            return placement if may_go else Busy(best_s, could_go=True)
+        full |= lacking
+    return Busy(best_s) if full else None
+
+
+def _check_time(turn: Turn, seconds: float, cluster: ClusterSnapshot, placement: Placement) -> None:
+    """Not even an idle cluster could begin to answer in time, as far as its speed is known."""
+    computing = workers_of(cluster, placement)[1]
+    if computing is not None and computing.cost != PRIOR_STEP and seconds > _SURELY * turn.remaining_s:
+        raise RequestError(
+            f"the prompt takes about {seconds:.3g} s to compute, but the client waits {turn.remaining_s:.3g} s",
+            field="timeout",
+            code="deadline_too_short",
+            status=503,
+        )

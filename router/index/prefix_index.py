@@ -1,0 +1,207 @@
+"""What placement asks: how much of a prompt does each worker have, counting what it was just given to compute.
+
+Each worker's own account (mirror.py) is the truth; a prediction fills the time until the worker tells of what it was
+given, and ends with that, or with its failure. Memory is bounded by `max_blocks`, of which every worker has its share:
+a block takes at most 200 bytes, and 130 for each further worker that holds it (bench.prefix_index).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, repeat
+
+from penstock.protocol import Events
+from penstock.router.index.holders import Holders
+from penstock.router.index.keys import PromptKeys
+from penstock.router.index.mirror import Gap, Mirror
+
+SLICE = 512
+"""Blocks that are applied in one go: about a millisecond."""
+
+
+class Prediction:
+    """Blocks that a worker is about to hold. Those it has not told of when this is retracted, it does not hold."""
+
+    def __init__(self, index: "PrefixIndex", url: str) -> None:
+        self._index = index
+        self._url = url
+        self.keys: list[int] = []
+
+    def retract(self) -> None:
+        """Call at failure, and when the worker has had time to tell. Twice does no harm."""
+        self._index._retract(self._url, self)
+        self.keys = []
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    mirror: Mirror | None = None
+    predicted: dict[int, Prediction] = field(default_factory=dict)
+
+
+class PrefixIndex:
+    """All workers' caches."""
+
+    def __init__(self, max_blocks: int) -> None:
+        self._max_blocks = max_blocks
+        self._holders = Holders()
+        self._workers: dict[str, _Worker] = {}
+        self._url_of: dict[int, str] = {}
+        """Of the bits that count now."""
+        self._bits: dict[int, int] = {}
+        """Block size -> mask of the workers with that size."""
+
+    def __len__(self) -> int:
+        """Blocks that some worker holds or held, each counted once."""
+        return len(self._holders.masks)
+
+    @staticmethod
+    def keys(tokens: Sequence[int], salt: str) -> PromptKeys:
+        """The names of a prompt's blocks; `salt` as the workers are told (`opaque_salt`)."""
+        return PromptKeys(salt, tokens)
+
+    def match(self, prompt: PromptKeys) -> dict[str, int]:
+        """Per worker URL, how many tokens of the prompt it will find in its cache. Workers that have none are left out.
+
+        The last token is never among them: whoever computes the prompt needs its logits.
+        """
+        found: dict[str, int] = {}
+        masks = self._holders.masks
+        for size, held in self._bits.items():
+            keys, most = prompt.of(size), (prompt.num_tokens - 1) // size
+            last = held
+            for at, mask in enumerate(map(masks.get, keys[:most], repeat(0))):
+                if mask is not last:  # runs of blocks have equal sets, and equal sets are one object
+                    last, still = mask, held & mask
+                    self._note(found, held & ~still, at * size)
+                    held = still
+                    if not held:
+                        break
+            self._note(found, held, most * size)
+        return found
+
+    def predict(self, url: str, prompt: PromptKeys) -> Prediction:
+        """`url` is about to hold all full blocks of `prompt`."""
+        prediction = Prediction(self, url)
+        worker = self._workers.get(url)
+        if worker is not None and worker.mirror is not None and worker.mirror.block_size:
+            masks, bit = self._holders.masks, worker.mirror.bit
+            for key in prompt.of(worker.mirror.block_size):
+                mask = masks.get(key, 0)
+                if mask & bit:
+                    continue
+                if mask:
+                    self._holders.add(key, bit)
+                else:
+                    masks[key] = bit
+                worker.predicted[key] = prediction
+                prediction.keys.append(key)
+        return prediction
+
+    def forget(self, url: str) -> None:
+        """`url` holds nothing that we know of."""
+        worker = self._workers.pop(url, None)
+        if worker is not None and worker.mirror is not None:
+            self._retire(worker.mirror, worker.predicted)
+
+    def met(self, url: str, generation: str) -> None:
+        """The process of this generation answers at `url`: what another one held there is gone."""
+        worker = self._workers.get(url)
+        if worker is not None and worker.mirror is not None and worker.mirror.generation != generation:
+            self.forget(url)
+
+    def subscribe(self, url: str) -> "Subscription":
+        """For what comes over a new stream of `url`'s events."""
+        return Subscription(self, url, Mirror(self._holders))
+
+    def sweep(self, at_most: int) -> bool:
+        """Frees the memory of up to so many forgotten blocks. False when nothing is left to do."""
+        return self._holders.sweep(at_most)
+
+    def _note(self, found: dict[str, int], mask: int, tokens: int) -> None:
+        """All workers of `mask` have so many tokens."""
+        while mask and tokens:
+            bit = mask & -mask
+            found[self._url_of[bit]] = tokens
+            mask ^= bit
+
+    def _retract(self, url: str, prediction: Prediction) -> None:
+        worker = self._workers.get(url)
+        if worker is None or worker.mirror is None:
+            return
+        for key in prediction.keys:
+            if worker.predicted.get(key) is prediction:
+                del worker.predicted[key]
+                self._holders.discard(key, worker.mirror.bit)
+
+    def _room(self, mirror: Mirror) -> int:
+        """How many blocks a worker may have here: its share, and no more than there is room for."""
+        share = self._max_blocks // max(1, len(self._workers))
+        return min(share, len(mirror.known) + max(0, self._max_blocks - len(self)))
+
+    def _install(self, url: str, mirror: Mirror) -> None:
+        """From now on `mirror` says what `url` holds; predictions that it does not confirm stay predictions."""
+        worker = self._workers.setdefault(url, _Worker())
+        before, worker.mirror = worker.mirror, mirror
+        if before is not None:
+            self._retire(before, worker.predicted)
+        for key in [key for key in worker.predicted if self._holders.masks.get(key, 0) & mirror.bit]:
+            del worker.predicted[key]
+        for key in worker.predicted:
+            self._holders.add(key, mirror.bit)
+        mirror.predicted = worker.predicted
+        self._url_of[mirror.bit] = url
+        if mirror.block_size:
+            self._bits[mirror.block_size] = self._bits.get(mirror.block_size, 0) | mirror.bit
+
+    def _retire(self, mirror: Mirror, predicted: Iterable[int] = ()) -> None:
+        """What `mirror` said counts no more, at once."""
+        mirror.is_retired = True
+        self._url_of.pop(mirror.bit, None)
+        if left := self._bits.pop(mirror.block_size, 0) & ~mirror.bit:
+            self._bits[mirror.block_size] = left
+        self._holders.forget(mirror.bit, chain(mirror.known.values(), list(predicted)))
+
+
+class Subscription:
+    """One stream of a worker's events. Until its snapshot is whole, what was known of the worker before counts."""
+
+    def __init__(self, index: PrefixIndex, url: str, mirror: Mirror) -> None:
+        self._index = index
+        self._url = url
+        self._mirror = mirror
+
+    @property
+    def num_dropped(self) -> int:
+        """Blocks that the worker holds and that were not remembered for want of room; their children not counted."""
+        return self._mirror.num_dropped
+
+    def apply(self, frame: Events) -> Iterator[None]:
+        """Applies the next frame slice by slice, so that a long one need not hold up the event loop.
+
+        Raises Gap when a new subscription is needed, BadEvents when the worker is not to be believed.
+        """
+        index, mirror = self._index, self._mirror
+        self._check_wanted()
+        mirror.begin(frame)
+        index.met(self._url, mirror.generation)
+        for start in range(0, len(frame.removed), SLICE):
+            mirror.remove(frame.removed[start : start + SLICE])
+            yield
+            self._check_wanted()
+        for start in range(0, len(frame.stored), SLICE):
+            mirror.store(frame.stored[start : start + SLICE], index._room(mirror))
+            yield
+            self._check_wanted()
+        mirror.end(frame)
+        if mirror.is_complete and not mirror.is_installed:
+            mirror.is_installed = True
+            index._install(self._url, mirror)
+
+    def close(self) -> None:
+        """The stream has ended. What it told stays true until the worker is forgotten or subscribed to again."""
+        if not self._mirror.is_installed:
+            self._index._retire(self._mirror)
+
+    def _check_wanted(self) -> None:
+        if self._mirror.is_retired:
+            raise Gap("the worker was forgotten meanwhile")

@@ -1,0 +1,105 @@
+"""Explains a decision: every candidate with its seconds, part by part, as one table."""
+
+from dataclasses import fields
+
+from msgspec import Struct
+
+from penstock.router.placement.journal import Decision
+from penstock.router.placement.objective import Seconds
+from penstock.router.policy import Placement, Prediction
+
+MOST_CANDIDATES = 20
+PARTS = tuple(field.name for field in fields(Prediction) if field.name.endswith("_s"))
+
+
+class Candidate(Struct, frozen=True, omit_defaults=True):
+    """One way to place the request."""
+
+    decode: str
+    prefill: str | None
+    source: str | None
+    cached_tokens: int
+    ttft_s: float
+    total_s: float
+    parts: dict[str, float]
+    chosen: bool = False
+
+
+class Explanation(Struct, frozen=True):
+    """The answer of the router's /explain."""
+
+    request_id: str
+    prompt_tokens: int
+    output_tokens: int
+    """Expected when it was placed."""
+    by: str
+    ttft_s: float | None
+    cached_tokens: int | None
+    regret_s: float | None
+    num_candidates: int
+    candidates: tuple[Candidate, ...]
+    """The chosen one first, then the best others."""
+
+
+def explain(decision: Decision) -> Explanation:
+    """All of a decision is in its snapshot, so it is computed again."""
+    chosen = decision.placement
+    candidates = Seconds().candidates(decision.request, decision.cluster)
+    others = [each for each in candidates if (each.decode, each.prefill) != (chosen.decode, chosen.prefill)]
+    return Explanation(
+        request_id=decision.request_id,
+        prompt_tokens=decision.request.prompt_tokens,
+        output_tokens=decision.request.output_tokens,
+        by=decision.by,
+        ttft_s=decision.ttft_s,
+        cached_tokens=decision.cached_tokens,
+        regret_s=decision.regret_s,
+        num_candidates=len(candidates),
+        candidates=tuple(_candidate(each, chosen=each is chosen) for each in (chosen, *others[: MOST_CANDIDATES - 1])),
+    )
+
+
+def _candidate(placement: Placement, *, chosen: bool) -> Candidate:
+    prediction = placement.prediction or Prediction()
+    return Candidate(
+        placement.decode,
+        placement.prefill,
+        placement.source,
+        prediction.cached_tokens,
+        prediction.ttft_s,
+        prediction.total_s,
+        {name: getattr(prediction, name) for name in PARTS},
+        chosen,
+    )
+
+
+def table(explanation: Explanation) -> str:
+    """For people: milliseconds, the chosen candidate marked with a star."""
+    names = [name.removesuffix("_s") for name in PARTS]
+    lines = [("", "decode", "prefill", "source", "cached", *names, "ttft", "total")]
+    for each in explanation.candidates:
+        seconds = [*(each.parts[name] for name in PARTS), each.ttft_s, each.total_s]
+        workers = [each.decode, each.prefill or "-", each.source or "-"]
+        lines.append(("*" if each.chosen else "", *workers, str(each.cached_tokens), *map(_milliseconds, seconds)))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    rows = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    return "\n".join([*_story(explanation), "", *rows])
+
+
+def _story(explanation: Explanation) -> list[str]:
+    story = [
+        f"{explanation.request_id}: {explanation.prompt_tokens} prompt tokens, about {explanation.output_tokens} to "
+        f"answer; placed by {explanation.by}; best of {explanation.num_candidates} candidates, in milliseconds"
+    ]
+    if explanation.ttft_s is None:
+        story.append("its first token has not come")
+    else:
+        story.append(
+            f"first token after {_milliseconds(explanation.ttft_s)} ms, {explanation.cached_tokens} tokens cached; "
+            f"another worker was predicted to be {_milliseconds(explanation.regret_s or 0.0)} ms faster than that"
+        )
+    return story
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f}" if seconds < 1e6 else "never"

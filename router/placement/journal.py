@@ -1,0 +1,166 @@
+"""The log of decisions: what was predicted, what came true, and what that says about the predictions.
+
+When predictions are off for a while, cost-based placement is worse than none that is simple: `Guarded` then places by
+load alone, and goes on predicting, so that it sees when predictions are good again.
+"""
+
+import logging
+from collections import OrderedDict, deque
+from dataclasses import dataclass, replace
+
+from penstock.protocol import Done
+from penstock.router.placement.model import CostModel
+from penstock.router.placement.objective import Seconds
+from penstock.router.policy import ClusterSnapshot, LeastWork, Placement, PlacementRequest, Prediction, link_class
+
+REMEMBERED = 1000
+"""Decisions that can be explained; one holds its snapshot, about 20 KB with 64 workers."""
+WINDOW = 64
+"""Decisions that drift is judged by."""
+_FACTOR, _SLACK_S, _SLACK_TOKENS = 2.0, 0.1, 64
+"""A prediction is off when it is wrong by more than this factor and this much."""
+
+DRIFTS = ("ttft", "cached_tokens")
+"""What may turn out to be unpredictable."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Decision:
+    """One placement of one request."""
+
+    request_id: str
+    request: PlacementRequest
+    cluster: ClusterSnapshot
+    placement: Placement
+    by: str
+    """"seconds", or "load" while predictions drift."""
+    ttft_s: float | None = None
+    """Measured from the placement to the first token; None while it has not come."""
+    cached_tokens: int | None = None
+    """By the account of the worker that computed the prompt."""
+    regret_s: float | None = None
+    """Seconds by which the first token came later than the best other choice would have brought it, as predicted."""
+
+
+class Drift:
+    """Whether predictions of one sort hold: alarmed when most of a window are off, calm when at most a quarter are."""
+
+    def __init__(self) -> None:
+        self.alarmed = False
+        self._off: deque[bool] = deque(maxlen=WINDOW)
+
+    def add(self, *, off: bool) -> None:
+        self._off.append(off)
+        share = sum(self._off) / WINDOW  # of a whole window: a few samples alarm nobody
+        self.alarmed = share > 0.5 or (self.alarmed and share > 0.25)
+
+
+class Journal:
+    """The last decisions, and the drift of predicted times and of predicted cached tokens."""
+
+    def __init__(self, model: CostModel) -> None:
+        self.ttft = Drift()
+        self.cached = Drift()
+        self._model = model
+        self._policy = Seconds()
+        self._decisions: OrderedDict[str, Decision] = OrderedDict()
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """Which of DRIFTS."""
+        return tuple(name for name, drift in zip(DRIFTS, (self.ttft, self.cached), strict=True) if drift.alarmed)
+
+    def placed(
+        self, request_id: str, request: PlacementRequest, cluster: ClusterSnapshot, placement: Placement
+    ) -> Decision:
+        """A request was placed. A second placement of the same request replaces the first."""
+        by = "load" if self.alarms else "seconds"
+        decision = self._decisions[request_id] = Decision(request_id, request, cluster, placement, by)
+        self._decisions.move_to_end(request_id)
+        if len(self._decisions) > REMEMBERED:
+            self._decisions.popitem(last=False)
+        return decision
+
+    def came_true(self, decision: Decision, ttft_s: float, cached_tokens: int | None) -> None:
+        """The first token came. Learns from it."""
+        prediction = decision.placement.prediction
+        decision.ttft_s, decision.cached_tokens = ttft_s, cached_tokens
+        if prediction is None:
+            return
+        if prediction.queue_s == 0:
+            self._model.hops.add(
+                pair=decision.placement.prefill is not None, seconds=ttft_s - prediction.prefill_s - prediction.pull_s
+            )
+        self.ttft.add(off=_off(ttft_s, prediction.ttft_s, _SLACK_S))
+        if cached_tokens is not None:
+            self.cached.add(off=_off(cached_tokens, prediction.cached_tokens, _SLACK_TOKENS))
+        decision.regret_s = self._regret_s(decision, ttft_s)
+        log.debug("the first token has come", extra=_facts(decision, prediction))
+
+    def finished(self, decision: Decision, done: Done) -> None:
+        """The decode worker's last frame: it says how long its reads took."""
+        workers = {each.url: each for each in (*decision.cluster.prefill, *decision.cluster.decode)}
+        source = workers.get(decision.placement.prefill or decision.placement.source or "")
+        decode = workers.get(decision.placement.decode)
+        if done.pulls and source is not None and decode is not None:
+            tokens = done.pulled_blocks * decode.block_tokens
+            self._model.pulled(link_class(source, decode), reads=done.pulls, tokens=tokens, seconds=done.pull_s)
+
+    def answered(self, decision: Decision, output_tokens: int) -> None:
+        """An answer is complete, or as complete as anybody wants it."""
+        prompt_tokens, cached_tokens = decision.request.prompt_tokens, decision.cached_tokens or 0
+        self._model.answered(prompt_tokens=prompt_tokens, cached_tokens=cached_tokens, output_tokens=output_tokens)
+
+    def find(self, request_id: str) -> Decision | None:
+        """The last decision about a request, as long as it is remembered."""
+        return self._decisions.get(request_id)
+
+    def _regret_s(self, decision: Decision, ttft_s: float) -> float:
+        """Against the best choice that has another worker compute the prompt."""
+        chosen = decision.placement.prefill or decision.placement.decode
+        others = replace(decision.request, excluded=decision.request.excluded | {chosen})
+        other = self._policy.choose(others, decision.cluster)
+        if other is None or other.prediction is None:
+            return 0.0
+        return max(0.0, ttft_s - other.prediction.ttft_s)
+
+
+class Guarded:
+    """The router's policy: seconds, or load alone while the journal's predictions are off."""
+
+    def __init__(self, journal: Journal, min_prefill_tokens: int = 16) -> None:
+        self._journal = journal
+        self._seconds = Seconds()
+        self._load = LeastWork(min_prefill_tokens)
+
+    def choose(self, request: PlacementRequest, cluster: ClusterSnapshot) -> Placement | None:
+        """See policy.Policy."""
+        if not self._journal.alarms:
+            return self._seconds.choose(request, cluster)
+        placement = self._load.choose(replace(request, cached_tokens={}), cluster)
+        if placement is None:
+            return None
+        return replace(placement, prediction=self._seconds.predict(request, cluster, placement))
+
+
+def _off(actual: float, predicted: float, slack: float) -> bool:
+    return actual > _FACTOR * predicted + slack or predicted > _FACTOR * actual + slack
+
+
+def _facts(decision: Decision, prediction: Prediction) -> dict[str, object]:
+    """Fields of a log line."""
+    return {
+        "placed": decision.request_id,
+        "by": decision.by,
+        "decode": decision.placement.decode,
+        "prefill": decision.placement.prefill,
+        "source": decision.placement.source,
+        "prompt_tokens": decision.request.prompt_tokens,
+        "cached_tokens": decision.cached_tokens,
+        "predicted_cached_tokens": prediction.cached_tokens,
+        "ttft_s": decision.ttft_s,
+        "predicted_ttft_s": prediction.ttft_s,
+        "regret_s": decision.regret_s,
+    }

@@ -1,0 +1,304 @@
+"""The placement objective: the choice that makes everyone together wait the fewest seconds.
+
+For every pair (P, D), where P is a prefill worker or another decode worker (any worker can compute any prompt), and for
+every D alone, these are the seconds that the request itself waits,
+
+    queue + pull + prefill + hop  (to the first token)  + transfer + admission + decode,
+
+and those that others wait because of it: prompts that come to the same queue later, streams that share D's steps, and
+whoever asks again for KV that is evicted. One second is one second, whoever waits. At low load this is the Mooncake
+objective (Qin et al. 2024, algorithm 1); the longer queues are, the more it saves work.
+
+How many others wait is taken from who waits now: by Little's law, as many prompts come while one waits in a queue as
+there are in the queue on average; and as many streams share the steps of an answer as share them now.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+from penstock.router.placement.costs import PRIOR_LINK, attention_pairs
+from penstock.router.policy import (
+    ClusterSnapshot,
+    Placement,
+    PlacementRequest,
+    Prediction,
+    WorkerState,
+)
+
+_NEVER_S = 1e9
+"""For memory that will not come free: chosen only where nothing else is left."""
+
+
+class Computing(NamedTuple):
+    """The prompt on one worker."""
+
+    total_s: float
+    """With what others wait."""
+    own_s: float
+    queue_s: float
+    pull_s: float
+    prefill_s: float
+    others_s: float
+    cached_tokens: int
+    last_tokens: int
+    """Computed in the last step: their KV can be transferred only after it."""
+    source: str | None
+
+
+class Decoding(NamedTuple):
+    """The answer on one worker, whoever computes the prompt."""
+
+    total_s: float
+    """But for admission, which may be over when the prompt is computed, and for stalls."""
+    decode_s: float
+    stall_s: float
+    """By the prompts that wait there, for a stream whose own prompt is computed elsewhere; else they come before it."""
+    others_s: float
+    evict_s: float
+    admit_s: float
+    """From now until there is memory."""
+
+
+@dataclass(slots=True)
+class _Holders:
+    """Who has most cached KV of the prompt, with how much: on each machine, on the best, on the second best."""
+
+    of_node: dict[str, tuple[int, WorkerState]]
+    first: tuple[int, WorkerState]
+    second: tuple[int, WorkerState] | None = None
+
+
+_Choice: TypeAlias = tuple[WorkerState | None, WorkerState, Computing, Decoding]
+
+
+class Seconds:
+    """The router's policy."""
+
+    def __init__(self, *, pulls: bool = True) -> None:
+        """`pulls`: whether cached KV may be pulled from third workers."""
+        self._pulls = pulls
+
+    def choose(self, request: PlacementRequest, cluster: ClusterSnapshot) -> Placement | None:
+        """The cheapest of all pairs of one revision and of all decode workers alone."""
+        scene = Scene(request, cluster, pulls=self._pulls)
+        choice = scene.best()
+        return None if choice is None else scene.placement(*choice)
+
+    def candidates(self, request: PlacementRequest, cluster: ClusterSnapshot) -> list[Placement]:
+        """All of them with their predictions, best first: for explaining a decision."""
+        scene = Scene(request, cluster, pulls=self._pulls)
+        found = [scene.placement(*choice) for choice in scene.all()]
+        return sorted(found, key=lambda placement: placement.prediction.total_s if placement.prediction else 0.0)
+
+    def predict(self, request: PlacementRequest, cluster: ClusterSnapshot, placement: Placement) -> Prediction | None:
+        """What any placement will take, whoever chose it; None when its workers are not in the snapshot."""
+        workers = {worker.url: worker for worker in (*cluster.prefill, *cluster.decode)}
+        decode, computes = workers.get(placement.decode), workers.get(placement.prefill or placement.decode)
+        if decode is None or computes is None:
+            return None
+        scene = Scene(request, cluster, pulls=False)
+        source = workers.get(placement.source) if placement.source else None
+        computing = scene.computing(computes, source)
+        prefill = computes if placement.prefill else None
+        return scene.placement(prefill, decode, computing, scene.decoding(decode)).prediction
+
+
+class Scene:
+    """One decision: a request and a cluster, and what both imply for each worker."""
+
+    def __init__(self, request: PlacementRequest, cluster: ClusterSnapshot, *, pulls: bool) -> None:
+        self._request = request
+        self._cluster = cluster
+        self._prompt = request.prompt_tokens
+        self._prompt_pairs = attention_pairs(request.prompt_tokens)
+        self._now_s = cluster.now_s
+        most = request.prompt_tokens - 1  # the last token is always computed
+        self._cached = {url: min(tokens, most) for url, tokens in request.cached_tokens.items()}
+        self._decode = [worker for worker in cluster.decode if worker.url not in request.excluded]
+        self._prefill = [worker for worker in cluster.prefill if worker.url not in request.excluded]
+        self._waiting = {
+            "prefill": _mean_prompts(cluster.prefill, cluster.waiting),
+            "decode": _mean_prompts(cluster.decode, 0 if cluster.prefill else cluster.waiting),
+        }
+        self._hop_s = max(0.0, cluster.pair_s - cluster.alone_s)
+        self._near, self._far = (cluster.links.get(link) or PRIOR_LINK for link in ("node", "network"))
+        self._holders = self._find_holders() if pulls else {}
+
+    def best(self) -> _Choice | None:
+        """Looks at workers in the order of what they cost, and stops where no better pair can follow."""
+        decodings = sorted(((self.decoding(worker), worker) for worker in self._decode), key=_by_total)
+        computings = [(self.computing(worker), worker) for worker in (*self._prefill, *self._decode)]
+        least = math.inf
+        choice: _Choice | None = None
+        computing_of = {worker.url: computing for computing, worker in computings}
+        for decoding, decode in decodings:
+            computing = computing_of[decode.url]
+            total_s = self._cluster.alone_s + computing.total_s + decoding.total_s
+            total_s += max(0.0, decoding.admit_s - computing.own_s)
+            if total_s < least:
+                least, choice = total_s, (None, decode, computing, decoding)
+        joining = sorted(
+            ((decoding.total_s + decoding.stall_s, decoding, each) for decoding, each in decodings), key=_first
+        )
+        for computing, prefill in sorted(computings, key=_by_total):
+            own_s = self._cluster.pair_s + computing.total_s + self._evict_s(prefill, self._prompt)
+            for joined_s, decoding, decode in joining:
+                total_s = own_s + joined_s
+                if total_s >= least:
+                    break
+                if decode.revision == prefill.revision and decode is not prefill:
+                    transfer_s = self._transfer_s(prefill, decode, computing)
+                    total_s += max(transfer_s, decoding.admit_s - computing.own_s)
+                    if total_s < least:
+                        least, choice = total_s, (prefill, decode, computing, decoding)
+        return choice
+
+    def all(self) -> list[_Choice]:
+        """Every candidate."""
+        decodings = [(self.decoding(worker), worker) for worker in self._decode]
+        computings = [(self.computing(worker), worker) for worker in (*self._prefill, *self._decode)]
+        return [
+            (None if decode is prefill else prefill, decode, computing, decoding)
+            for computing, prefill in computings
+            for decoding, decode in decodings
+            if decode.revision == prefill.revision
+        ]
+
+    def placement(
+        self, prefill: WorkerState | None, decode: WorkerState, computing: Computing, decoding: Decoding
+    ) -> Placement:
+        """A choice with its prediction."""
+        transfer_s = self._transfer_s(prefill, decode, computing) if prefill else 0.0
+        prediction = Prediction(
+            queue_s=computing.queue_s,
+            pull_s=computing.pull_s,
+            prefill_s=computing.prefill_s,
+            hop_s=self._cluster.pair_s if prefill else self._cluster.alone_s,
+            transfer_s=transfer_s,
+            admit_s=max(0.0, decoding.admit_s - computing.own_s - transfer_s),
+            decode_s=decoding.decode_s + (decoding.stall_s if prefill else 0.0),
+            others_s=computing.others_s + decoding.others_s,
+            evict_s=decoding.evict_s + (self._evict_s(prefill, self._prompt) if prefill else 0.0),
+            cached_tokens=computing.cached_tokens,
+        )
+        return Placement(decode.url, prefill.url if prefill else None, computing.source, prediction)
+
+    def computing(self, worker: WorkerState, source: WorkerState | None = None) -> Computing:
+        """The prompt on `worker`, which pulls KV from `source`, or from the best holder if that is cheaper."""
+        cost, streams = worker.cost, worker.streams
+        shared_s = streams * cost.decode_token_s + worker.context_tokens * cost.context_token_s + cost.step_s
+        chunk = max(1, worker.step_tokens - streams)
+        queue_s = self._left_s(worker, cost.prefill_token_s + shared_s / chunk) if worker.prefill_tokens else 0.0
+        waiting = self._waiting[worker.role]
+        found: Computing | None = None
+        for cached, pull_s, url in self._beginnings(worker, source):
+            tokens = self._prompt - cached
+            steps = -(-tokens // chunk)
+            pairs = self._prompt_pairs - cached * (cached + 1) // 2
+            work_s = tokens * cost.prefill_token_s + pairs * cost.prefill_pair_s
+            prefill_s = work_s + steps * shared_s
+            own_s = max(queue_s, pull_s) + prefill_s
+            others_s = streams * work_s + waiting * prefill_s
+            if found is None or own_s + others_s < found.total_s:
+                last = tokens - (steps - 1) * chunk
+                exposed_s = max(0.0, pull_s - queue_s)
+                found = Computing(own_s + others_s, own_s, queue_s, exposed_s, prefill_s, others_s, cached, last, url)
+        assert found is not None
+        return found
+
+    def _beginnings(self, worker: WorkerState, source: WorkerState | None) -> list[tuple[int, float, str | None]]:
+        """How computing may begin: (cached tokens, seconds until those of a source are there, the source)."""
+        cached = self._cached.get(worker.url, 0)
+        if source is not None:
+            return [self._pulling(worker, cached, self._cached.get(source.url, 0), source)]
+        found: list[tuple[int, float, str | None]] = [(cached, 0.0, None)]
+        holders = self._holders.get(worker.revision)
+        if holders is not None:
+            near = holders.of_node.get(worker.node)
+            if near is not None and near[0] > cached:
+                found.append(self._pulling(worker, cached, *near))
+            far = holders.second if near is holders.first else holders.first
+            if far is not None and far[0] > cached:
+                found.append(self._pulling(worker, cached, *far))
+        return found
+
+    def _pulling(
+        self, worker: WorkerState, cached: int, tokens: int, source: WorkerState
+    ) -> tuple[int, float, str | None]:
+        """From `cached` to `tokens` cached tokens, by one more hop and a read."""
+        link = self._near if source.node == worker.node else self._far
+        return max(cached, tokens), self._hop_s + link.seconds(tokens - cached), source.url
+
+    def decoding(self, worker: WorkerState) -> Decoding:
+        """The answer on `worker`: its steps are longer by what this request adds to them, for all who share them."""
+        request, cost = self._request, worker.cost
+        output = request.output_tokens
+        context = request.prompt_tokens + output / 2
+        added_s = request.num_answers * (cost.decode_token_s + context * cost.context_token_s)
+        step_s = cost.step_s + worker.streams * cost.decode_token_s + worker.context_tokens * cost.context_token_s
+        decode_s = output * (step_s + added_s)
+        others_s = output * worker.streams * added_s
+        evict_s = self._evict_s(worker, request.prompt_tokens + output * request.num_answers)
+        admit_s = 0.0
+        if worker.num_tokens:
+            missing = request.prompt_tokens + 1 - request.cached_tokens.get(worker.url, 0) - worker.free_tokens
+            if missing > 0:
+                admit_s = self._admit_s(worker, missing, step_s)
+        stall_s = self._left_s(worker, cost.prefill_token_s) if worker.prefill_tokens else 0.0
+        return Decoding(decode_s + others_s + evict_s, decode_s, stall_s, others_s, evict_s, admit_s)
+
+    def _left_s(self, worker: WorkerState, token_s: float) -> float:
+        """Of the prompts queued on `worker`: the first has been computing for a while."""
+        pair_s = worker.cost.prefill_pair_s
+        all_s = worker.prefill_tokens * token_s + worker.prefill_pairs * pair_s
+        head_s = worker.head_tokens * token_s + worker.head_pairs * pair_s
+        return max(0.0, all_s - min(head_s, self._now_s - worker.head_since_s))
+
+    def _admit_s(self, worker: WorkerState, missing: int, step_s: float) -> float:
+        """Until so many tokens are free: streams end evenly over twice the time that is left to them on average."""
+        if missing > worker.context_tokens or not worker.streams:
+            return _NEVER_S
+        return missing / worker.context_tokens * 2 * worker.output_tokens / worker.streams * step_s
+
+    def _evict_s(self, worker: WorkerState, stored: int) -> float:
+        """Of storing so many tokens: what falls out of the prefix cache would have been reused as often as usual."""
+        if not worker.evictable_tokens:
+            return 0.0
+        stored -= self._request.cached_tokens.get(worker.url, 0)
+        evicted = min(stored - worker.free_tokens + worker.evictable_tokens, worker.evictable_tokens)
+        return evicted * self._cluster.reuse * worker.cost.prefill_token_s if evicted > 0 else 0.0
+
+    def _transfer_s(self, prefill: WorkerState, decode: WorkerState, computing: Computing) -> float:
+        """What remains after the first token: the last step's KV, or more if the link is slower than computing."""
+        missing = self._request.prompt_tokens - self._request.cached_tokens.get(decode.url, 0)
+        if missing <= 0:
+            return 0.0
+        link = self._near if prefill.node == decode.node else self._far
+        return max(link.seconds(min(missing, computing.last_tokens)), link.seconds(missing) - computing.prefill_s)
+
+    def _find_holders(self) -> dict[str, _Holders]:
+        """By revision."""
+        found: dict[str, _Holders] = {}
+        holders = [(self._cached.get(each.url, 0), each) for each in (*self._prefill, *self._decode)]
+        for holder in sorted((each for each in holders if each[0]), key=_first, reverse=True):
+            of_revision = found.get(holder[1].revision)
+            if of_revision is None:
+                found[holder[1].revision] = _Holders({holder[1].node: holder}, holder)
+            elif holder[1].node not in of_revision.of_node:
+                of_revision.of_node[holder[1].node] = holder
+                of_revision.second = of_revision.second or holder
+        return found
+
+
+def _mean_prompts(pool: tuple[WorkerState, ...], more: int) -> float:
+    """That wait for each of `pool`, with as many `more` in the router."""
+    return (sum(worker.prompts for worker in pool) + more) / len(pool) if pool else 0.0
+
+
+def _first(item: tuple[Any, ...]) -> Any:
+    return item[0]
+
+
+def _by_total(item: tuple[Computing | Decoding, WorkerState]) -> float:
+    return item[0].total_s

@@ -1,0 +1,64 @@
+"""What the router predicts of caches is what requests find there, while caches overflow."""
+
+import asyncio
+import random
+
+import openai
+import pytest
+
+from tests.e2e.client import new_async_client, random_prompt, stream_completion
+from tests.e2e.conftest import Deploy
+from tests.e2e.deployment import Deployment
+
+REQUESTS, CONVERSATIONS = 600, 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [(0, 2), (1, 1)], ids=["decode alone", "with a prefill worker"])
+def test_predictions_are_exact_while_caches_overflow(deploy: Deploy, layout: tuple[int, int]) -> None:
+    """400 requests of conversations that share beginnings, on workers that cache a tenth of them."""
+    prefill, decode = layout
+    deployment = deploy(prefill=prefill, decode=decode, engine={"num_blocks": 512, "max_step_tokens": 64})
+    asyncio.run(converse(deployment.url))
+    counted = outcomes(deployment)
+    assert sum(counted.values()) == REQUESTS
+    assert counted["exact"] >= 0.99 * REQUESTS, counted
+    deployment.assert_quiet()
+
+
+async def converse(url: str) -> None:
+    """Conversations beside each other; each waits for its answers, and is taken up again later."""
+    rng, left = random.Random(11), REQUESTS
+    systems = [random_prompt(rng.randrange(20, 120), seed=seed) for seed in range(60)]
+
+    async def one(client: openai.AsyncOpenAI) -> None:
+        nonlocal left
+        earlier: list[list[int]] = []
+        while left > 0:
+            prompt = earlier.pop(0) if len(earlier) > 12 else list(rng.choice(systems))
+            for _ in range(rng.randrange(1, 4)):
+                if left > 0:
+                    left -= 1
+                    prompt = prompt + random_prompt(rng.randrange(3, 30), seed=rng.randrange(10**6))
+                    reply = await stream_completion(client, prompt, max_tokens=rng.randrange(1, 12))
+                    assert reply.error is None
+            earlier.append(prompt)
+
+    async with new_async_client(url) as client:
+        await asyncio.gather(*(one(client) for _ in range(CONVERSATIONS)))
+
+
+def outcomes(deployment: Deployment) -> dict[str, float]:
+    """Requests by how prediction and truth compare, as the router counts them."""
+    import urllib.request
+
+    from prometheus_client.parser import text_string_to_metric_families
+
+    with urllib.request.urlopen(f"{deployment.url}/metrics", timeout=5.0) as response:
+        text = response.read().decode()
+    return {
+        sample.labels["outcome"]: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "penstock_router_predicted_requests_total"
+    }

@@ -1,0 +1,50 @@
+"""Streams in a storm: processes are killed, frozen and cut off in turn, and no client sees a wrong token.
+
+A small one; `python -m bench.chaos` runs it at full size, with the demonstration model.
+"""
+
+import pytest
+
+from tests.e2e.chaos import Cut, Fault, Freeze, Kill, Outcome, Size, run_chaos
+from tests.e2e.conftest import Deploy, need_wire
+from tests.e2e.island import archipelago
+
+pytestmark = pytest.mark.slow
+
+SIZE = Size(streams=240, concurrency=24, max_tokens=128, distinct=24)
+
+
+def assert_good(outcome: Outcome, num_strikes: int = 2) -> None:
+    print(outcome)  # pytest -rP shows it
+    assert outcome.counts == {"right": SIZE.streams}
+    assert len(outcome.away_s) >= num_strikes
+    assert outcome.num_replaced > 0, "no stream felt it: this test proves nothing"
+
+
+@pytest.mark.parametrize(("fault", "wire"), [(Kill(), "cma"), (Freeze(), "ucx-tcp")])
+def test_workers_struck_in_turn(deploy: Deploy, fault: Fault, wire: str) -> None:
+    need_wire(wire)
+    cluster = deploy(prefill=2, decode=3, wire=wire)
+    order = [cluster.decode[0], cluster.prefill[0], cluster.decode[1], cluster.prefill[1], cluster.decode[2]]
+    assert_good(run_chaos(cluster, order, fault, SIZE))
+    cluster.assert_quiet()
+
+
+def test_workers_cut_off_in_turn(deploy: Deploy) -> None:
+    need_wire("ucx-tcp")
+    with archipelago([f"{role}-{index}" for role in ("prefill", "decode") for index in range(2)]) as islands:
+        fault = Cut(islands)
+        cluster = deploy(prefill=2, decode=2, wire="ucx-tcp", place=fault.place)
+        order = [cluster.decode[0], cluster.prefill[0], cluster.decode[1], cluster.prefill[1]]
+        assert_good(run_chaos(cluster, order, fault, SIZE))
+        cluster.assert_quiet()
+
+
+def test_one_of_two_routers_killed_again_and_again(deploy: Deploy) -> None:
+    """Its streams are reset, and their clients ask the other one."""
+    cluster = deploy(prefill=1, decode=2, routers=2)
+    outcome = run_chaos(cluster, cluster.routers[:1], Kill(), SIZE)
+    print(outcome)
+    assert outcome.counts == {"right": SIZE.streams}
+    assert outcome.num_asked_again > 0
+    cluster.assert_quiet()

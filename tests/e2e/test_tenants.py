@@ -1,0 +1,49 @@
+"""Tenants with different salts: neither what a request finds in a cache nor how long it takes tells one of another."""
+
+import statistics
+import time
+
+import openai
+import pytest
+
+from tests.e2e.client import Reply, completion, new_client, random_prompt
+from tests.e2e.conftest import Deploy
+
+PROMPT_TOKENS, ROUNDS = 400, 12
+"""25 steps of 16 tokens: what a hit saves is far more than the noise."""
+
+
+def timed(client: openai.OpenAI, prompt: list[int], salt: str) -> tuple[float, Reply]:
+    """Seconds of a request for one token."""
+    began = time.monotonic()
+    reply = completion(client, prompt, salt=salt, max_tokens=1)
+    return time.monotonic() - began, reply
+
+
+def cached(reply: Reply) -> int:
+    found: int = reply.usage.prompt_tokens_details.cached_tokens
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prefill", [0, 1], ids=["decode alone", "with a prefill worker"])
+def test_a_tenant_cannot_tell_what_another_has_asked(deploy: Deploy, prefill: int) -> None:
+    """Prompts that another tenant has just sent, prompts that nobody has sent, and one's own again, in turns."""
+    deployment = deploy(prefill=prefill, decode=1, engine={"num_blocks": 4096})
+    seen: list[float] = []
+    fresh: list[float] = []
+    own: list[float] = []
+    with new_client(deployment.url) as client:
+        for number in range(ROUNDS):
+            known = random_prompt(PROMPT_TOKENS, seed=2 * number)
+            assert cached(timed(client, known, salt="victim")[1]) == 0
+            for times, prompt in ((seen, known), (fresh, random_prompt(PROMPT_TOKENS, seed=2 * number + 1))):
+                seconds, reply = timed(client, prompt, salt="curious")
+                assert cached(reply) == 0
+                times.append(seconds)
+            seconds, reply = timed(client, known, salt="curious")
+            assert cached(reply) == PROMPT_TOKENS - 8
+            own.append(seconds)
+    saved = statistics.median(fresh) - statistics.median(own)
+    assert saved > 0.3 * statistics.median(fresh), "a hit can be told by its time, so this test sees one"
+    assert abs(statistics.median(seen) - statistics.median(fresh)) < 0.3 * saved, (seen, fresh, own)

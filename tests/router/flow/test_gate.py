@@ -1,0 +1,391 @@
+"""The gate in virtual time, before modelled workers: order, refusals, and promises that are kept."""
+
+import asyncio
+import heapq
+import itertools
+import random
+import statistics
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from penstock.errors import Overloaded, RateLimited, RetryableError
+from penstock.router.flow.arrival import Arrival
+from penstock.router.flow.gate import Claim, Gate
+from penstock.router.flow.patience import Patience
+from penstock.router.flow.tenants import ANYONE, Tenant
+from penstock.router.flow.turns import Busy, Turn
+from tests.router.flow.virtual_time import run
+
+A, B, GREEDY = Tenant(name="a"), Tenant(name="b"), Tenant(name="greedy")
+LIGHT = [Tenant(name=f"light-{number}") for number in range(9)]
+
+
+@dataclass
+class Job:
+    """A request on the modelled worker."""
+
+    work: float
+    priority: int
+    first_token: "asyncio.Future[None]"
+    released: bool = False
+
+    def __lt__(self, _: "Job") -> bool:
+        return False
+
+
+class Worker:
+    """Computes one prompt after another, by priority; takes more while little is ahead, as room.py says."""
+
+    def __init__(self, tokens_per_s: float, ahead_s: float = 0.25, **options: Any) -> None:
+        self.tokens_per_s = tokens_per_s
+        self.ahead_s = ahead_s
+        self.queue: list[tuple[int, int, Job]] = []
+        self.numbers = itertools.count()
+        self.work = 0.0
+        self.task: asyncio.Task[None] | None = None
+        self.undone = 0
+        settings: dict[str, Any] = {"most_waiting": 10_000, "longest_wait_s": 60.0, **options}
+        self.gate: Gate[Job] = Gate(has_room=lambda: True, undo=self.undo, **settings)
+
+    def attempt(self, work: float, claim: Claim, turn: Turn) -> Job | Busy:
+        seconds = work / self.tokens_per_s
+        if self.work and self.work / self.tokens_per_s >= self.ahead_s * (1 if turn.in_line or turn.heavy else 4):
+            return Busy(seconds)
+        job = Job(work, claim.wire_priority(heavy=turn.heavy), asyncio.get_running_loop().create_future())
+        heapq.heappush(self.queue, (job.priority, next(self.numbers), job))
+        self.work += work
+        if self.task is None:
+            self.task = asyncio.ensure_future(self.compute())
+        return job
+
+    def undo(self, job: Job) -> None:
+        job.released = True
+        self.undone += 1
+
+    async def compute(self) -> None:
+        while self.queue:
+            _, _, job = heapq.heappop(self.queue)
+            if not job.released:
+                await asyncio.sleep(job.work / self.tokens_per_s)
+                if not job.first_token.done():  # its client is still there
+                    job.first_token.set_result(None)
+            self.work -= job.work
+            self.gate.changed()
+        self.task = None
+
+
+@dataclass
+class Client:
+    """Asks, and does as it is told when refused."""
+
+    worker: Worker
+    tenant: Tenant
+    patience_s: float = 600.0
+    retries: int = 0
+    ttft_s: list[float] = field(default_factory=list)
+    refused: int = 0
+    retried: int = 0
+    let_in_again: int = 0
+    numbers: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    async def ask(self, work: float, priority: int = 0) -> None:
+        body = b"%d" % next(self.numbers)
+        for attempt in range(self.retries + 1):
+            began = asyncio.get_running_loop().time()
+            arrival = Arrival("id", self.tenant, Patience(self.patience_s, self.patience_s, 15), began, body)
+            claim = Claim(arrival, priority, work, began + self.patience_s)
+            self.retried += attempt > 0
+            try:
+                self.worker.gate.check(arrival)
+                job = await self.worker.gate.enter(
+                    claim, lambda turn, claim=claim: self.worker.attempt(work, claim, turn)
+                )
+            except RetryableError as error:
+                self.refused += 1
+                await asyncio.sleep(error.retry_after_s or 0)
+                continue
+            self.let_in_again += attempt > 0
+            assert job is not None
+            await job.first_token
+            self.ttft_s.append(asyncio.get_running_loop().time() - began)
+            return
+
+    async def ask_often(self, per_s: float, work: float, seconds: float, seed: int = 1) -> None:
+        """Poisson arrivals; the answers are awaited in the end."""
+        random_ = random.Random(seed)
+        loop, tasks = asyncio.get_running_loop(), []
+        end = loop.time() + seconds
+        while loop.time() < end:
+            await asyncio.sleep(random_.expovariate(per_s))
+            tasks.append(asyncio.ensure_future(self.ask(work)))
+        await asyncio.gather(*tasks)
+
+
+def p95(seconds: list[float]) -> float:
+    return statistics.quantiles(seconds, n=20)[-1]
+
+
+def test_while_there_is_room_nobody_waits() -> None:
+    async def test() -> None:
+        waits: list[float] = []
+        worker = Worker(1000, on_left=waits.append)
+        clients = [Client(worker, ANYONE) for _ in range(10)]
+        await asyncio.gather(*(client.ask(50) for client in clients))
+        assert max(client.ttft_s[0] for client in clients) == pytest.approx(0.5, abs=1e-3)
+        assert waits == []
+
+    run(test())
+
+
+def test_more_than_there_is_room_for_waits_in_the_gate_and_not_with_the_worker() -> None:
+    async def test() -> None:
+        worker = Worker(1000)
+        tasks = [asyncio.ensure_future(Client(worker, A).ask(100)) for _ in range(100)]
+        await asyncio.sleep(0.01)
+        assert len(worker.gate) > 80
+        await asyncio.sleep(2)
+        assert worker.work <= 350
+        await asyncio.gather(*tasks)
+        assert asyncio.get_running_loop().time() == pytest.approx(10, abs=0.2), "the worker never ran dry"
+        assert len(worker.gate) == 0
+
+    run(test())
+
+
+def test_priority_overtakes_within_a_tenant() -> None:
+    async def test() -> None:
+        worker = Worker(1000)
+        usual, urgent = Client(worker, A), Client(worker, A)
+        tasks = [asyncio.ensure_future(usual.ask(100)) for _ in range(50)]
+        await asyncio.sleep(0.01)
+        await urgent.ask(100, priority=-1)
+        await asyncio.gather(*tasks)
+        assert urgent.ttft_s[0] < 1.5 < max(usual.ttft_s)
+
+    run(test())
+
+
+def greedy_beside_nine(times_its_share: float) -> tuple[float, float, int]:
+    """Ten tenants on a worker that their shares fill to 70 %. TTFT p95 of the nine, of the greedy one, its refusals."""
+
+    async def test() -> tuple[float, float, int]:
+        worker = Worker(10_000)
+        per_s, work = 0.7, 1000.0
+        nine = [Client(worker, tenant) for tenant in LIGHT]
+        greedy = Client(worker, GREEDY)
+        await asyncio.gather(
+            *(client.ask_often(per_s, work, 300, seed) for seed, client in enumerate(nine)),
+            greedy.ask_often(times_its_share * per_s, work, 300, 99),
+        )
+        return p95([one for client in nine for one in client.ttft_s]), p95(greedy.ttft_s), greedy.refused
+
+    return run(test())
+
+
+def test_a_tenant_that_sends_100_times_its_share_slows_nobody_but_itself() -> None:
+    usual_s, _, refused = greedy_beside_nine(1)
+    assert refused == 0
+    nine_s, greedy_s, refused = greedy_beside_nine(100)
+    print(f"TTFT p95 of nine tenants: {usual_s:.3f} s, beside a greedy one {nine_s:.3f} s; its own {greedy_s:.1f} s")
+    assert nine_s < 1.2 * usual_s
+    assert 40 < greedy_s < 80, "it fills its own line, up to the minute that a request may wait"
+    assert refused > 10_000
+
+
+@pytest.mark.parametrize("tenant", [ANYONE, A], ids=["anyone", "a tenant"])
+def test_who_comes_back_as_told_is_let_in_under_lasting_overload(tenant: Tenant) -> None:
+    async def test() -> None:
+        worker = Worker(10_000, longest_wait_s=10)
+        client = Client(worker, tenant, retries=1)
+        await client.ask_often(15, 1000, 200)
+        print(f"{client.refused} refused, {client.retried} came back, {client.let_in_again} of them were let in")
+        assert client.retried > 100
+        assert client.let_in_again >= 0.98 * client.retried
+        assert max(client.ttft_s) < 25
+
+    run(test())
+
+
+def test_a_burst_is_told_to_come_back_at_different_times() -> None:
+    async def test() -> None:
+        worker = Worker(10_000, longest_wait_s=5)
+        warm = Client(worker, A)
+        await asyncio.gather(*(warm.ask(1000) for _ in range(20)))
+        client = Client(worker, A, retries=1)
+        await asyncio.gather(*(client.ask(1000) for _ in range(400)))
+        assert client.retried > 300
+        assert client.let_in_again == client.retried
+        assert asyncio.get_running_loop().time() == pytest.approx(42, abs=4), "and the worker stays busy"
+
+    run(test())
+
+
+def test_newcomers_do_not_wait_for_clients_that_never_come_back() -> None:
+    async def test() -> None:
+        worker = Worker(10_000, longest_wait_s=5)
+        gone = Client(worker, ANYONE)
+        await gone.ask_often(40, 1000, 60)
+        assert gone.refused > 1000
+        client = Client(worker, ANYONE)
+        await asyncio.sleep(6)
+        await client.ask_often(5, 1000, 60)
+        assert client.refused == 0
+
+    run(test())
+
+
+def test_who_cannot_be_served_in_time_is_refused_at_once_and_others_are_not() -> None:
+    async def test() -> None:
+        worker = Worker(1000)
+        tasks = [asyncio.ensure_future(Client(worker, A).ask(100)) for _ in range(100)]
+        await asyncio.sleep(3)
+        hasty, patient, other = Client(worker, A, patience_s=2), Client(worker, A), Client(worker, B, patience_s=2)
+        began = asyncio.get_running_loop().time()
+        hasty_asks = asyncio.ensure_future(hasty.ask(100))
+        await asyncio.sleep(0)
+        assert hasty.refused == 1
+        assert asyncio.get_running_loop().time() == began
+        await asyncio.gather(patient.ask(100), other.ask(100), hasty_asks, *tasks)
+        assert (patient.refused, other.refused) == (0, 0)
+        assert other.ttft_s[0] < 1 < 5 < patient.ttft_s[0]
+
+    run(test())
+
+
+def test_the_error_says_whose_fault_it_is() -> None:
+    async def errors_of(tenant: Tenant) -> RetryableError:
+        worker = Worker(1000, longest_wait_s=1)
+        others = [asyncio.ensure_future(Client(worker, tenant).ask(100)) for _ in range(100)]
+        await asyncio.sleep(3)
+        now = asyncio.get_running_loop().time()
+        arrival = Arrival("id", tenant, Patience(600, 600, 15), now, b"x")
+        with pytest.raises(RetryableError) as caught:
+            await worker.gate.enter(Claim(arrival, 0, 100, now + 600), lambda _: Busy())
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        return caught.value
+
+    limited, overloaded = run(errors_of(A)), run(errors_of(ANYONE))
+    assert isinstance(limited, RateLimited)
+    assert "a asks for more than its share" in str(limited)
+    assert isinstance(overloaded, Overloaded)
+    assert "tokens of work are ahead of this request" in str(overloaded)
+
+
+def test_the_queue_is_bounded_and_the_longest_line_makes_room() -> None:
+    async def test() -> None:
+        worker = Worker(1000, most_waiting=50, longest_wait_s=1e6)
+        greedy = Client(worker, GREEDY)
+        tasks = [asyncio.ensure_future(greedy.ask(100)) for _ in range(200)]
+        await asyncio.sleep(0.01)
+        assert len(worker.gate) == 50
+        others = [Client(worker, tenant) for tenant in LIGHT]
+        await asyncio.gather(*(client.ask(100) for client in others for _ in range(3)))
+        assert sum(client.refused for client in others) == 0
+        await asyncio.gather(*tasks)
+
+    run(test())
+
+
+def test_who_leaves_while_waiting_or_while_being_let_through_leaves_nothing() -> None:
+    async def test() -> None:
+        worker = Worker(1000)
+        tasks = [asyncio.ensure_future(Client(worker, A).ask(100)) for _ in range(60)]
+        random_ = random.Random(2)
+        for task in random_.sample(tasks, 40):
+            await asyncio.sleep(0.01 + random_.random() / 10)
+            task.cancel()
+            worker.gate.changed()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(5)
+        assert (len(worker.gate), worker.gate.work, worker.work) == (0, 0, 0)
+
+    run(test())
+
+
+def test_a_placement_of_one_that_has_just_left_is_taken_back() -> None:
+    """It was let through, and cancelled before it could run."""
+
+    async def test() -> None:
+        worker = Worker(1000)
+        busy = asyncio.ensure_future(Client(worker, A).ask(1000))
+        await asyncio.sleep(0.01)
+        waiting = asyncio.ensure_future(Client(worker, A).ask(100))
+        await asyncio.sleep(0.01)
+        assert len(worker.gate) == 1
+        worker.work = 0.0
+        worker.gate.changed()
+        assert len(worker.gate) == 0
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert worker.undone == 1
+        await busy
+
+    run(test())
+
+
+def test_one_that_waits_for_its_best_worker_holds_up_nobody() -> None:
+    """Not even those behind it in its own line; and it goes elsewhere when it has waited long enough."""
+
+    async def test() -> None:
+        gate: Gate[Job] = Gate(has_room=lambda: True, undo=lambda _: None, most_waiting=9, longest_wait_s=60)
+        loop = asyncio.get_running_loop()
+        full = True
+
+        def picky(turn: Turn) -> Job | Busy:
+            return Busy(could_go=True) if turn.waited_s < 3 else Job(1, 0, loop.create_future())
+
+        def easy(_: Turn) -> Job | Busy:
+            return Busy() if full else Job(1, 0, loop.create_future())
+
+        claim = Claim(Arrival("id", ANYONE, Patience(60, 60, 15), 0.0), 0, 1, 60)
+        first = asyncio.ensure_future(gate.enter(claim, picky))
+        second = asyncio.ensure_future(gate.enter(claim, easy))
+        await asyncio.sleep(1)
+        assert not first.done()
+        assert not second.done()
+        full = False
+        await second
+        assert loop.time() < 1.1
+        await first
+        assert loop.time() == pytest.approx(3, abs=0.1)
+
+    run(test())
+
+
+def test_a_bug_in_one_attempt_is_that_requests_alone() -> None:
+    async def test() -> None:
+        worker = Worker(1000)
+        busy = asyncio.ensure_future(Client(worker, A).ask(2000))
+        await asyncio.sleep(0.01)
+        now = asyncio.get_running_loop().time()
+        results: list[Busy | None] = [Busy()]
+
+        def attempt(_: Turn) -> Busy | None:
+            if results:
+                return results.pop()
+            raise ZeroDivisionError
+
+        claim = Claim(Arrival("id", B, Patience(60, 60, 15), now), 0, 1, now + 60)
+        with pytest.raises(ZeroDivisionError):
+            await worker.gate.enter(claim, attempt)
+        await busy
+
+    run(test())
+
+
+def test_when_no_worker_is_there_everybody_is_told() -> None:
+    async def test() -> None:
+        gone = False
+        gate: Gate[Job] = Gate(has_room=lambda: True, undo=lambda _: None, most_waiting=9, longest_wait_s=60)
+        arrival = Arrival("id", ANYONE, Patience(60, 60, 15), 0.0)
+        waiting = asyncio.ensure_future(gate.enter(Claim(arrival, 0, 1, 60), lambda _: None if gone else Busy()))
+        await asyncio.sleep(1)
+        assert not waiting.done()
+        gone = True
+        assert await waiting is None
+
+    run(test())

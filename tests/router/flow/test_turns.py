@@ -1,0 +1,132 @@
+"""Whether workers have room, and where a request goes whose best worker has none."""
+
+from dataclasses import replace
+
+import pytest
+
+from penstock.errors import RequestError
+from penstock.router.flow.room import Room, has_any
+from penstock.router.flow.turns import Busy, Turn, take_turn
+from penstock.router.placement.costs import StepCost
+from penstock.router.policy import (
+    ClusterSnapshot,
+    LeastWork,
+    Placement,
+    PlacementRequest,
+    Prediction,
+    WorkerState,
+)
+
+COST = StepCost(step_s=0.0, prefill_token_s=1e-3, prefill_pair_s=0.0, decode_token_s=0.0, context_token_s=0.0)
+"""A token takes a millisecond."""
+ROOM = Room(ahead_s=0.25)
+POLICY = LeastWork(min_prefill_tokens=16)
+
+
+def worker(url: str, **state: object) -> WorkerState:
+    return WorkerState(url, cost=COST, **state)  # type: ignore[arg-type]
+
+
+def take(wanted: PlacementRequest, cluster: ClusterSnapshot, turn: Turn = Turn()) -> Placement | Busy | None:  # noqa: B008
+    def choose(full: frozenset[str]) -> Placement | None:
+        return POLICY.choose(replace(wanted, excluded=wanted.excluded | full), cluster)
+
+    return take_turn(choose, wanted, cluster, ROOM, turn)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "turn", "lacks"),
+    [
+        (0, Turn(in_line=True), False),
+        (249, Turn(in_line=True), False),
+        (250, Turn(in_line=True), True),
+        (250, Turn(heavy=True), True),
+        (250, Turn(), False),
+        (999, Turn(), False),
+        (1000, Turn(), True),
+    ],
+)
+def test_a_worker_has_enough_when_it_has_a_quarter_second_of_prompts(ahead: int, turn: Turn, lacks: bool) -> None:
+    """Four times as much is nothing to one that stands in no line."""
+    cluster = ClusterSnapshot(decode=(worker("d", prefill_tokens=ahead, prompts=2),))
+    found = take(PlacementRequest(1000), cluster, turn)
+    assert found == (Busy(1.0) if lacks else Placement("d"))
+
+
+@pytest.mark.parametrize(
+    ("streams", "answers", "turn", "has_room"),
+    [
+        (17, 1, Turn(), True),
+        (18, 1, Turn(), False),
+        (17, 2, Turn(), False),
+        (13, 1, Turn(heavy=True), True),
+        (14, 1, Turn(heavy=True), False),
+        (0, 99, Turn(heavy=True), True),
+    ],
+)
+def test_streams_are_bounded_and_some_are_kept_from_heavy_tenants(
+    streams: int, answers: int, turn: Turn, has_room: bool
+) -> None:
+    """An eighth more than are batched, whose prompts are computed meanwhile; for heavy ones an eighth less."""
+    cluster = ClusterSnapshot(decode=(worker("d", streams=streams, max_streams=16),))
+    assert isinstance(take(PlacementRequest(10, num_answers=answers), cluster, turn), Placement) == has_room
+    assert has_any(cluster) == (streams < 18)
+
+
+def test_where_the_limit_is_unknown_there_is_none() -> None:
+    assert isinstance(take(PlacementRequest(10), ClusterSnapshot(decode=(worker("d", streams=1000),))), Placement)
+
+
+def test_the_policys_prediction_counts_where_there_is_one() -> None:
+    cluster = ClusterSnapshot(decode=(worker("d", prefill_tokens=1, streams=1),))
+
+    def lacking(**seconds: float) -> frozenset[str]:
+        placement = Placement("d", prediction=Prediction(**seconds))  # type: ignore[arg-type]
+        return ROOM.lacking(cluster, placement, num_answers=1, in_line=True, heavy=False)
+
+    assert lacking(queue_s=0.2) == frozenset()
+    assert lacking(queue_s=0.3) == {"d"}
+    assert lacking(admit_s=0.3) == {"d"}, "no memory"
+
+
+def test_a_full_prefill_worker_is_not_waited_for_when_another_is_as_good() -> None:
+    least, other = worker("p1", prefill_tokens=1100, prompts=1), worker("p2", output_tokens=1200)
+    cluster = ClusterSnapshot(prefill=(least, other), decode=(worker("d"),))
+    assert take(PlacementRequest(1000), cluster) == Placement("d", "p2")
+    assert take(PlacementRequest(1000), ClusterSnapshot((least,), cluster.decode)) == Placement("d")
+
+
+def test_the_best_worker_is_waited_for_as_long_as_its_cache_saves() -> None:
+    """p1 has the conversation, 0.9 s of computing, and enough to do; p2 could begin now."""
+    cluster = ClusterSnapshot(
+        prefill=(worker("p1", prefill_tokens=300, prompts=1), worker("p2")), decode=(worker("d", prefill_tokens=9000),)
+    )
+    wanted = PlacementRequest(1000, {"p1": 900})
+    line = Turn(in_line=True)
+    assert take(wanted, cluster, line) == Busy(0.1, could_go=True)
+    assert take(wanted, cluster, replace(line, waited_s=0.89)) == Busy(0.1, could_go=True)
+    assert take(wanted, cluster, replace(line, waited_s=0.91)) == Placement("d", "p2")
+    assert take(wanted, replace(cluster, prefill=(worker("p1"), worker("p2")))) == Placement("d", "p1")
+
+
+def test_without_a_worker_there_is_no_turn() -> None:
+    assert take(PlacementRequest(10), ClusterSnapshot()) is None
+    cluster = ClusterSnapshot(decode=(worker("d", streams=4, max_streams=4),))
+    assert take(PlacementRequest(10, excluded=frozenset(["d"])), cluster) is None, "it has failed this request"
+    assert take(PlacementRequest(10), cluster) == Busy(0.01)
+
+
+def test_a_prompt_that_takes_longer_than_its_client_waits_is_refused_for_good() -> None:
+    cluster = ClusterSnapshot(decode=(worker("d"),))
+    assert take(PlacementRequest(1000), cluster, Turn(remaining_s=0.9)) == Placement("d"), "it might be in time"
+    with pytest.raises(RequestError, match=r"takes about 1 s to compute, but the client waits 0.7 s") as caught:
+        take(PlacementRequest(1000), cluster, Turn(remaining_s=0.7))
+    assert (caught.value.status, caught.value.code) == (503, "deadline_too_short")
+    unknown = ClusterSnapshot(decode=(WorkerState("d"),))
+    assert take(PlacementRequest(10**6), unknown, Turn(remaining_s=0.1)) == Placement("d"), "nothing is measured yet"
+
+
+def test_a_decode_worker_that_computes_for_another_has_as_little_room_as_a_prefill_worker() -> None:
+    cluster = ClusterSnapshot(decode=(worker("d1"), worker("d2", prefill_tokens=5000, prompts=1)))
+    lacking = ROOM.lacking(cluster, Placement("d1", "d2"), num_answers=1, in_line=True, heavy=False)
+    assert lacking == {"d2"}

@@ -1,0 +1,37 @@
+"""`penstock explain` against a running router."""
+
+import openai
+import pytest
+
+from penstock.cli import main
+from tests.router.fake_worker import FakeWorker
+from tests.router.serving import RunningRouter
+
+
+def test_a_placement_is_explained(
+    router: RunningRouter, worker: FakeWorker, client: openai.OpenAI, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.completions.create(model="tiny", prompt="why there?", extra_headers={"x-request-id": "asked"})
+    assert main(["explain", "asked", "--url", router.url]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("asked: ")
+    assert "first token after" in out
+    assert worker.url in out
+
+
+def test_an_unknown_request_is_said_to_be_unknown(router: RunningRouter, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "nobody", "--url", router.url]) == 1
+    assert "no placement of nobody is remembered" in capsys.readouterr().err
+
+
+def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "asked", "--url", "http://127.0.0.1:1"]) == 1
+    assert "does not answer" in capsys.readouterr().err
+
+
+def test_predictions_are_compared_with_what_came(router: RunningRouter, client: openai.OpenAI) -> None:
+    for _ in range(3):
+        client.completions.create(model="tiny", prompt="some words")
+    metrics = router.services.metrics.render().decode()
+    assert "penstock_router_ttft_prediction_error_seconds_count 3.0" in metrics
+    assert router.services.journal.alarms == ()

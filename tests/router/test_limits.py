@@ -1,0 +1,154 @@
+"""Every bound, tested with an attack on it."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from tests.router.conftest import TEXTS, StartRouter
+from tests.router.fake_worker import FakeWorker
+from tests.router.serving import RunningRouter, assert_nothing_is_left, wait_until
+
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: here\r\n"
+BODY = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}).encode()
+
+
+@contextmanager
+def connection(router: RunningRouter) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", router.port), timeout=20) as client:
+        yield client
+
+
+def answer_of(client: socket.socket) -> tuple[int, dict[str, str], dict[str, str]]:
+    """Status, headers and the error of an answer after which the connection ends."""
+    data = b""
+    while part := client.recv(2**16):
+        data += part
+    head, _, body = data.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines)
+    return int(status.split()[1]), headers, json.loads(body)["error"]
+
+
+def request(body: bytes = BODY, *headers: bytes) -> bytes:
+    return b"".join([HEAD, b"content-length: %d\r\n" % len(body), *headers, b"\r\n", body])
+
+
+def asks(router: RunningRouter) -> None:
+    """An honest client is served."""
+    with connection(router) as client:
+        client.sendall(request(BODY, b"connection: close\r\n"))
+        data = b""
+        while part := client.recv(2**16):
+            data += part
+        assert json.dumps(TEXTS[0], ensure_ascii=False).encode() in data
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        pytest.param(HEAD + b"x-large: " + b"a" * 5000, id="a header that never ends"),
+        pytest.param(HEAD + b"x-large: " + b"a" * 5000 + b"\r\n\r\n", id="a large header in one piece"),
+        pytest.param(HEAD + b"".join(b"x-%d: y\r\n" % n for n in range(1000)) + b"\r\n", id="many small headers"),
+        pytest.param(b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\n\r\n", id="a long path"),
+    ],
+)
+def test_large_headers_are_refused(start_router: StartRouter, worker: FakeWorker, attack: bytes) -> None:
+    router = start_router((worker,), max_header_bytes=4096)
+    with connection(router) as client:
+        client.sendall(attack)
+        status, headers, error = answer_of(client)
+        assert (status, error["code"], headers["x-should-retry"]) == (431, "headers_too_large", "false")
+    asks(router)
+    assert_nothing_is_left(router)
+
+
+def test_headers_within_the_limit_are_taken_however_they_come(start_router: StartRouter, worker: FakeWorker) -> None:
+    router = start_router((worker,), max_header_bytes=4096)
+    with connection(router) as client:
+        for _ in range(3):  # one connection: the count begins anew for each request
+            for byte in request(BODY, b"x-large: " + b"a" * 3000 + b"\r\n"):
+                client.sendall(bytes([byte]))
+            assert client.recv(2**16).startswith(b"HTTP/1.1 200")
+
+
+def test_slow_headers_end(start_router: StartRouter, worker: FakeWorker) -> None:
+    router = start_router((worker,), header_timeout_s=1.5)
+    with ExitStack() as stack:
+        silent = stack.enter_context(connection(router))
+        slow = stack.enter_context(connection(router))
+        again = stack.enter_context(connection(router))
+        slow.sendall(HEAD)
+        again.sendall(request())
+        assert again.recv(2**16).startswith(b"HTTP/1.1 200")
+        began = time.monotonic()
+        again.sendall(HEAD)
+        assert silent.recv(1) == b""
+        for client in (slow, again):
+            assert answer_of(client)[0] == 408
+        assert time.monotonic() - began < 8
+    asks(router)
+
+
+def test_a_connection_that_is_idle_after_an_answer_is_not_cut(start_router: StartRouter, worker: FakeWorker) -> None:
+    router = start_router((worker,), header_timeout_s=0.7)
+    with connection(router) as client:
+        for _ in range(2):
+            client.sendall(request())
+            assert client.recv(2**16).startswith(b"HTTP/1.1 200")
+            time.sleep(1.4)
+
+
+def test_slow_bodies_end(start_router: StartRouter, worker: FakeWorker) -> None:
+    router = start_router((worker,), body_timeout_s=0.5)
+    with connection(router) as client:
+        client.sendall(request()[:-10])
+        status, headers, error = answer_of(client)
+        assert (status, error["code"], headers["x-should-retry"]) == (408, "body_timeout", "false")
+    assert not worker.requests
+    assert_nothing_is_left(router)
+
+
+def test_bodies_together_are_bounded(start_router: StartRouter, worker: FakeWorker) -> None:
+    """Each is small enough; ten are too many."""
+    router = start_router((worker,), max_bodies_bytes=2**20)
+    half = request(b" " * 2**18 + BODY)[: -len(BODY)]
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connection(router)) for _ in range(10)]
+        threads = [threading.Thread(target=client.sendall, args=(half,)) for client in clients]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        wait_until(lambda: len(router.services.lifelines) <= 4, "refusals")
+        assert router.services.bodies.num_bytes <= 2**20
+        refused = 0
+        for client in clients:
+            client.settimeout(3)
+            try:
+                status, headers, error = answer_of(client)
+            except TimeoutError:
+                continue
+            assert (status, error["code"], headers["x-should-retry"]) == (503, "overloaded", "true")
+            refused += 1
+        assert refused >= 6
+    wait_until(lambda: router.services.bodies.num_bytes == 0, "release of all bodies")
+    asks(router)
+
+
+def test_connections_are_bounded(start_router: StartRouter, worker: FakeWorker) -> None:
+    router = start_router((worker,), max_connections=20)
+    with ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(connection(router))
+        wait_until(lambda: len(router.server.server_state.connections) >= 20, "twenty connections")
+        with connection(router) as client:
+            status, headers, error = answer_of(client)
+            assert (status, error["code"], headers["x-should-retry"]) == (503, "overloaded", "true")
+            assert headers["retry-after"] == "1"
+    wait_until(lambda: not router.server.server_state.connections, "the end of all")
+    asks(router)
