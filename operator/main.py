@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 from collections.abc import Coroutine
 from typing import Any
 
@@ -28,12 +29,16 @@ log = logging.getLogger(__name__)
 
 _END_S = 2.0
 """Requests under way may end for so long; the lead is given back only when they have."""
+DEEPEST = 40_000
+"""Calls within calls. The API server takes JSON of 10,000 levels (a `template` may hold anything); with Python's usual
+limit of 1,000 reading one such object would end the operator, for everybody and again after every start."""
 
 
 def run_operator(config: OperatorConfig) -> int:
     """Until SIGTERM or SIGINT. Exits with status 1, whatever is going on, when the lead is lost."""
     set_up_logs(config)
     logging.getLogger("kopf").setLevel(logging.WARNING)
+    sys.setrecursionlimit(DEEPEST)
     asyncio.run(_run(config))
     return 0
 

@@ -111,7 +111,7 @@ def workers(parent: Parent, role: api.Role, revision: Revision, replicas: int) -
         "progressDeadlineSeconds": _NO_DEADLINE,
         "selector": {"matchLabels": names.selector(parent.name, role, revision.hash)},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-        "template": _labelled(revision.pod(role), revision),
+        "template": _marked(revision.pod(role), "labels", {names.REVISION: revision.hash, names.MODEL: revision.model}),
     }
     return [
         _object(parent, "v1", "Service", name, role, revision, spec=service),
@@ -151,7 +151,7 @@ def router(
         "progressDeadlineSeconds": _NO_DEADLINE,
         "selector": {"matchLabels": names.selector(parent.name, "router")},
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-        "template": _annotated(revision.router, {names.ACCOUNT: account} if account else {}),
+        "template": _marked(revision.router, "annotations", {names.ACCOUNT: account} if account else {}),
     }
     return [
         _object(parent, "v1", "ServiceAccount", name, "router", automountServiceAccountToken=True),
@@ -207,16 +207,10 @@ def as_new(manifest: Manifest) -> Manifest:
     return manifest | {"metadata": metadata | {"annotations": annotations}}
 
 
-def _labelled(pod: Template, revision: Revision) -> Template:
-    metadata = dict(pod["metadata"])
-    metadata["labels"] = metadata["labels"] | {names.REVISION: revision.hash, names.MODEL: revision.model}
-    return pod | {"metadata": metadata}
-
-
-def _annotated(pod: Template, annotations: dict[str, str]) -> Template:
-    metadata = dict(pod["metadata"])
-    metadata["annotations"] = metadata.get("annotations", {}) | annotations
-    return pod | {"metadata": metadata}
+def _marked(pod: Template, field: str, marks: dict[str, str]) -> Template:
+    """With more labels or annotations; `field` says which."""
+    metadata = pod["metadata"]
+    return pod | {"metadata": metadata | {field: metadata.get(field, {}) | marks}}
 
 
 def _object(

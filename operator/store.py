@@ -1,7 +1,7 @@
 """Everything the operator has seen, indexed by LLMDeployment: fed by watches, read by `observe`. No I/O."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -126,11 +126,11 @@ class Store:
             del self._pods[key]
         self._on_change(key)
 
-    def pod_names(self) -> Iterable[tuple[str, str]]:
+    def pod_names(self) -> list[tuple[str, str]]:
         """(namespace, name) of every pod."""
         return list(self._pod_keys)
 
-    def object_names(self, kind: str) -> Iterable[tuple[str, str]]:
+    def object_names(self, kind: str) -> list[tuple[str, str]]:
         """(namespace, name) of every owned object of a kind."""
         return [(namespace, name) for of, namespace, name in self._keys if of == kind]
 

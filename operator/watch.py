@@ -150,8 +150,8 @@ class Watch:
 
     def _known(self) -> list[tuple[str, str]]:
         if self.kind is POD:
-            return list(self._store.pod_names())
-        return list(self._store.object_names(self.kind.kind))
+            return self._store.pod_names()
+        return self._store.object_names(self.kind.kind)
 
     def _drop(self, namespace: str, name: str) -> None:
         if self.kind is POD:

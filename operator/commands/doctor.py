@@ -17,7 +17,7 @@ from penstock.operator.commands.config import DoctorConfig
 from penstock.operator.kinds import LEASE, LLM_DEPLOYMENT, LLM_POOL
 
 OLDEST_MINOR = 30
-"""Kubernetes 1.29: the first with CEL rules in CRDs as a stable feature."""
+"""Of Kubernetes 1: as `kubeVersion` in the chart."""
 Verdict = Literal["ok", "warn", "FAIL"]
 
 

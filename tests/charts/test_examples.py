@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import cel
 import lupa
 import msgspec
 import pytest
@@ -105,6 +106,27 @@ def test_argo_cd_shows_what_the_ready_condition_says(item: dict[str, Any], statu
     assert argocd_health("LLMDeployment", item) == (status, message)
 
 
+def flux_state(item: dict[str, Any]) -> str:
+    """The first of Flux's expressions that is true, in its order; "" while it goes on waiting."""
+    (check,) = yaml.safe_load((EXAMPLES / "gitops/flux/kustomization.yaml").read_text())["spec"]["healthCheckExprs"]
+    return next((name for name in ("inProgress", "failed", "current") if cel.evaluate(check[name], item)), "")
+
+
+@pytest.mark.parametrize(
+    ("item", "state"),
+    [
+        (deployment("True"), "current"),
+        (deployment("False"), "failed"),
+        (deployment("Unknown", ("True", "Starting")), "inProgress"),
+        (deployment("True", ("True", "RollingOut")), "inProgress"),
+        (deployment("True", ("False", "ImagePullFailed")), "failed"),
+        (deployment("True", generation=3), "inProgress"),
+    ],
+)
+def test_flux_waits_and_fails_as_the_conditions_say(item: dict[str, Any], state: str) -> None:
+    assert flux_state(item) == state
+
+
 def test_a_commit_that_cannot_work_is_not_healthy_although_the_former_one_serves() -> None:
     world = World()
     world.settle()
@@ -119,6 +141,7 @@ def test_a_commit_that_cannot_work_is_not_healthy_although_the_former_one_serves
     status, message = argocd_health("LLMDeployment", item)
     assert status == "Degraded"
     assert "cannot be pulled" in message
+    assert flux_state(item) == "failed"
     assert world.condition("Ready").status == "True"
 
 

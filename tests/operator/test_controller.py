@@ -1,6 +1,8 @@
 """What a look does when something in it fails: it is told in the conditions, and what serves is looked after."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -94,3 +96,24 @@ def test_an_api_server_that_fails_again_and_again_is_told(monkeypatch: pytest.Mo
     failure = Outcome((), ApiError("PATCH /apis: etcd is full", status=500))
     said = looks(SPEC, failure, "etcd is full").said("Degraded")
     assert said == "the API server fails again and again: PATCH /apis: etcd is full"
+
+
+DEEP = """
+import json, sys
+from penstock.operator.config import OperatorConfig
+from penstock.operator.controller import read_subject
+from penstock.operator.main import DEEPEST
+from penstock.operator.store import read_deployment
+
+sys.setrecursionlimit(DEEPEST)
+deep = '{"a":' * 9_900 + "1" + "}" * 9_900
+spec = '{"model": {"uri": "file:///m"}, "decode": {"template": {"spec": ' + deep + "}}}"
+metadata = {"name": "demo", "namespace": "default", "uid": "1", "resourceVersion": "1"}
+deployment = read_deployment({"metadata": metadata, "spec": json.loads(spec)})
+print(bool(json.dumps(read_subject(deployment, OperatorConfig()).target.decode)))
+"""
+
+
+def test_a_spec_of_as_many_levels_as_the_api_server_takes_is_looked_at_like_any_other() -> None:
+    result = subprocess.run([sys.executable, "-c", DEEP], capture_output=True, text=True, timeout=60, check=False)
+    assert (result.stdout, result.returncode) == ("True\n", 0), result.stderr[-300:]
