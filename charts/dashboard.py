@@ -183,7 +183,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "KV cache in use",
             "percentunit",
             "Blocks that somebody holds, per worker. Cached blocks that nobody holds count as free.",
-            (Query(f"vllm:kv_cache_usage_perc{{{SERVING}}}", "{{role}} {{instance}}"),),
+            (Query(f"vllm:kv_cache_usage_perc{{{SERVING}}}", "{{pod}}"),),
         ),
     ),
     "Transfer": (
