@@ -50,6 +50,8 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.cached_tokens
 	$(BIN)/python -m bench.start
 	$(BIN)/python -m bench.cpu_vs_vllm
+	$(BIN)/python -m bench.step_times
+	$(BIN)/python -m bench.policies
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -41,6 +41,13 @@ class KeysSecret(Node, frozen=True):
     key: Annotated[str, Meta(description="Key in the Secret.", min_length=1, max_length=253)] = "keys.toml"
 
 
+class RedisSecret(Node, frozen=True):
+    """The URL of a Redis in a Secret of the LLMDeployment's namespace."""
+
+    name: Annotated[str, Meta(description="Name of the Secret.", min_length=1, max_length=253)]
+    key: Annotated[str, Meta(description="Key in the Secret.", min_length=1, max_length=253)] = "url"
+
+
 class Cache(Node, frozen=True):
     """Where fetched models are kept, so that not every pod fetches them again. One of the two."""
 
@@ -150,6 +157,13 @@ class Router(Pods, frozen=True):
     keys_secret: Annotated[
         KeysSecret | None,
         Meta(description="Hashes of API keys, and their tenants' quotas. Default: anybody may ask."),
+    ] = None
+    redis_secret: Annotated[
+        RedisSecret | None,
+        Meta(
+            description="URL of a Redis, through which several replicas share quotas and what is in flight. It may be "
+            "lost at any time. Default: each replica goes by its own view."
+        ),
     ] = None
     flags: Annotated[
         dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=256)]],

@@ -69,7 +69,7 @@ def router_pod(name: str, spec: api.Spec, config: OperatorConfig, settings_hash:
     container = {
         "name": names.CONTAINER["router"],
         "args": ["router", *_flags(spec.router.flags)],
-        "env": [_secret(name)],
+        "env": [_secret(name), *_redis(name, spec.router.redis_secret)],
         "envFrom": [{"configMapRef": {"name": names.pool_name(name, "router")}}],
         "resources": _requests(spec.router.resources, {"cpu": "100m", "memory": "256Mi"}),
         "ports": [{"name": "http", "containerPort": names.ROUTER_PORT, "protocol": "TCP"}],
@@ -109,6 +109,20 @@ def _keys(secret: api.KeysSecret | None) -> tuple[list[Template], list[Template]
     source = {"secretName": secret.name, "items": [{"key": secret.key, "path": _KEYS_FILE}], "defaultMode": 0o440}
     volume = {"name": "api-keys", "secret": source}
     return [volume], [{"name": "api-keys", "mountPath": _KEYS, "readOnly": True}]
+
+
+def _redis(name: str, secret: api.RedisSecret | None) -> list[Template]:
+    """Where the routers meet: a Redis may serve several deployments, of several namespaces."""
+    if secret is None:
+        return []
+    return [
+        {
+            "name": "PENSTOCK_FLAG_REDIS",
+            "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}},
+        },
+        {"name": "POD_NAMESPACE", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}},
+        {"name": "PENSTOCK_FLAG_REDIS_PREFIX", "value": f"penstock:$(POD_NAMESPACE):{name}"},
+    ]
 
 
 def worker_flags(spec: api.Spec, pool: api.Pool) -> dict[str, str]:

@@ -97,6 +97,14 @@ class RouterConfig(LogConfig, TraceConfig):
         unit="blocks",
     )
     secret: str = option("", "Key of what workers are told of tenants' salts, equal on all routers of a deployment.")
+    redis: str = option(
+        "",
+        "URL of a Redis (redis://HOST:6379/0) through which several routers share quotas and what is in flight. It may "
+        "be lost at any time. A password belongs into the environment: PENSTOCK_FLAG_REDIS.",
+    )
+    redis_prefix: str = option(
+        "penstock", "What this deployment's keys in Redis begin with: the same on all of its routers, and on no other."
+    )
     turn_cache_bytes: int = option(
         128 * 2**20,
         "Memory for the tokens of messages: of a conversation's next turn only what is new is tokenized.",

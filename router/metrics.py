@@ -103,6 +103,14 @@ class Metrics:
             "Times the EndpointSlices could not be listed or watched",
             registry=self.registry,
         )
+        self.redis_ready = Gauge(
+            "penstock_router_redis_ready", "1 while the Redis that routers share answers", registry=self.registry
+        )
+        self.redis_errors = Counter(
+            "penstock_router_redis_errors",
+            "Times Redis gave no answer in time, so that this router went by its own view",
+            registry=self.registry,
+        )
         self.worker_ready = Gauge(
             "penstock_router_worker_ready", "1 while the worker is ready", ["worker", "role"], registry=self.registry
         )

@@ -16,7 +16,7 @@ from penstock.router.config import RouterConfig
 from penstock.router.discovery import api_of_this_pod, discover
 from penstock.router.flow.bodies import Bodies
 from penstock.router.flow.keys import KeyFile
-from penstock.router.flow.quota import LocalBuckets, Quotas
+from penstock.router.flow.quota import Quotas
 from penstock.router.flow.room import Room
 from penstock.router.flow.tenants import Tenant
 from penstock.router.http import Lifelines, header
@@ -27,6 +27,7 @@ from penstock.router.model import load_model
 from penstock.router.placement.journal import Guarded, Journal
 from penstock.router.placer import Placer
 from penstock.router.policy import LeastWork, Policy
+from penstock.router.shared.replicas import open_replicas
 from penstock.router.turns import TurnTokenizer
 from penstock.telemetry.trace import current, open_tracer
 
@@ -54,7 +55,8 @@ class Services:
         self._api = api_of_this_pod() if config.discover else None
         self.metrics = Metrics()
         self.keys = KeyFile(config.keys, self.metrics.key_file_errors.inc)
-        self.quotas = Quotas(LocalBuckets())
+        self._replicas = open_replicas(config, self.metrics)
+        self.quotas = Quotas(self._replicas.buckets)
         self.bodies = Bodies(config.max_bodies_bytes)
         self.tracer = open_tracer(config, "penstock-router")
         self.lifelines = Lifelines()
@@ -94,6 +96,7 @@ class Services:
             tasks = [
                 asyncio.create_task(self._discover(), name="discovery"),
                 asyncio.create_task(self.keys.watch(), name="keys"),
+                asyncio.create_task(self._replicas.share(self.cluster.books), name="replicas"),
             ]
             try:
                 yield
@@ -101,6 +104,7 @@ class Services:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+                await self._replicas.close()
                 await self.cluster.close()
                 await follower.close()
                 self._encoders.shutdown(wait=False, cancel_futures=True)

@@ -53,13 +53,21 @@ class LocalBuckets:
         self._levels: dict[str, tuple[float, float]] = {}
 
     async def take(self, name: str, per_minute: int, amount: float, least: float = -math.inf) -> Level:
+        now = self.level(name, per_minute)
+        taken = now - amount >= least - SLACK
+        left = min(per_minute, now - amount) if taken else now
+        self.set(name, left)
+        return Level(taken, left, per_minute)
+
+    def level(self, name: str, per_minute: int) -> float:
+        """What the bucket holds now."""
         now_s = self._clock()
         before, then_s = self._levels.get(name, (float(per_minute), now_s))
-        now = min(per_minute, before + (now_s - then_s) * per_minute / 60)
-        taken = now - amount >= least - _SLACK
-        left = min(per_minute, now - amount) if taken else now
-        self._levels[name] = (left, now_s)
-        return Level(taken, left, per_minute)
+        return min(per_minute, before + (now_s - then_s) * per_minute / 60)
+
+    def set(self, name: str, amount: float) -> None:
+        """From now on it holds `amount`."""
+        self._levels[name] = (amount, self._clock())
 
 
 class Spending:
@@ -143,7 +151,7 @@ class Quotas:
             )
 
 
-_SLACK = 1e-6
+SLACK = 1e-6
 """For what is lost in adding fractions."""
 
 

@@ -3,12 +3,13 @@
 Pure: every call is told the time. The router's Cluster keeps it with real workers, the simulator with modelled ones.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from penstock.protocol import Events, Load
 from penstock.router.placement.costs import StepCost, attention_pairs
 from penstock.router.placement.model import CostModel
+from penstock.router.placement.totals import NOTHING, Totals
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Role, WorkerState
 
 
@@ -48,8 +49,23 @@ class Account:
     output_tokens: int = 0
     arriving_tokens: int = 0
     """KV of prompts that are booked and not computed yet: the worker's own figures may not count it."""
+    others: Totals = NOTHING
+    """What the other routers have booked."""
     state: WorkerState | None = None
     """As last given, until something changes."""
+
+    def totals(self) -> Totals:
+        """What is booked here."""
+        return Totals(
+            prefill_tokens=self.prefill_tokens,
+            prefill_pairs=self.prefill_pairs,
+            prompts=len(self.queue),
+            guests=self.guests,
+            streams=self.streams,
+            context_tokens=self.context_tokens,
+            output_tokens=self.output_tokens,
+            arriving_tokens=self.arriving_tokens,
+        )
 
 
 class Booking:
@@ -149,6 +165,18 @@ class Books:
         account = self._accounts[url]
         return account.streams, len(account.queue)
 
+    def totals(self) -> dict[str, Totals]:
+        """What is booked, by worker; those without work are left out."""
+        totals = ((url, account.totals()) for url, account in self._accounts.items())
+        return {url: booked for url, booked in totals if booked != NOTHING}
+
+    def others(self, totals: Mapping[str, Totals]) -> None:
+        """From now on the other routers have so much booked, by worker."""
+        for url, account in self._accounts.items():
+            booked = totals.get(url, NOTHING)
+            if account.others != booked:
+                account.others, account.state = booked, None
+
     def book(self, placement: Placement, request: PlacementRequest, now_s: float) -> Booking:
         """Counts a request's work on the workers that it was placed on."""
         computing = placement.prefill or placement.decode
@@ -194,29 +222,31 @@ class Books:
 
 
 def _state(account: Account, cost: StepCost) -> WorkerState:
-    """What is booked, and what the worker reports beyond that: work of other routers and of direct callers."""
+    """What all routers have booked, and what the worker reports beyond that: work of direct callers, and of routers
+    that nothing is heard of."""
     load, about = account.load or Load(), account.about
+    booked = account.totals() + account.others if account.others != NOTHING else account.totals()
     reported = load.running + load.waiting
-    foreign = max(0, reported - account.streams - account.guests)
+    foreign = max(0, reported - booked.streams - booked.guests)
     share = foreign / reported if foreign else 0.0
     is_decode = account.role == "decode"
     head = next(iter(account.queue), None)
-    free_tokens = max(0, load.free_blocks * about.block_tokens - account.arriving_tokens)
+    free_tokens = max(0, load.free_blocks * about.block_tokens - booked.arriving_tokens)
     return WorkerState(
         url=account.url,
-        prefill_tokens=account.prefill_tokens + round(share * load.prefill_tokens),
-        output_tokens=account.output_tokens,
+        prefill_tokens=booked.prefill_tokens + round(share * load.prefill_tokens),
+        output_tokens=booked.output_tokens,
         revision=f"{account.revision} {account.about.layout}".strip(),
         role=account.role,
         kind=about.kind,
         node=account.node,
-        prompts=len(account.queue) + (0 if is_decode else foreign),
-        prefill_pairs=account.prefill_pairs,
+        prompts=booked.prompts + (0 if is_decode else foreign),
+        prefill_pairs=booked.prefill_pairs,
         head_tokens=head.tokens if head else 0,
         head_pairs=head.pairs if head else 0,
         head_since_s=account.head_since_s,
-        streams=account.streams + (foreign if is_decode else 0),
-        context_tokens=account.context_tokens + round(share * load.context_tokens),
+        streams=booked.streams + (foreign if is_decode else 0),
+        context_tokens=booked.context_tokens + round(share * load.context_tokens),
         num_tokens=load.num_blocks * about.block_tokens,
         free_tokens=free_tokens,
         evictable_tokens=min(free_tokens, load.evictable_blocks * about.block_tokens),

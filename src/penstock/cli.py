@@ -104,7 +104,7 @@ def _chat(args: argparse.Namespace) -> Run:
 def _demo_flags(parser: argparse.ArgumentParser) -> None:
     from penstock.local.config import add_local_flags
 
-    add_local_flags(parser, skip=("host", "port", "keys", "policy"))
+    add_local_flags(parser, skip=("host", "port", "keys", "policy", "routers", "redis"))
 
 
 def _demo(args: argparse.Namespace) -> Run:
@@ -297,7 +297,7 @@ def _no_flags(_: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = {
-    "up": Command("Start a router, prefill and decode workers on this machine, and keep them running.", _up_flags, _up),
+    "up": Command("Start routers, prefill and decode workers on this machine, and keep them running.", _up_flags, _up),
     "chat": Command("Talk in the terminal to a model that is being served.", _chat_flags, _chat),
     "demo": Command("Start, ask the demonstration model, show which worker did what, and stop.", _demo_flags, _demo),
     "prefill": Command("Run one prefill worker: computes prompts, hands out their KV blocks.", _worker_flags, _prefill),

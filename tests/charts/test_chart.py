@@ -6,10 +6,12 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
+from penstock.operator import api, names
 from penstock.operator.config import OperatorConfig
 from penstock.operator.crds import crds
 from penstock.operator.rbac import lease_rules, rules
@@ -266,3 +268,30 @@ def test_api_keys_make_a_secret_that_the_router_reads(helm: Helm, tmp_path: Path
 @pytest.mark.parametrize("wrong", ["a.keySha256={nohash}", "a.weight=1", "a.keySha256={},a.quota=1"])
 def test_wrong_api_keys_are_refused(helm: Helm, wrong: str) -> None:
     assert "apiKeys" in helm.refusal(*(f"--set=apiKeys.tenants.{part}" for part in wrong.split(",")))
+
+
+def test_the_chart_brings_a_redis_that_only_routers_reach(helm: Helm, tmp_path: Path) -> None:
+    assert "penstock-redis" not in str(helm.template())
+    values = tmp_path / "values.yaml"
+    values.write_text(yaml.safe_dump({"redis": {"enabled": True, "namespaces": ["team-a", "team-b"]}}))
+    objects = helm.template("--values", str(values))
+    found = {each["kind"]: each for each in objects if "redis" in each["metadata"]["name"]}
+    secrets = [each for each in objects if each["kind"] == "Secret"]
+    assert [each["metadata"]["namespace"] for each in secrets] == ["team-a", "team-b"]
+    url = urlsplit(secrets[0]["stringData"][api.RedisSecret(name="penstock-redis").key])
+    service, pod = found["Service"], found["Deployment"]["spec"]["template"]
+    assert url.scheme == "redis"
+    assert url.hostname == f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc"
+    assert url.port == service["spec"]["ports"][0]["port"]
+    labels = pod["metadata"]["labels"].items()
+    policy = found["NetworkPolicy"]["spec"]
+    for selector in (
+        service["spec"]["selector"],
+        policy["podSelector"]["matchLabels"],
+        found["Deployment"]["spec"]["selector"]["matchLabels"],
+    ):
+        assert selector.items() <= labels
+    ((rule,),) = [each["from"] for each in policy["ingress"]]
+    assert rule["podSelector"]["matchLabels"].items() <= names.labels("demo", "router").items()
+    operators = next(each for each in objects if each["kind"] == "Deployment" and each is not found["Deployment"])
+    assert not operators["spec"]["selector"]["matchLabels"].items() <= labels, "it would be taken for an operator"

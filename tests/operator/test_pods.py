@@ -151,3 +151,16 @@ def test_the_router_gets_its_keys_and_flags() -> None:
     (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == volume["name"]]
     assert "subPath" not in mount, "a file that is mounted by itself never changes"
     assert settings["PENSTOCK_FLAG_KEYS"] == f"{mount['mountPath']}/keys.toml"
+
+
+def test_routers_meet_in_redis_under_a_name_of_their_own() -> None:
+    def environment(**changes: Any) -> dict[str, Any]:
+        (container,) = revision(router=api.Router(replicas=2, **changes)).router["spec"]["containers"]
+        return {variable["name"]: variable for variable in container["env"]}
+
+    assert not any("REDIS" in name for name in environment())
+    found = environment(redis_secret=api.RedisSecret(name="ours"))
+    assert found["PENSTOCK_FLAG_REDIS"]["valueFrom"] == {"secretKeyRef": {"name": "ours", "key": "url"}}
+    assert found["PENSTOCK_FLAG_REDIS_PREFIX"]["value"] == "penstock:$(POD_NAMESPACE):demo"
+    names = list(found)
+    assert names.index("POD_NAMESPACE") < names.index("PENSTOCK_FLAG_REDIS_PREFIX"), "only earlier ones are expanded"

@@ -13,7 +13,7 @@ from penstock.local.forks import Forks
 from penstock.local.liveness import kill_when_stuck
 from penstock.local.logs import Logs
 from penstock.local.model import config_modules
-from penstock.local.parts import Part, WorkerPart, router_part, worker_parts
+from penstock.local.parts import Part, WorkerPart, router_parts, worker_parts
 from penstock.local.report import Report, Stopwatch
 
 STOP_S = 2.0
@@ -31,19 +31,19 @@ class Cluster:
         self._logs = Logs(config.log_dir, report)
         self._forks = Forks(config.engine.threads, config_modules(config.engine.model))
         self.workers: list[WorkerPart] = worker_parts(config, self._forks, self._logs)
-        self.router = router_part(config, self.workers, self._logs)
+        self.routers = router_parts(config, self.workers, self._logs)
         self._children: dict[str, Child] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._ready: dict[str, asyncio.Event] = {}
 
     @property
     def url(self) -> str:
-        """Where clients find the API."""
-        return self.router.url
+        """Where clients find the API: the first router's."""
+        return self.routers[0].url
 
     async def start(self) -> None:
         """Returns when all parts are ready. Raises ConfigError or PenstockError when one ends before it was."""
-        parts: list[Part] = [*self.workers, self.router]
+        parts: list[Part] = [*self.workers, *self.routers]
         for part in parts:
             self._ready[part.name] = asyncio.Event()
             self._report.part(part.name, "starting")

@@ -23,8 +23,12 @@ class LocalConfig(LogConfig, TraceConfig):
     engine: EngineConfig
     prefill: int = option(1, "Prefill workers; 0 lets the decode workers compute the prompts.", unit="workers")
     decode: int = option(1, "Decode workers.", unit="workers")
+    routers: int = option(1, "Routers, each on a port of its own.", unit="routers")
+    redis: str = option(
+        "", "URL of a Redis (redis://127.0.0.1:6379/0), through which several routers share quotas and work in flight."
+    )
     host: str = option("127.0.0.1", "Address to listen on.")
-    port: int = option(8000, "Port to listen on; 0 takes a free one.")
+    port: int = option(8000, "Port to listen on, and following ones for more routers; 0 takes free ones.")
     served_model_name: str = option(
         "", "Name of the model in the API; when empty, the folder's name or the Hugging Face id."
     )
@@ -47,6 +51,9 @@ class LocalConfig(LogConfig, TraceConfig):
             raise ConfigError(
                 f"--decode {self.decode} --prefill {self.prefill} cannot serve: at least 1 decode and 0 prefill workers"
             )
+
+        if self.routers < 1:
+            raise ConfigError(f"--routers {self.routers} cannot serve: at least 1 router")
 
     @property
     def num_workers(self) -> int:

@@ -1,4 +1,4 @@
-"""The kinds of parts that local mode keeps running: workers, forked from the nursery, and the router."""
+"""The kinds of parts that local mode keeps running: workers, forked from the nursery, and routers."""
 
 import asyncio
 import os
@@ -58,18 +58,20 @@ class WorkerPart:
 
 @dataclass
 class RouterPart:
-    """The router: a process without torch."""
+    """A router: a process without torch."""
 
     name: str
     url: str
     flags: list[str]
-    secret: str
+    secrets: dict[str, str]
+    """Flags that other users of this machine must not see in the list of processes."""
     logs: Logs
 
     async def launch(self) -> Child:
         log = await self.logs.open(self.name)
         command = [sys.executable, "-m", "penstock.local.tether", str(os.getpid()), "router", *self.flags]
-        process = _spawn(command, log, os.environ | {"PENSTOCK_FLAG_SECRET": self.secret})
+        secrets = {f"PENSTOCK_FLAG_{name}": value for name, value in self.secrets.items()}
+        process = _spawn(command, log, os.environ | secrets)
         child = Child(self.name, process.pid)
         child.watch(_watch(process, child))
         child.watch(_poll_ready(self.url, child))
@@ -99,10 +101,20 @@ def worker_parts(config: LocalConfig, forks: Forks, logs: Logs) -> list[WorkerPa
     ]
 
 
-def router_part(config: LocalConfig, workers: list[WorkerPart], logs: Logs) -> RouterPart:
-    """The router for these workers. Raises ConfigError when its port is taken."""
-    port = config.port or free_ports(1)[0]
-    bind(config.host, port).close()
+def router_parts(config: LocalConfig, workers: list[WorkerPart], logs: Logs) -> list[RouterPart]:
+    """The routers for these workers. Raises ConfigError when a port is taken."""
+    ports = list(range(config.port, config.port + config.routers)) if config.port else free_ports(config.routers)
+    for port in ports:
+        bind(config.host, port).close()
+    secrets = {"SECRET": config.engine.secret, "REDIS": config.redis}
+    names = ["router"] if config.routers == 1 else [f"router-{number}" for number in range(config.routers)]
+    return [
+        RouterPart(name, base_url(config.host, port), _router_flags(config, workers, port), secrets, logs)
+        for name, port in zip(names, ports, strict=True)
+    ]
+
+
+def _router_flags(config: LocalConfig, workers: list[WorkerPart], port: int) -> list[str]:
     flags = {
         "model": config.engine.model,
         "served-model-name": config.served_model_name,
@@ -118,8 +130,7 @@ def router_part(config: LocalConfig, workers: list[WorkerPart], logs: Logs) -> R
     if config.engine.max_context_tokens:
         flags["max-context-tokens"] = config.engine.max_context_tokens
     flags |= {name.replace("_", "-"): value for name, value in telemetry_of(config).items()}
-    words = [f"--{name}={value}" for name, value in flags.items()]
-    return RouterPart("router", base_url(config.host, port), words, config.engine.secret, logs)
+    return [f"--{name}={value}" for name, value in flags.items()]
 
 
 def free_ports(number: int) -> list[int]:

@@ -17,10 +17,12 @@ def run_up(config: LocalConfig) -> int:
 
 async def _up(config: LocalConfig, report: Report) -> int:
     engine = config.engine
-    report.say(f"{engine.model}: {config.prefill} prefill, {config.decode} decode, {engine.threads} threads each")
+    parts = f"{config.prefill} prefill, {config.decode} decode, {engine.threads} threads each"
+    report.say(f"{engine.model}: {parts}" + (f", {config.routers} routers" if config.routers > 1 else ""))
     watch = Stopwatch()
     async with running(config, report) as cluster:
-        report.say(f"ready in {watch}: {cluster.url}/v1\n\n{_curl(cluster.url, config)}\n\nCtrl-C stops everything.")
+        urls = ", ".join(f"{router.url}/v1" for router in cluster.routers)
+        report.say(f"ready in {watch}: {urls}\n\n{_curl(cluster.url, config)}\n\nCtrl-C stops everything.")
         await asyncio.get_running_loop().create_future()  # until cancelled
     return 0
 

@@ -1,5 +1,6 @@
 """What is booked, and what workers report beyond it."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,6 +81,27 @@ def test_work_that_it_did_place_is_not_counted_twice() -> None:
     after = state(ledger, "d")
     assert (after.streams, after.prefill_tokens, after.context_tokens) == (1, 100, 100)
     assert (after.streams, after.prefill_tokens) == (before.streams, before.prefill_tokens)
+
+
+def test_two_routers_that_tell_each_other_see_what_one_would() -> None:
+    one, two, together = books(), books(), books()
+    for number, tokens in enumerate((1000, 300, 70)):
+        request = PlacementRequest(tokens, {"d": 50}, output_tokens=40)
+        for ledger in ((one, two)[number % 2], together):
+            ledger.book(PAIR if number else Placement("d"), request, 0.0)
+    totals = one.totals(), two.totals()
+    one.others(totals[1])
+    two.others(totals[0])
+    for ledger in (one, two, together):
+        load(ledger, "d", running=4, prefill_tokens=100, context_tokens=400, free_blocks=200, num_blocks=500)
+    for url in ("p", "d"):
+        # Whose prompt is the first there, only its own router says.
+        seen = [
+            msgspec.structs.replace(state(ledger, url), head_tokens=0, head_pairs=0) for ledger in (one, two, together)
+        ]
+        assert seen[0] == seen[1] == seen[2]
+    two.others({})
+    assert state(two, "d").streams == 4, "now the worker's own figures tell of the other router's work"
 
 
 def test_memory_is_what_the_worker_reports_less_what_is_on_its_way() -> None:
