@@ -95,7 +95,9 @@ async def memory(gateway: Gateway, seconds: float) -> Figures:
     count, _ = await at_once(
         gateway.port, lambda: gateway.make(1), 1, in_flight=SHORT_IN_FLIGHT, seconds=seconds, most=MEMORY_REQUESTS
     )
-    return {"memory before": before, "memory after": gateway.memory_mb(), "memory requests": float(count)}
+    after = gateway.memory_mb()
+    grown_kb = 1e3 * (after - before) / (count / 1e3)
+    return {"memory before": before, "memory after": after, "memory requests": float(count), "memory grown": grown_kb}
 
 
 def rows(figures: dict[str, Figures]) -> list[Row]:
@@ -108,7 +110,8 @@ def rows(figures: dict[str, Figures]) -> list[Row]:
         ("added to a whole answer of one token, p50, 1 in flight", "ms", "total_s p50", True),
         ("answers of one token, per core", "requests/s", "short per core", False),
         (f"streams of {STREAM_TOKENS} tokens, per core", "requests/s", "stream per core", False),
-        (f"memory after {MEMORY_REQUESTS:,} requests or as many as came", "MB", "memory after", True),
+        (f"memory after {MEMORY_REQUESTS:,} requests, or as many as came (notes)", "MB", "memory after", True),
+        ("memory grown per 1,000 requests of new prompts", "kB", "memory grown", True),
     )
     for what, unit, key, less in lines:
         for ours in (name for name in (OURS, OURS_TEXT) if name in figures):

@@ -154,6 +154,21 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             quantiles("penstock_router_ttft_prediction_error_seconds", names=("0.5", "0.95")),
         ),
         Panel(
+            "Blocks read from others' caches",
+            "ops",
+            "Per second, instead of computing them again; and requests whose source was lost, late or had nothing.",
+            (
+                Query(rate("penstock_sourced_blocks_total"), "blocks"),
+                Query(rate("penstock_unsourced_requests_total"), "without success"),
+            ),
+        ),
+        Panel(
+            "Redis",
+            "short",
+            "1 while the Redis that routers share answers all of them. Without it each goes by its own view.",
+            (Query(f"min(penstock_router_redis_ready{{{SERVING}}})", "answers"),),
+        ),
+        Panel(
             "Drift alarm",
             "short",
             "1 while predictions are off and placement goes by load only.",
@@ -183,7 +198,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "KV cache in use",
             "percentunit",
             "Blocks that somebody holds, per worker. Cached blocks that nobody holds count as free.",
-            (Query(f"vllm:kv_cache_usage_perc{{{SERVING}}}", "{{role}} {{instance}}"),),
+            (Query(f"vllm:kv_cache_usage_perc{{{SERVING}}}", "{{pod}}"),),
         ),
     ),
     "Transfer": (

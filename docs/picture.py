@@ -193,7 +193,7 @@ def draw(rows: dict[str, list[tuple[Panel, list[Line]]]], began: float, ended: f
 
 
 def draw_panel(panel: Panel, lines: list[Line], began: float, ended: float) -> list[str]:
-    left, right, top, bottom = 52, WIDTH - 10, 30, HEIGHT - 44
+    left, right, top, bottom = 66, WIDTH - 10, 30, HEIGHT - 44
     parts = [
         f'<rect class="frame" width="{WIDTH}" height="{HEIGHT}"/>',
         f'<text class="title" x="10" y="18">{html.escape(panel.title)}</text>',

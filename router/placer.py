@@ -33,6 +33,7 @@ from penstock.router.index.prefix_index import Prediction, PrefixIndex
 from penstock.router.metrics import Metrics
 from penstock.router.placement.journal import Decision, Journal
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Policy
+from penstock.telemetry.trace import current
 
 CONFIRMATION_S = 1.0
 """So long after a worker has computed what it was given, its events must have told of it."""
@@ -272,7 +273,8 @@ class Placer:
             placed.work, placed.output_work = claim.work, output_work
             return placed
 
-        return await self.gate.enter(claim, attempt)
+        with current().span("queue", tenant=arrival.tenant.name):
+            return await self.gate.enter(claim, attempt)
 
     def _wanted(self, job: _Job) -> PlacementRequest:
         """To a worker prompt and output so far are all prompt."""

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 CALLER = "b7ad6b7169203331"
 CHUNK = 64
 SPANS = {
-    "penstock-router": ("chat", "tokenize", "place", "generate", "first_token"),
+    "penstock-router": ("chat", "tokenize", "queue", "place", "generate", "first_token"),
     "penstock-decode": ("generate", "queue", "prefill", "transfer", "first_token", "decode"),
     "penstock-prefill": ("prefill", "queue", "prefill_chunk", "lease"),
 }
