@@ -1,6 +1,8 @@
 """KV events as vLLM's subscribers decode them: the types below are what such a subscriber declares."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +11,7 @@ import pytest
 import zmq
 
 from penstock.errors import ConfigError
+from penstock.local.parts import free_ports
 from penstock.protocol import Events, StoredBlock
 from penstock.worker.vllm_events import encode_batch
 from penstock.worker.zmq_publisher import ZmqPublisher
@@ -126,23 +129,54 @@ def test_an_endpoint_that_cannot_be_is_refused_at_start() -> None:
         ZmqPublisher("tcp://*:port", "", "map")
 
 
-def test_a_worker_tells_a_subscriber_over_zmq(tmp_path: Path) -> None:
-    """As llm-d has it: the subscriber listens, workers connect to it."""
+@contextmanager
+def subscriber(topic: bytes) -> Iterator[zmq.Socket[bytes]]:
     context = zmq.Context()
-    subscriber = context.socket(zmq.SUB)
+    found = context.socket(zmq.SUB)
+    found.linger = 0
+    found.subscribe(topic)
     try:
-        port = subscriber.bind_to_random_port("tcp://127.0.0.1")
-        subscriber.subscribe(b"kv@")
+        yield found
+    finally:
+        found.close()
+        context.term()
+
+
+def receive(socket: zmq.Socket[bytes]) -> tuple[bytes, int, list[Any]]:
+    """Topic, number and events of the next batch."""
+    assert socket.poll(5000), "nothing came"
+    topic, number, payload = socket.recv_multipart()
+    batch = msgspec.msgpack.decode(payload, type=MapBatch)
+    assert abs(batch.ts - time.time()) < 60
+    return topic, int.from_bytes(number, "big"), batch.events
+
+
+def assert_whole_cache(events: list[Any]) -> None:
+    cleared, stored = events
+    assert isinstance(cleared, MapCleared)
+    assert stored.token_ids == [1, 2, 3, 4]
+
+
+def test_a_worker_connects_to_a_subscriber_that_listens(tmp_path: Path) -> None:
+    """As llm-d has it."""
+    with subscriber(b"kv@") as socket:
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
         flags = ("--kv-events", f"tcp://127.0.0.1:{port}", "--kv-events-topic", "kv@here:1@tiny")
         with running_worker(tmp_path, "decode", *flags):
-            assert subscriber.poll(5000), "nothing came"
-            topic, number, payload = subscriber.recv_multipart()
-        assert (topic, int.from_bytes(number, "big")) == (b"kv@here:1@tiny", 0)
-        batch = msgspec.msgpack.decode(payload, type=MapBatch)
-        cleared, stored = batch.events
-        assert isinstance(cleared, MapCleared)
-        assert stored.token_ids == [1, 2, 3, 4]
-        assert abs(batch.ts - time.time()) < 60
-    finally:
-        subscriber.close(linger=0)
-        context.term()
+            topic, _, events = receive(socket)
+    assert topic == b"kv@here:1@tiny"
+    assert_whole_cache(events)
+
+
+def test_every_subscriber_of_a_worker_that_listens_begins_with_the_whole_cache(tmp_path: Path) -> None:
+    port = free_ports(1)[0]
+    with running_worker(tmp_path, "decode", "--kv-events", f"tcp://*:{port}"), subscriber(b"") as first:
+        first.connect(f"tcp://127.0.0.1:{port}")
+        _, number, events = receive(first)
+        assert_whole_cache(events)
+        with subscriber(b"") as second:
+            second.connect(f"tcp://127.0.0.1:{port}")
+            assert_whole_cache(receive(second)[2])
+        _, again, events = receive(first)
+        assert_whole_cache(events)
+        assert again == number + 1
