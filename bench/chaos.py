@@ -1,11 +1,12 @@
 """Streams in a storm: what clients see while workers or routers are killed, frozen or cut off one after the other.
 
-    python -m bench.chaos kill                # also: stop, partition, router
+    python -m bench.chaos kill                # also: stop, partition, router, redis
     python -m bench.chaos partition --wire cma
 
 Two prefill and three decode workers of the demonstration model, 1,000 streams of the stock openai client, 50 at a time:
 greedy and seeded ones, with penalties, with two answers. Every max(5 s, twice the longest restart) the next
-process is struck, decode and prefill workers in turn (`router`: always the first of two). Right is what the same
+process is struck, decode and prefill workers in turn (`router`: always the first of two; `redis`: the Redis that two
+routers share, frozen and killed in turn, and back empty). Right is what the same
 requests gave in peace before: every token and its log-probability, bit by bit. A stream whose router is killed is cut;
 its client asks the other router, from the beginning.
 """
@@ -24,12 +25,14 @@ from bench.report import Report, Row, compare
 from penstock.demo import MODEL_FOLDER
 
 with needs("dev"):
-    from tests.e2e.chaos import Cut, Fault, Freeze, Kill, Outcome, Size, run_chaos
+    from tests.e2e.chaos import Cut, Fault, Freeze, Kill, LoseRedis, Outcome, Size, run_chaos, shared_through
     from tests.e2e.deployment import WIRES, Deployment, Worker
     from tests.e2e.island import archipelago
     from tests.e2e.priority import ahead_of_others
+    from tests.redis_server import running_redis
 
-SCENARIOS = ("kill", "stop", "partition", "router")
+SCENARIOS = ("kill", "stop", "partition", "router", "redis")
+_OF_ROUTERS = ("router", "redis")
 NUM_PREFILL, NUM_DECODE = 2, 3
 MOST_ERRORS_PERCENT = 0.1
 ENGINE: dict[str, Any] = {"block_size": 16, "max_step_tokens": 256, "num_blocks": 2048, "poison": False}
@@ -45,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     size = Size(streams=arguments.streams, max_tokens=arguments.tokens, limit_s=arguments.limit_s)
     with ahead_of_others(), cluster(arguments.scenario, arguments.wire) as (deployment, fault):
-        targets = deployment.routers[:1] if arguments.scenario == "router" else in_turn(deployment)
+        targets = deployment.routers[:1] if arguments.scenario in _OF_ROUTERS else in_turn(deployment)
         outcome = run_chaos(deployment, targets, fault, size)
         deployment.assert_quiet()
     print(outcome)
@@ -61,10 +64,13 @@ def main() -> None:
 @contextmanager
 def cluster(scenario: str, wire: str) -> Iterator[tuple[Deployment, Fault]]:
     """All processes, and what will be done to them."""
-    sizes: dict[str, Any] = {"prefill": NUM_PREFILL, "decode": NUM_DECODE, "routers": 2 if scenario == "router" else 1}
+    sizes: dict[str, Any] = {"prefill": NUM_PREFILL, "decode": NUM_DECODE, "routers": 2 if scenario in _OF_ROUTERS else 1}
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         fault: Fault = Freeze() if scenario == "stop" else Kill()
+        if scenario == "redis":
+            redis = stack.enter_context(running_redis(logs))
+            fault, sizes["router"] = LoseRedis(redis), shared_through(redis, logs)
         if scenario == "partition":
             names = [f"{role}-{index}" for role in ("prefill", "decode") for index in range(sizes[role])]
             fault = Cut(stack.enter_context(archipelago(names)))
@@ -97,14 +103,14 @@ def rows_of(outcome: Outcome, scenario: str) -> list[Row]:
         Row("streams that ended in an error", "%", errors, target=f"ours <= {MOST_ERRORS_PERCENT}"),
     ]
     rows[-1].met = errors <= MOST_ERRORS_PERCENT
-    if scenario == "router":
+    if scenario in _OF_ROUTERS:
         rows.append(compare("streams cut with their router and asked again", "streams", outcome.num_asked_again))
     else:
         rows.append(compare("capacity lost to the strikes", "%", 100 * outcome.capacity_lost))
     return rows
 
 
-_RESTART = {"kill": "from kill", "router": "from kill", "stop": "from thaw", "partition": "from heal"}
+_RESTART = {"kill": "from kill", "router": "from kill", "redis": "from start", "stop": "from thaw", "partition": "from heal"}
 _FLAWS = (("wrong token", "wrong"), ("duplicated token", "duplicated"), ("hang", "hang"))
 
 

@@ -19,7 +19,7 @@ RUN python -m venv /opt/penstock
 COPY pyproject.toml constraints.txt constraints-cuda.txt README.md LICENSE install_torch.py ./
 RUN PENSTOCK_TORCH=${TORCH} /opt/penstock/bin/python install_torch.py \
     && mkdir -p src/penstock && echo '__version__ = "0"' >src/penstock/__init__.py \
-    && if [ "${TORCH}" = cuda ]; then extras=worker,tracing,nixl-cuda,gpu; else extras=worker,tracing,nixl; fi \
+    && if [ "${TORCH}" = cuda ]; then extras=worker,tracing,zmq,nixl-cuda,gpu; else extras=worker,tracing,zmq,nixl; fi \
     && /opt/penstock/bin/pip install --quiet --no-compile --constraint constraints.txt --constraint constraints-cuda.txt \
         ".[${extras}]" \
     && rm -r src

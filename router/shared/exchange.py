@@ -79,8 +79,9 @@ class Exchange:
         return answer is not None
 
     async def leave(self) -> None:
-        """The others need not wait until this router is found silent."""
-        await self._link.run(_LEAVE, self._key, self._name)
+        """The others need not wait until this router is found silent; nor does this one for a Redis that is lost."""
+        if self._link.is_up:
+            await self._link.run(_LEAVE, self._key, self._name)
 
     def _sum(self, answer: list[bytes]) -> dict[str, Totals]:
         """Of all other routers, by worker."""

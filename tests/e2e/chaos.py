@@ -4,6 +4,7 @@ The same requests were answered before in peace: that is what they must give now
 """
 
 import asyncio
+import hashlib
 import itertools
 import signal
 import statistics
@@ -13,15 +14,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Protocol
 
 import openai
 
-from tests.e2e.client import Answer, Reply, new_async_client, random_prompt, stream_completion
+from tests.e2e.client import API_KEY, Answer, Reply, new_async_client, random_prompt, stream_completion
 from tests.e2e.deployment import Deployment, Router, Worker, metrics_of
 from tests.e2e.faults import KINDS
 from tests.e2e.island import Archipelago
 from tests.e2e.processes import Running, eventually, freeze, send_signal, thaw
+from tests.redis_server import RedisServer
 
 HANG_S = 30.0
 """A stream that has not ended after so long hangs. The deadline of a request is ten minutes."""
@@ -116,6 +119,27 @@ class Cut:
 
     def end(self, target: Target) -> None:
         self._islands.heal(target.name)
+
+
+class LoseRedis:
+    """What the routers share is away, silent the first time and dead the next, and comes back empty."""
+
+    hold_s = HOLD_S
+
+    def __init__(self, redis: RedisServer) -> None:
+        self._redis = redis
+        self._count = 0
+
+    def begin(self, _: Target) -> None:
+        if self._count % 2:
+            self._redis.kill()
+        else:
+            self._redis.freeze()
+        self._count += 1
+
+    def end(self, _: Target) -> None:
+        self._redis.kill()
+        self._redis.start()
 
 
 class Striker(threading.Thread):
@@ -312,6 +336,14 @@ async def _stream(client: openai.AsyncOpenAI, index: int, salt: str, size: Size)
             return await stream_completion(client, prompt, **options)
     except TimeoutError as error:
         return Reply(error=error)
+
+
+def shared_through(redis: RedisServer, folder: Path) -> dict[str, Any]:
+    """Router settings: everything goes through Redis, also the quota of these tests' own API key."""
+    keys = folder / "keys.toml"
+    digest = hashlib.sha256(API_KEY.encode()).hexdigest()
+    keys.write_text(f'[test]\nkey_sha256 = ["{digest}"]\nrequests_per_minute = 1000000\ntokens_per_minute = 100000000\n')
+    return {"redis": redis.url, "keys": str(keys)}
 
 
 def _replaced(deployment: Deployment) -> float:

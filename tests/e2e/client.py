@@ -8,6 +8,7 @@ import openai
 import torch
 
 MODEL = "model"
+API_KEY = "none"
 VOCAB_LOW, VOCAB_HIGH = 10, 480
 """Token ids of random prompts: no special ones."""
 
@@ -51,11 +52,11 @@ def random_prompt(length: int, seed: int) -> list[int]:
 
 
 def new_client(url: str, timeout_s: float = 60.0) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=timeout_s)
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=API_KEY, max_retries=0, timeout=timeout_s)
 
 
 def new_async_client(url: str, timeout_s: float = 60.0) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=timeout_s)
+    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=API_KEY, max_retries=0, timeout=timeout_s)
 
 
 def completion(client: openai.OpenAI, prompt: list[int] | str, **options: Any) -> Reply:

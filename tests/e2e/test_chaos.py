@@ -3,11 +3,15 @@
 A small one; `python -m bench.chaos` runs it at full size, with the demonstration model.
 """
 
+from pathlib import Path
+
 import pytest
 
-from tests.e2e.chaos import Cut, Fault, Freeze, Kill, Outcome, Size, run_chaos
+from tests.e2e.chaos import Cut, Fault, Freeze, Kill, LoseRedis, Outcome, Size, run_chaos, shared_through
 from tests.e2e.conftest import Deploy, need_wire
+from tests.e2e.deployment import metrics_of
 from tests.e2e.island import archipelago
+from tests.redis_server import running_redis
 
 pytestmark = pytest.mark.slow
 
@@ -48,3 +52,17 @@ def test_one_of_two_routers_killed_again_and_again(deploy: Deploy) -> None:
     assert outcome.counts == {"right": SIZE.streams}
     assert outcome.num_asked_again > 0
     cluster.assert_quiet()
+
+
+@pytest.mark.redis
+def test_redis_lost_and_back_empty_again_and_again(deploy: Deploy, tmp_path: Path) -> None:
+    """No stream feels it: none is cut, none is placed again."""
+    with running_redis(tmp_path) as redis:
+        cluster = deploy(prefill=1, decode=2, routers=2, router=shared_through(redis, tmp_path))
+        outcome = run_chaos(cluster, cluster.routers[:1], LoseRedis(redis), SIZE)
+        print(outcome)
+        assert outcome.counts == {"right": SIZE.streams}
+        assert (outcome.num_asked_again, outcome.num_replaced) == (0, 0)
+        for router in cluster.routers:
+            assert metrics_of(router.url)["penstock_router_redis_errors_total"] > 0, "it did not feel it either"
+        cluster.assert_quiet()

@@ -2,15 +2,13 @@
 
 import hashlib
 import re
-import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
 
-from penstock.local.parts import free_ports
 from tests.local.processes import running_up
-from tests.router.redis_server import RedisServer
+from tests.redis_server import running_redis
 
 pytestmark = pytest.mark.slow
 
@@ -19,9 +17,8 @@ pytestmark = pytest.mark.slow
 def test_two_routers_share_quotas_and_survive_the_loss_of_redis(tiny_model: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.toml"
     keys.write_text(f'[us]\nkey_sha256 = ["{hashlib.sha256(b"sk-us").hexdigest()}"]\nrequests_per_minute = 6\n')
-    redis = RedisServer(free_ports(1)[0], tmp_path)
-    flags = ("--routers", "2", "--redis", redis.url, "--keys", str(keys), "--port", "0", "--prefill", "0")
-    try:
+    with running_redis(tmp_path) as redis:
+        flags = ("--routers", "2", "--redis", redis.url, "--keys", str(keys), "--port", "0", "--prefill", "0")
         with running_up(str(tiny_model), *flags, "--kv-bytes", "8MiB") as up:
             up.wait_line(r"ready in \d+\.\d s: .*\n")
             urls = re.findall(r"router-[01] +ready in \S+ s +(http://\S+)", up.text)
@@ -32,8 +29,6 @@ def test_two_routers_share_quotas_and_survive_the_loss_of_redis(tiny_model: Path
             after = [remaining(url) for url in urls]
             assert after[0] < left[0]
             assert up.stop()
-    finally:
-        redis.kill()
 
 
 def remaining(url: str) -> int:

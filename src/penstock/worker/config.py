@@ -1,12 +1,14 @@
 """A worker's configuration: what its HTTP front needs, beside the engine's own configuration."""
 
 import argparse
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from penstock.config import add_flags, from_flags, option
 from penstock.engine.config import EngineConfig
+from penstock.errors import ConfigError
 from penstock.telemetry.config import LogConfig, TraceConfig
 
 Role = Literal["prefill", "decode"]
@@ -35,6 +37,27 @@ class WorkerConfig(LogConfig, TraceConfig):
         "A request whose caller reads so slowly that more frames of each sample wait for it is cancelled.",
         unit="frames",
     )
+
+    kv_events: str = option(
+        "",
+        "Where to publish changes of the prefix cache over ZMQ as vLLM does: tcp://*:5557 listens there, "
+        "tcp://HOST:5557 connects to a subscriber.",
+    )
+    kv_events_topic: str = option("", "Topic of these events; llm-d wants kv@ADDRESS:PORT@MODEL.")
+    kv_events_form: str = option(
+        "map", "How each event is written: as vLLM does since June 2026, or as an array, as before.", choices=("map", "array")
+    )
+
+    def __post_init__(self) -> None:
+        if not self.kv_events:
+            return
+        if not self.kv_events.startswith(("tcp://", "ipc://")):
+            raise ConfigError(f"--kv-events {self.kv_events!r} must start with tcp:// or ipc://")
+        if importlib.util.find_spec("zmq") is None:
+            raise ConfigError(
+                "--kv-events needs the extra zmq, which is not installed; in a clone of Penstock run: "
+                "pip install --constraint constraints.txt --editable '.[zmq]'"
+            )
 
     @property
     def model_name(self) -> str:

@@ -11,7 +11,7 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from multiprocessing.connection import Connection
 from typing import TypeAlias
 
@@ -99,10 +99,11 @@ async def _serve(
         server = _Server(front)
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         await server.listening.wait()
-        with _signals() as signals:
-            on_ready(started, listener.getsockname()[1])
-            await signals.get()
-            await _drain(front, signals)
+        async with _publishing(config, bridge):
+            with _signals() as signals:
+                on_ready(started, listener.getsockname()[1])
+                await signals.get()
+                await _drain(front, signals)
         bridge.end_all(Stopping("this worker is stopping"))
         server.should_exit = True
         await serving
@@ -110,6 +111,24 @@ async def _serve(
     bridge.on_lost = lambda: None
     bridge.send(Stop())
     await asyncio.sleep(0)  # lets the bridge write it
+
+
+@contextlib.asynccontextmanager
+async def _publishing(config: WorkerConfig, bridge: EngineBridge) -> AsyncIterator[None]:
+    """Tells ZMQ subscribers of the prefix cache, where the configuration says so. Raises ConfigError."""
+    if not config.kv_events:
+        yield
+        return
+    from penstock.worker.zmq_publisher import ZmqPublisher
+
+    publisher = ZmqPublisher(config.kv_events, config.kv_events_topic, config.kv_events_form)
+    task = asyncio.create_task(publisher.run(bridge), name="kv-events")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        publisher.close()
 
 
 async def _drain(front: Front, signals: "asyncio.Queue[int]") -> None:

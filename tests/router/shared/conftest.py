@@ -5,12 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from penstock.local.parts import free_ports
-from tests.router.redis_server import RedisServer
+from tests.redis_server import RedisServer, running_redis
 
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(free_ports(1)[0], tmp_path)
-    yield server
-    server.kill()
+    with running_redis(tmp_path) as server:
+        yield server

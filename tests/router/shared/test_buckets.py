@@ -11,7 +11,7 @@ from penstock.router.flow.quota import LocalBuckets
 from penstock.router.metrics import Metrics
 from penstock.router.shared.buckets import ANSWER_S, SharedBuckets
 from penstock.router.shared.link import Link
-from tests.router.redis_server import RedisServer
+from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.redis
 

@@ -13,7 +13,7 @@ from penstock.router.placement.books import Books
 from penstock.router.policy import LeastWork, Placement, PlacementRequest
 from penstock.router.shared.exchange import PERIOD_S, SILENT_S, Exchange
 from penstock.router.shared.link import Link
-from tests.router.redis_server import RedisServer
+from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.redis
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.router.conftest import TEXTS, StartRouter
 from tests.router.fake_worker import FakeWorker
-from tests.router.redis_server import RedisServer
+from tests.redis_server import RedisServer
 from tests.router.serving import (
     MESSAGES,
     LoopThread,

@@ -5,7 +5,11 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from penstock.local.parts import free_ports
 
 PROGRAM = shutil.which("redis-server")
 
@@ -51,3 +55,13 @@ class RedisServer:
                 return connection.recv(16).startswith(b"+PONG")
         except OSError:
             return False
+
+
+@contextmanager
+def running_redis(folder: Path) -> Iterator[RedisServer]:
+    """On a free port, for as long as the block lasts."""
+    server = RedisServer(free_ports(1)[0], folder)
+    try:
+        yield server
+    finally:
+        server.kill()
