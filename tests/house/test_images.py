@@ -60,7 +60,7 @@ def test_the_worker_image_knows_two_builds_of_torch_and_asks_for_extras_that_exi
     assert "PENSTOCK_TORCH=${TORCH}" in WORKER
     assert '"PENSTOCK_TORCH") == "cuda"' in (ROOT / "install_torch.py").read_text()
     extras = set(",".join(re.findall(r"extras=([a-z,-]+)", WORKER)).split(","))
-    assert extras == {"worker", "tracing", "nixl", "nixl-cuda", "gpu"}
+    assert extras == {"worker", "tracing", "zmq", "nixl", "nixl-cuda", "gpu"}
     assert extras <= set(EXTRAS)
 
 

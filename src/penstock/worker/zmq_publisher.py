@@ -7,6 +7,7 @@ is late.
 
 import asyncio
 import itertools
+import logging
 import time
 
 import zmq
@@ -21,6 +22,10 @@ from penstock.worker.vllm_events import Form, encode_batch
 _MOST_BEHIND = 100_000
 """Batches that wait for a slow subscriber (vLLM's default); then it misses some, and sees so by their numbers."""
 _SUBSCRIBED = b"\x01"
+_PAUSE_S = 1.0
+"""After what should not happen."""
+
+log = logging.getLogger(__name__)
 
 
 class ZmqPublisher:
@@ -52,11 +57,15 @@ class ZmqPublisher:
             with bridge.subscribe() as subscription:
                 tasks = [asyncio.create_task(self._tell(subscription)), asyncio.create_task(self._newcomer())]
                 try:
-                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     for task in tasks:
                         task.cancel()
                     await asyncio.gather(*tasks, return_exceptions=True)
+            for task in done:
+                if error := task.exception():
+                    log.error("KV events cannot be published; again from the beginning", exc_info=error)
+                    await asyncio.sleep(_PAUSE_S)
 
     async def publish(self, events: Events) -> None:
         """Never waits for a subscriber."""
