@@ -14,7 +14,7 @@ RUN python -m venv /opt/penstock
 # First what changes rarely: all dependencies, asked for by an empty package of the same name.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN mkdir -p src/penstock && echo '__version__ = "0"' >src/penstock/__init__.py \
-    && /opt/penstock/bin/pip install --quiet --constraint constraints.txt '.[router,redis,operator,tracing]' \
+    && /opt/penstock/bin/pip install --quiet --constraint constraints.txt '.[router,redis,gateway,operator,tracing]' \
     && rm -r src
 COPY . .
 RUN /opt/penstock/bin/pip install --quiet --no-deps --force-reinstall . \

@@ -11,11 +11,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from penstock.errors import RequestError
+from penstock.errors import RequestError, WorkerLost
 from penstock.router.config import RouterConfig
 from penstock.router.flow.advice import advice_headers
+from penstock.router.gateway.open import open_picker
 from penstock.router.http import is_from_this_machine
-from penstock.router.openai.endpoint import Endpoint
+from penstock.router.openai.endpoint import Endpoint, Prepare
 from penstock.router.openai.errors import error_body
 from penstock.router.openai.prepare import check_model, prepare_chat, prepare_completion
 from penstock.router.openai.responses import Model, ModelList
@@ -25,15 +26,21 @@ from penstock.router.probe import Probe
 from penstock.router.services import Services
 
 JSON = "application/json"
+PREPARE: dict[str, tuple[str, Prepare]] = {
+    "/v1/chat/completions": ("chat", prepare_chat),
+    "/v1/completions": ("completions", prepare_completion),
+}
+"""Per path: what metrics call it, and who knows its body's form."""
 
 
 def build_app(config: RouterConfig) -> FastAPI:
     """The ASGI application; its Services are at `app.state.services`. Raises ConfigError."""
     services = Services(config)
+    picker = open_picker(services, PREPARE)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with services.running():
+        async with services.running(), picker:
             yield
 
     app = FastAPI(
@@ -47,10 +54,7 @@ def build_app(config: RouterConfig) -> FastAPI:
     app.state.services = services
     app.add_exception_handler(HTTPException, _http_error)
     # Plain ASGI endpoints: no dependency solving and no pydantic where every token passes.
-    endpoints = {
-        "/v1/chat/completions": Endpoint(services, "chat", prepare_chat),
-        "/v1/completions": Endpoint(services, "completions", prepare_completion),
-    }
+    endpoints = {path: Endpoint(services, name, prepare) for path, (name, prepare) in PREPARE.items()}
     for path, endpoint in endpoints.items():
         app.router.routes.append(Route(path, endpoint, methods=["POST"]))
     app.state.endpoints = endpoints
@@ -119,7 +123,11 @@ def _add_operation(app: FastAPI, services: Services) -> None:
             )
         for name in DRIFTS:
             services.metrics.drift_alarm.labels(name).set(name in services.journal.alarms)
-        return Response(services.metrics.render(), media_type="text/plain; version=0.0.4")
+        try:
+            beside = await services.metrics_beside() if services.config.beside else b""
+        except WorkerLost as error:  # half of the metrics would be taken for an idle worker's
+            raise HTTPException(503, str(error)) from error
+        return Response(services.metrics.render() + beside, media_type="text/plain; version=0.0.4")
 
     async def drain(request: Request) -> Response:
         """Nothing turns it back, so it is not for everyone who may ask the model."""

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from penstock.address import authority
 from penstock.hop import Readiness
 from penstock.protocol import SILENT_S, Events
 from penstock.router.placement.books import About, Booking, Books
@@ -68,12 +69,15 @@ class Cluster:
         follow: Callable[[Worker, "Cluster"], Awaitable[None]] | None = None,
         *,
         model: str = "",
+        endpoint_port: int | None = None,
     ) -> None:
         """`follow` runs for each worker as long as it is a member, and is cancelled then.
 
-        `model` is the served model's fingerprint: a worker that has another one is not used.
+        `model` is the served model's fingerprint: a worker that has another one is not used. With an `endpoint_port` a
+        decode worker is ready when the router beside it is, too.
         """
         self._model = model
+        self._endpoint_port = endpoint_port
         self._session = session
         self._poll_s = poll_s
         self._follow = follow
@@ -138,6 +142,10 @@ class Cluster:
     def has_ready(self, role: Role) -> bool:
         return any(worker.ready and worker.role == role for worker in self.workers)
 
+    def is_ready(self, url: str) -> bool:
+        worker = self._workers.get(url)
+        return worker is not None and worker.ready
+
     def smallest(self, limit: Callable[[Readiness], int | None]) -> int | None:
         """The smallest `limit` of the ready decode workers, else of the known ones; None when unknown."""
         decode = [worker for worker in self.workers if worker.role == "decode"]
@@ -168,6 +176,8 @@ class Cluster:
             worker.look.clear()
             losses = worker.losses
             answer = await self._ask(worker.url)
+            if isinstance(answer, Readiness) and self._endpoint_port is not None and worker.role == "decode":
+                answer = await self._ask_beside(authority(worker.url, self._endpoint_port)) or answer
             if losses == worker.losses:  # else it was lost while being asked: the answer is older than the loss
                 if isinstance(answer, Readiness):
                     worker.said = answer
@@ -195,6 +205,14 @@ class Cluster:
         if self._model and said.model and said.model != self._model:
             return "it serves another model than this router: tokenizer or architecture differ"
         return said
+
+    async def _ask_beside(self, endpoint: str) -> str:
+        """Why the router beside a worker takes no requests; "" if it does."""
+        try:
+            async with asyncio.timeout(SILENT_S), self._session.get(f"http://{endpoint}/ready") as response:
+                return "" if response.status == 200 else f"the router at {endpoint} answers HTTP {response.status}"
+        except (aiohttp.ClientError, OSError) as error:
+            return f"the router at {endpoint}: {str(error) or type(error).__name__}"
 
     def _tell(self, worker: Worker, answer: Readiness | str) -> None:
         """One line for each change that a look finds. (A worker back at once after a loss is the placer's to tell.)"""

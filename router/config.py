@@ -22,6 +22,20 @@ class RouterConfig(LogConfig, TraceConfig):
     discover: str = option(
         "", "In Kubernetes, instead of the two lists: label selector of the EndpointSlices that list the workers."
     )
+    beside: str = option(
+        "",
+        "Base URL of the decode worker that this router stands beside, as an endpoint of a gateway: requests are decoded "
+        "there, /ready follows it, and /metrics shows its metrics too.",
+    )
+    ext_proc_port: int | None = option(
+        None,
+        "Port of an endpoint picker for gateways (Envoy's ext-proc over gRPC), which places their requests as this router "
+        "places its own; none has no picker.",
+    )
+    ext_proc_tls: str = option("", "Folder with tls.crt and tls.key for that port; without one it speaks plain HTTP/2.")
+    endpoint_port: int | None = option(
+        None, "Port of the router beside each decode worker, where a gateway finds what the picker has picked."
+    )
     max_context_tokens: int | None = option(
         None,
         "Longest prompt plus answer; the model's own limit when none. Workers with less memory lower it by themselves.",
@@ -117,6 +131,10 @@ class RouterConfig(LogConfig, TraceConfig):
     def __post_init__(self) -> None:
         if (_urls(self.prefill) + _urls(self.decode)) and self.discover:
             raise ConfigError("workers are either listed, by --prefill and --decode, or watched, by --discover")
+        if self.ext_proc_port is not None and self.endpoint_port is None:
+            raise ConfigError("--ext-proc-port needs --endpoint-port, the port of the routers beside the decode workers")
+        if self.beside and not self.discover and self.beside not in self.decode_urls:
+            raise ConfigError(f"--beside {self.beside} must be one of the URLs of --decode")
         for name in ("max_body_bytes", "max_samples", "max_attempts", "index_blocks", "max_queued", "max_connections"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -111,6 +111,10 @@ class Generation:
         answer = self._answers[choice - self._first_choice]
         answer.finish_reason, answer.is_cut = "stop", True
 
+    async def place(self, num_answers: int, trial: Trial) -> Placed:
+        """Where it would run, booked, for who has somebody else run it. Raises as Placer.place does."""
+        return await self._placer.place(self._request, num_answers, trial, self._deadline, self._arrival)
+
     async def events(self) -> AsyncGenerator[Event, None]:
         """Raises RequestError when a worker refuses the request, RetryableError when no placement worked out."""
         async with aclosing(self._run(self._answers, Trial())) as events:

@@ -250,7 +250,7 @@ class Placer:
 
     async def _in_turn(self, job: _Job, arrival: Arrival, deadline: float) -> Placed | None:
         """A request waits for its turn once; whoever was under way when a worker failed goes on at once."""
-        wanted = self._wanted(job)
+        wanted = self._wanted(job, arrival)
         output_work = work_of(0, job.num_answers * wanted.output_tokens)
         prompt_work = max(1, wanted.prompt_tokens - max(wanted.cached_tokens.values(), default=0))
         claim = Claim(arrival, job.request.priority, prompt_work + output_work, deadline)
@@ -262,7 +262,7 @@ class Placer:
             return self._book(self._take_over(found, job.trial), wanted, cluster, job, claim)
 
         def attempt(turn: Turn) -> Placed | Busy | None:
-            latest = self._wanted(job) if turn.is_later else wanted
+            latest = self._wanted(job, arrival) if turn.is_later else wanted
             cluster = replace(self._cluster.snapshot(), waiting=len(self.gate))
             found = take_turn(
                 lambda full: self._choose(latest, job.trial, cluster, full), latest, cluster, self._room, turn
@@ -276,7 +276,7 @@ class Placer:
         with current().span("queue", tenant=arrival.tenant.name):
             return await self.gate.enter(claim, attempt)
 
-    def _wanted(self, job: _Job) -> PlacementRequest:
+    def _wanted(self, job: _Job, arrival: Arrival) -> PlacementRequest:
         """To a worker prompt and output so far are all prompt."""
         request, num_tokens = job.request, job.keys.num_tokens
         left = request.sampling.max_tokens - (num_tokens - len(request.prompt))
@@ -285,6 +285,7 @@ class Placer:
             cached_tokens=self._index.match(job.keys),
             output_tokens=min(left, self._cluster.books.model.output_tokens),
             num_answers=job.num_answers,
+            picked=arrival.picked,
         )
 
     def _choose(

@@ -98,6 +98,16 @@ class ClusterSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Picked:
+    """What the endpoint picker of a gateway has decided beside the decode worker: workers as `host:port`."""
+
+    prefill: str
+    """Who computes the prompt; the decode worker itself when nobody else is to."""
+    source: str = ""
+    """Whose cached KV is pulled before that; empty for nobody's."""
+
+
+@dataclass(frozen=True, slots=True)
 class PlacementRequest:
     """What a policy may know of a request."""
 
@@ -111,6 +121,8 @@ class PlacementRequest:
     num_answers: int = 1
     hashes: tuple[bytes, ...] = ()
     """Chained hashes of the prompt's full blocks, for policies that remember prefixes themselves."""
+    picked: Picked | None = None
+    """Only the router that stands beside a decode worker goes by this (beside.py)."""
 
     def uncached(self, worker: WorkerState) -> int:
         """Prompt tokens `worker` would have to compute; the last one is always computed."""

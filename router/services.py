@@ -7,10 +7,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import aiohttp
 from starlette.types import Scope
 
-from penstock.errors import ConfigError, RequestError
+from penstock.errors import ConfigError, RequestError, WorkerLost
 from penstock.hop import new_session
+from penstock.protocol import SILENT_S
+from penstock.router.beside import Beside
 from penstock.router.cluster import Cluster, Member
 from penstock.router.config import RouterConfig
 from penstock.router.discovery import api_of_this_pod, discover
@@ -71,7 +74,13 @@ class Services:
             index = PrefixIndex(self.config.index_blocks)
             self.metrics.index_blocks.set_function(lambda: len(index))
             follower = Follower(session, index, self.metrics, lambda url, events: self.cluster.observed(url, events))
-            self.cluster = Cluster(session, self.config.poll_s, follower.follow, model=self.model.fingerprint)
+            self.cluster = Cluster(
+                session,
+                self.config.poll_s,
+                follower.follow,
+                model=self.model.fingerprint,
+                endpoint_port=self.config.endpoint_port,
+            )
             self.journal = Journal(self.cluster.books.model)
             self.placer = Placer(
                 session,
@@ -111,9 +120,10 @@ class Services:
                 await asyncio.to_thread(self.tracer.close)
 
     def _policy(self) -> Policy:
+        policy: Policy = Guarded(self.journal, self.config.min_prefill_tokens)
         if self.config.policy == "least-work":
-            return LeastWork(self.config.min_prefill_tokens)
-        return Guarded(self.journal, self.config.min_prefill_tokens)
+            policy = LeastWork(self.config.min_prefill_tokens)
+        return Beside(self.config.beside, policy) if self.config.beside else policy
 
     def _new_turns(self) -> TurnTokenizer:
         tokenizer, template = self.model.tokenizer, self.model.chat_template
@@ -133,7 +143,19 @@ class Services:
     @property
     def ready(self) -> bool:
         """Whether new requests should be sent here."""
-        return not self.draining and self.cluster.has_ready("decode")
+        beside = self.config.beside
+        return not self.draining and (self.cluster.is_ready(beside) if beside else self.cluster.has_ready("decode"))
+
+    async def metrics_beside(self) -> bytes:
+        """The metrics of the worker that this router stands beside. Raises WorkerLost."""
+        url = f"{self.config.beside}/metrics"
+        try:
+            async with asyncio.timeout(SILENT_S), self.placer.session.get(url) as response:
+                if response.status == 200:
+                    return await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise WorkerLost(f"{url} does not answer: {str(error) or type(error).__name__}") from error
+        raise WorkerLost(f"{url} answers HTTP {response.status}")
 
     @property
     def context_tokens(self) -> int:

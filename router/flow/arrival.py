@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from penstock.router.flow.patience import Patience
 from penstock.router.flow.tenants import Tenant
+from penstock.router.policy import Picked
 
 
 @dataclass(slots=True)
@@ -16,6 +17,8 @@ class Arrival:
     patience: Patience
     began: float
     """On the event loop's clock."""
+    picked: Picked | None = None
+    """By the gateway that sent it."""
     body: bytes = b""
     came_back: bool = False
     """It was refused before, and comes when it was told to."""

@@ -12,10 +12,13 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.errors import RequestError, RetryableError
 from penstock.router.answer_text import Delta
+from penstock.router.beside import picked_of
 from penstock.router.corked import is_free_of
 from penstock.router.flow.advice import advice_headers
 from penstock.router.flow.arrival import Arrival
+from penstock.router.flow.bodies import Held
 from penstock.router.flow.patience import patience_of
+from penstock.router.flow.quota import Spending
 from penstock.router.generation import Event, Generation, Output, Started
 from penstock.router.http import ClientGone, Lifeline, Reply, header
 from penstock.router.merge import merge
@@ -88,6 +91,8 @@ class Endpoint:
         )
         async with Lifeline(receive, patience.longest_s, services.lifelines) as lifeline:
             arrival = Arrival(reply.request_id, tenant, patience, lifeline.began)
+            if config.beside:
+                arrival.picked = picked_of(scope)
             with services.bodies.hold() as held:
                 arrival.body = await lifeline.body(
                     scope, config.max_body_bytes, timeout_s=config.body_timeout_s, take=held.add
@@ -97,18 +102,24 @@ class Endpoint:
                     services.placer.gate.check(arrival)
                     call = await self._prepare(services, arrival)
                     arrival.seal()
-                    held.release()
                     lifeline.end_by(arrival.deadline(stream=call.stream))
                     await spending.expect(call.expected_tokens)
-                    run = _Run(services, call, reply, arrival)
-                    try:
-                        await (run.stream() if call.stream else run.whole())
-                    except RequestError as error:  # a worker's
-                        raise named_for_api(error, call.prompt_field, call.max_tokens_field) from error
-                    finally:
-                        facts |= run.facts()
-                        if run.has_begun:
-                            spending.used = call.usage().total_tokens
+                    await self._fulfil(call, reply, arrival, held, spending, facts)
+
+    async def _fulfil(
+        self, call: Call, reply: Reply, arrival: Arrival, held: Held, spending: Spending, facts: dict[str, Value]
+    ) -> None:
+        """Answers a call that may go on; `held` is the memory of its body, `facts` are what the log will say of it."""
+        held.release()
+        run = _Run(self._services, call, reply, arrival)
+        try:
+            await (run.stream() if call.stream else run.whole())
+        except RequestError as error:  # a worker's
+            raise named_for_api(error, call.prompt_field, call.max_tokens_field) from error
+        finally:
+            facts |= run.facts()
+            if run.has_begun:
+                spending.used = call.usage().total_tokens
 
 
 class _Run:

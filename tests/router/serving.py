@@ -55,7 +55,7 @@ class RunningRouter:
         self._thread.start()
         wait_until(lambda: server.started, "the router's start")
         self.port = server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{server.config.host}:{self.port}"
 
     def wait_ready(self) -> None:
         """Until every configured worker was found ready."""

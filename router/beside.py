@@ -1,0 +1,58 @@
+"""A router beside one decode worker: the API at the endpoint that somebody else's gateway sends requests to.
+
+It is an ordinary router but for its policy: requests are decoded by its own worker, and by another one only when that is
+lost (so that streams go on). Who computes the prompt may be said by the gateway's endpoint picker, in a header.
+"""
+
+from dataclasses import replace
+
+from starlette.types import Scope
+
+from penstock.address import authority
+from penstock.router.http import header
+from penstock.router.policy import ClusterSnapshot, Picked, Placement, PlacementRequest, Policy, WorkerState
+
+PREFILL_HEADER = b"x-prefiller-host-port"
+"""As llm-d's endpoint picker tells its sidecars."""
+SOURCE_HEADER = b"x-penstock-source"
+
+
+def picked_of(scope: Scope) -> Picked | None:
+    """What the headers say; None when the picker leaves it to this router, as those do that know no prefill workers."""
+    prefill = header(scope, PREFILL_HEADER)
+    return Picked(prefill, header(scope, SOURCE_HEADER) or "") if prefill else None
+
+
+class Beside:
+    """Pure, as every policy."""
+
+    def __init__(self, url: str, policy: Policy) -> None:
+        """`url` is the own worker's; `policy` decides what is left open."""
+        self._url = url
+        self._policy = policy
+
+    def choose(self, request: PlacementRequest, cluster: ClusterSnapshot) -> Placement | None:
+        """See policy.Policy."""
+        own = next((worker for worker in cluster.decode if worker.url == self._url), None)
+        if own is None:
+            return self._policy.choose(request, cluster)
+        if own.url in request.excluded:
+            return None
+        as_picked = _as_picked(request, cluster, own)
+        return as_picked or self._policy.choose(request, replace(cluster, decode=(own,)))
+
+
+def _as_picked(request: PlacementRequest, cluster: ClusterSnapshot, own: WorkerState) -> Placement | None:
+    """None when that is no longer possible. A header may come from anybody: it can only name workers that are known."""
+    if request.picked is None:
+        return None
+    workers = {
+        authority(worker.url): worker.url
+        for worker in (*cluster.prefill, *cluster.decode)
+        if worker.revision == own.revision and worker.url not in request.excluded
+    }
+    prefill = workers.get(request.picked.prefill)
+    if prefill is None:
+        return None
+    source = workers.get(request.picked.source)
+    return Placement(own.url, None if prefill == own.url else prefill, source)

@@ -1,0 +1,142 @@
+"""An API request up to its placement, of which a gateway is told; then its answer, as far as it tells how the work goes.
+
+All that comes before a worker is the router's own: keys, quotas, bodies, tokens, turns, refusals. The booking lasts until
+the answer has passed, so that the next placement knows of it.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+
+from penstock.address import authority
+from penstock.errors import Overloaded
+from penstock.router.beside import PREFILL_HEADER, SOURCE_HEADER
+from penstock.router.flow.advice import advice_headers
+from penstock.router.flow.arrival import Arrival
+from penstock.router.flow.bodies import Held
+from penstock.router.flow.quota import Spending
+from penstock.router.flow.room import compute_s
+from penstock.router.gateway.exchange import Exchange, Header
+from penstock.router.http import ClientGone, Reply
+from penstock.router.openai.call import Call
+from penstock.router.openai.endpoint import Endpoint, Prepare
+from penstock.router.openai.errors import error_body
+from penstock.router.placer import Placed, Trial
+from penstock.router.services import Services
+from penstock.telemetry.trace import Value, current
+
+
+class Pick(Endpoint):
+    """For one request."""
+
+    def __init__(self, services: Services, name: str, prepare: Prepare, exchange: Exchange) -> None:
+        super().__init__(services, name, prepare)
+        self._exchange = exchange
+
+    async def _fulfil(
+        self, call: Call, reply: Reply, arrival: Arrival, held: Held, spending: Spending, facts: dict[str, Value]
+    ) -> None:
+        """All prompts of a request run at one endpoint: the longest is placed."""
+        services, exchange = self._services, self._exchange
+        generation = max(call.generations, key=lambda each: len(each.prompt))
+        urls = [worker.url for worker in services.cluster.workers if worker.role == "decode"]
+        trial = Trial(excluded={url: services.cluster.arrivals(url) for url in urls if not _may_be(services, exchange, url)})
+        placed = await generation.place(len(call.choices), trial)
+        watch = _Watch(services, call, placed)
+        try:
+            with current().span("gateway", "client") as span:
+                left_s = arrival.deadline(stream=call.stream) - asyncio.get_running_loop().time()
+                headers = _headers(placed, reply.request_id, left_s, span.headers)
+                remove = [] if placed.source else [SOURCE_HEADER.decode()]
+                await exchange.pick(_endpoint(services, placed.decode), headers, remove)
+                held.release()
+                async for status, piece in exchange.rest(reply.headers):
+                    watch.see(status, piece)
+        finally:
+            watch.end()
+            services.placer.ended(placed)
+            spending.used = watch.used_tokens
+            facts |= {"decode": placed.decode, "prefill": placed.prefill or "", "output_tokens": placed.num_output}
+
+
+class _Watch:
+    """What an answer tells while it passes. A stream has an event for nearly every token. Of an answer in one piece there
+    is nothing before its end: its prompt is taken to be computed when that was predicted."""
+
+    def __init__(self, services: Services, call: Call, placed: Placed) -> None:
+        self._placer = services.placer
+        self._call = call
+        self._placed = placed
+        self._openings = sum(call.form.opening(choice) is not None for choice in call.choices)
+        """Events still to come that bring no token."""
+        self._prompt_tokens = sum(len(generation.prompt) for generation in call.generations)
+        self.used_tokens: int | None = None
+        """None as long as no worker has taken the request."""
+        decision = placed.decision
+        prediction = decision.placement.prediction
+        first_s = prediction.ttft_s if prediction else compute_s(decision.cluster, decision.placement, decision.request)
+        computed = placed.reservation.produced
+        self._timer = None if call.stream else asyncio.get_running_loop().call_later(first_s, computed, 0)
+
+    def see(self, status: int, piece: bytes) -> None:
+        """The answer's status, or a piece of its body."""
+        if status == 200:
+            self.used_tokens = self._prompt_tokens
+            if not self._call.stream:
+                self._produced(self._call.expected_tokens - self._prompt_tokens)
+        elif self._call.stream and self.used_tokens is not None:
+            events = piece.count(b"data: {")
+            openings = min(events, self._openings)
+            self._openings -= openings
+            if events > openings:
+                self._produced(events - openings)
+                self._placer.computed(self._placed, None)
+
+    def end(self) -> None:
+        """In whatever way."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _produced(self, num_tokens: int) -> None:
+        self._placed.reservation.produced(num_tokens)
+        self._placed.num_output += num_tokens
+        self.used_tokens = (self.used_tokens or 0) + num_tokens
+
+
+async def pass_on(services: Services, exchange: Exchange) -> None:
+    """What asks for no tokens goes to who has least to do."""
+    workers = [one for one in services.cluster.snapshot().decode if _may_be(services, exchange, one.url)]
+    with suppress(ClientGone):
+        if not workers:
+            error = Overloaded("no endpoint is ready", retry_after_s=1.0)
+            reply = Reply(exchange.send, exchange.receive, uuid.uuid4().hex)
+            reply.headers += advice_headers(error)
+            return await reply.json(error_body(error), error.status)
+        await exchange.pick(_endpoint(services, min(workers, key=lambda one: one.work).url))
+        async for _ in exchange.rest():
+            pass
+
+
+def _headers(placed: Placed, request_id: str, left_s: float, trace: Mapping[str, str]) -> list[Header]:
+    """For the router beside the decode worker. The decode worker itself stands for no prefill worker, so that nobody else
+    can name one."""
+    headers = {
+        PREFILL_HEADER: authority(placed.prefill or placed.decode),
+        b"x-request-id": request_id,
+        b"timeout": f"{max(0.001, left_s):.3f}",
+    }
+    if placed.source:
+        headers[SOURCE_HEADER] = authority(placed.source)
+    headers |= {name.encode(): value for name, value in trace.items()}
+    return [(name, value.encode()) for name, value in headers.items()]
+
+
+def _endpoint(services: Services, url: str) -> str:
+    """Of the router beside the decode worker at `url`."""
+    return authority(url, services.config.endpoint_port)
+
+
+def _may_be(services: Services, exchange: Exchange, url: str) -> bool:
+    """Whether the gateway allows the endpoint of the decode worker at `url`."""
+    return exchange.subset is None or _endpoint(services, url) in exchange.subset
