@@ -1,7 +1,7 @@
 """A router beside one decode worker: the API at the endpoint that somebody else's gateway sends requests to.
 
-It is an ordinary router but for its policy: requests are decoded by its own worker, and by another one only when that is
-lost (so that streams go on). Who computes the prompt may be said by the gateway's endpoint picker, in a header.
+It is an ordinary router but for its policy: its own worker decodes, and another one only when that is lost, so that
+streams go on. Who computes the prompt may be said by the gateway's endpoint picker, in a header.
 """
 
 from dataclasses import replace

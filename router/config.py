@@ -24,13 +24,13 @@ class RouterConfig(LogConfig, TraceConfig):
     )
     beside: str = option(
         "",
-        "Base URL of the decode worker that this router stands beside, as an endpoint of a gateway: requests are decoded "
-        "there, /ready follows it, and /metrics shows its metrics too.",
+        "Base URL of the decode worker that this router stands beside, as an endpoint of a gateway: requests are "
+        "decoded there, /ready follows it, and /metrics shows its metrics too.",
     )
     ext_proc_port: int | None = option(
         None,
-        "Port of an endpoint picker for gateways (Envoy's ext-proc over gRPC), which places their requests as this router "
-        "places its own; none has no picker.",
+        "Port of an endpoint picker for gateways (Envoy's ext-proc over gRPC), which places their requests as this "
+        "router places its own; none has no picker.",
     )
     ext_proc_tls: str = option("", "Folder with tls.crt and tls.key for that port; without one it speaks plain HTTP/2.")
     endpoint_port: int | None = option(
@@ -132,7 +132,7 @@ class RouterConfig(LogConfig, TraceConfig):
         if (_urls(self.prefill) + _urls(self.decode)) and self.discover:
             raise ConfigError("workers are either listed, by --prefill and --decode, or watched, by --discover")
         if self.ext_proc_port is not None and self.endpoint_port is None:
-            raise ConfigError("--ext-proc-port needs --endpoint-port, the port of the routers beside the decode workers")
+            raise ConfigError("--ext-proc-port needs --endpoint-port: the port of the routers beside decode workers")
         if self.beside and not self.discover and self.beside not in self.decode_urls:
             raise ConfigError(f"--beside {self.beside} must be one of the URLs of --decode")
         for name in ("max_body_bytes", "max_samples", "max_attempts", "index_blocks", "max_queued", "max_connections"):

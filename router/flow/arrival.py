@@ -17,11 +17,11 @@ class Arrival:
     patience: Patience
     began: float
     """On the event loop's clock."""
-    picked: Picked | None = None
-    """By the gateway that sent it."""
     body: bytes = b""
     came_back: bool = False
     """It was refused before, and comes when it was told to."""
+    picked: Picked | None = None
+    """By the gateway that sent it."""
     _digest: bytes = b""
 
     def deadline(self, *, stream: bool) -> float:

@@ -10,7 +10,6 @@ from typing import Any
 
 from starlette.types import Message, Scope
 
-from penstock.errors import Overloaded
 from penstock.router.gateway.messages import FULL_DUPLEX_STREAMED, NONE, ProcessingResponse, kind_of, mutation
 from penstock.router.http import ClientGone
 
@@ -29,17 +28,14 @@ Header = tuple[bytes, bytes]
 class Exchange:
     """From the request's headers to the end of its answer."""
 
-    def __init__(
-        self, first: Any, read: Callable[[], Awaitable[Any]], write: Callable[[Any], Awaitable[None]]
-    ) -> None:
+    def __init__(self, first: Any, read: Callable[[], Awaitable[Any]], write: Callable[[Any], Awaitable[None]]) -> None:
         """`first` is the message with the headers; `read` gives the next one, None at the end, and `write` raises
         ClientGone when nobody listens any more."""
         self._read = read
         self._write = write
         self._headers = first.request_headers
         self.scope = _scope_of(self._headers)
-        self.subset = _subset_of(first)
-        """Endpoints of which one must be picked; None for any."""
+        self._subset = _subset_of(first)
         modes = first.protocol_config if first.HasField("protocol_config") else None
         self._response_mode = modes.response_body_mode if modes is not None else FULL_DUPLEX_STREAMED
         self._body: list[bytes] = []
@@ -77,11 +73,12 @@ class Exchange:
         await self._write(ProcessingResponse(immediate_response=immediate))
         self.gone.set()
 
+    def allows(self, endpoint: str) -> bool:
+        """Whether the gateway takes it."""
+        return self._subset is None or endpoint in self._subset
+
     async def pick(self, endpoint: str, headers: Iterable[Header] = (), remove: Iterable[str] = ()) -> None:
-        """Sends the request on, with more headers and without those in `remove`. Raises Overloaded when `endpoint` is
-        none of those that may be picked."""
-        if self.subset is not None and endpoint not in self.subset:
-            raise Overloaded(f"none of the endpoints that the gateway allows is ready: {', '.join(self.subset) or 'none'}")
+        """Sends the request on, with more headers and without those in `remove`."""
         self.is_decided = True
         changed = mutation([(DESTINATION.encode(), endpoint.encode()), *headers], remove)
         response = ProcessingResponse(

@@ -1,8 +1,8 @@
 """Envoy's external processing and gRPC's health check, as far as a picker needs them. Pure.
 
 Names and numbers are those of envoy/service/ext_proc/v3/external_processor.proto, envoy/config/core/v3/base.proto and
-grpc/health/v1/health.proto. What is left out here is skipped when it comes. Enumerations are written as integers and maps
-as lists of entries, which are the same bytes.
+grpc/health/v1/health.proto. What is left out here is skipped when it comes. Enumerations are written as integers and
+maps as lists of entries, which are the same bytes.
 
 (No package instead: xds-protos has them all, but writes other versions over the files of googleapis-common-protos and
 opentelemetry-proto, which come with the extra `tracing`.)
@@ -109,8 +109,8 @@ HealthCheckResponse = _made["HealthCheckResponse"]
 
 
 def kind_of(request: Any) -> str:
-    """Which of its parts a ProcessingRequest carries: "request_headers", "response_body", ...; "" for none known here."""
-    found = (field.name for field, _ in request.ListFields() if field.name not in ("metadata_context", "protocol_config"))
+    """What a ProcessingRequest tells of: "request_headers", "response_body", ...; "" for nothing known here."""
+    found = (field.name for field, _ in request.ListFields() if field.name.startswith("re"))
     return next(found, "")
 
 

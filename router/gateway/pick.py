@@ -1,7 +1,7 @@
-"""An API request up to its placement, of which a gateway is told; then its answer, as far as it tells how the work goes.
+"""An API request up to its placement, which a gateway is told; then its answer, as far as that tells how the work goes.
 
-All that comes before a worker is the router's own: keys, quotas, bodies, tokens, turns, refusals. The booking lasts until
-the answer has passed, so that the next placement knows of it.
+All that comes before a worker is the router's own: keys, quotas, bodies, tokens, turns, refusals. The booking lasts
+until the answer has passed, so that the next placement knows of it.
 """
 
 import asyncio
@@ -40,16 +40,22 @@ class Pick(Endpoint):
         """All prompts of a request run at one endpoint: the longest is placed."""
         services, exchange = self._services, self._exchange
         generation = max(call.generations, key=lambda each: len(each.prompt))
-        urls = [worker.url for worker in services.cluster.workers if worker.role == "decode"]
-        trial = Trial(excluded={url: services.cluster.arrivals(url) for url in urls if not _may_be(services, exchange, url)})
-        placed = await generation.place(len(call.choices), trial)
+        excluded = {
+            worker.url: worker.arrivals
+            for worker in services.cluster.workers
+            if worker.role == "decode" and not exchange.allows(_endpoint(services, worker.url))
+        }
+        placed = await generation.place(len(call.choices), Trial(excluded=excluded))
+        endpoint = _endpoint(services, placed.decode)
         watch = _Watch(services, call, placed)
         try:
             with current().span("gateway", "client") as span:
                 left_s = arrival.deadline(stream=call.stream) - asyncio.get_running_loop().time()
                 headers = _headers(placed, reply.request_id, left_s, span.headers)
                 remove = [] if placed.source else [SOURCE_HEADER.decode()]
-                await exchange.pick(_endpoint(services, placed.decode), headers, remove)
+                if not exchange.allows(endpoint):  # excluded, lost and back: that would be a new chance elsewhere
+                    raise Overloaded(f"of the endpoints that the gateway allows none is ready, as {endpoint} is")
+                await exchange.pick(endpoint, headers, remove)
                 held.release()
                 async for status, piece in exchange.rest(reply.headers):
                     watch.see(status, piece)
@@ -61,8 +67,8 @@ class Pick(Endpoint):
 
 
 class _Watch:
-    """What an answer tells while it passes. A stream has an event for nearly every token. Of an answer in one piece there
-    is nothing before its end: its prompt is taken to be computed when that was predicted."""
+    """What an answer tells while it passes. A stream has an event for nearly every token. Of an answer in one piece
+    there is nothing before its end: its prompt is taken to be computed when that was predicted."""
 
     def __init__(self, services: Services, call: Call, placed: Placed) -> None:
         self._placer = services.placer
@@ -106,21 +112,24 @@ class _Watch:
 
 async def pass_on(services: Services, exchange: Exchange) -> None:
     """What asks for no tokens goes to who has least to do."""
-    workers = [one for one in services.cluster.snapshot().decode if _may_be(services, exchange, one.url)]
+    workers = sorted(services.cluster.snapshot().decode, key=lambda worker: worker.work)
+    endpoints = [_endpoint(services, worker.url) for worker in workers]
+    allowed = [endpoint for endpoint in endpoints if exchange.allows(endpoint)]
     with suppress(ClientGone):
-        if not workers:
+        if allowed:
+            await exchange.pick(allowed[0])
+            async for _ in exchange.rest():
+                pass
+        else:
             error = Overloaded("no endpoint is ready", retry_after_s=1.0)
             reply = Reply(exchange.send, exchange.receive, uuid.uuid4().hex)
             reply.headers += advice_headers(error)
-            return await reply.json(error_body(error), error.status)
-        await exchange.pick(_endpoint(services, min(workers, key=lambda one: one.work).url))
-        async for _ in exchange.rest():
-            pass
+            await reply.json(error_body(error), error.status)
 
 
 def _headers(placed: Placed, request_id: str, left_s: float, trace: Mapping[str, str]) -> list[Header]:
-    """For the router beside the decode worker. The decode worker itself stands for no prefill worker, so that nobody else
-    can name one."""
+    """For the router beside the decode worker. That worker itself stands for no prefill worker, so that nobody else can
+    name one."""
     headers = {
         PREFILL_HEADER: authority(placed.prefill or placed.decode),
         b"x-request-id": request_id,
@@ -135,8 +144,3 @@ def _headers(placed: Placed, request_id: str, left_s: float, trace: Mapping[str,
 def _endpoint(services: Services, url: str) -> str:
     """Of the router beside the decode worker at `url`."""
     return authority(url, services.config.endpoint_port)
-
-
-def _may_be(services: Services, exchange: Exchange, url: str) -> bool:
-    """Whether the gateway allows the endpoint of the decode worker at `url`."""
-    return exchange.subset is None or _endpoint(services, url) in exchange.subset

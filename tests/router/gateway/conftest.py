@@ -1,5 +1,5 @@
-"""A gateway in front of fake workers: a picker, and beside each decode worker a router, all with the same port of hosts of
-their own (127.0.0.2, 127.0.0.3, ...)."""
+"""A gateway in front of fake workers: a picker, and beside each decode worker a router, at the same port of hosts of
+their own (127.0.0.2, 127.0.0.3)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack

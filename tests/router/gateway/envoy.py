@@ -1,5 +1,5 @@
-"""What Envoy does with an HTTP request whose endpoint is picked: its ext-proc filter with bodies FULL_DUPLEX_STREAMED, as
-gateways of the Inference Extension set it up, and then the request to what was picked."""
+"""What Envoy does with an HTTP request whose endpoint is picked: its ext-proc filter with bodies FULL_DUPLEX_STREAMED,
+as gateways of the Inference Extension set it up, and then the request to what was picked."""
 
 import http.client
 import json

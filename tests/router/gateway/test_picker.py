@@ -226,7 +226,9 @@ def test_used_tokens_count_and_not_expected_ones(start_site: StartSite, tmp_path
         assert answer.status == 200
 
 
-def test_a_client_that_leaves_while_it_waits_leaves_nothing(start_site: StartSite, decode: tuple[FakeWorker, ...]) -> None:
+def test_a_client_that_leaves_while_it_waits_leaves_nothing(
+    start_site: StartSite, decode: tuple[FakeWorker, ...]
+) -> None:
     site = start_site(worker_wait_s=30.0)
     for worker in decode:
         worker.ready = False
@@ -303,8 +305,8 @@ def test_health_is_grpcs(site: Site, decode: tuple[FakeWorker, ...]) -> None:
 def test_configurations_that_cannot_work_are_refused(model_folder: Path) -> None:
     with pytest.raises(ConfigError, match="--ext-proc-port needs --endpoint-port"):
         RouterConfig(model=str(model_folder), ext_proc_port=1)
-    with pytest.raises(ConfigError, match="--beside http://10.0.0.1:1 must be one of"):
-        RouterConfig(model=str(model_folder), beside="http://10.0.0.1:1", decode="http://10.0.0.2:1")
+    with pytest.raises(ConfigError, match="--beside http://here:1 must be one of"):
+        RouterConfig(model=str(model_folder), beside="http://here:1", decode="http://there:1")
 
 
 GOLDEN = {
