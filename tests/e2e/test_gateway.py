@@ -101,7 +101,9 @@ def test_streams_at_the_same_time_are_all_whole(site: Site) -> None:
         for prompt, answer in zip(prompts, answers, strict=True):
             events = [event for event in answer.body.split(b"\n\n") if event.startswith(b"data: {")]
             choices = [choice for event in events for choice in json.loads(event[6:])["choices"]]
-            assert "".join(choice["text"] for choice in choices) == completion(client, prompt, max_tokens=16).answer.text
+            assert (
+                "".join(choice["text"] for choice in choices) == completion(client, prompt, max_tokens=16).answer.text
+            )
             assert answer.body.endswith(b"data: [DONE]\n\n")
     assert {answer.sent_headers[DESTINATION] for answer in answers} == set(site.endpoints)
 

@@ -145,8 +145,8 @@ def test_metrics_count_what_happened(router: RunningRouter, client: openai.OpenA
     assert not expected - lines
 
 
-def test_the_router_loads_neither_torch_nor_transformers() -> None:
-    banned = ["torch", "transformers", "numpy", "penstock.engine", "penstock.prefill", "penstock.decode"]
+def test_the_router_loads_neither_torch_nor_transformers_and_no_grpc_unless_asked() -> None:
+    banned = ["torch", "transformers", "numpy", "grpc", "penstock.engine", "penstock.prefill", "penstock.decode"]
     script = f"import penstock.router.main, sys; print([name for name in {banned} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -49,19 +49,74 @@ def test_a_stream_passes_and_is_counted_while_it_does(
     for worker in decode:
         worker.gate = hold(worker_loop)
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(site.envoy.post, CHAT, BODY | {"stream": True})
+        answer = pool.submit(site.envoy.post, CHAT, BODY | {"stream": True}, headers={"x-request-id": "mine"})
         books = site.picker.services.cluster.books
         wait_until(
             lambda: [books.in_flight(worker.url) for worker in decode] in ([(1, 0), (0, 0)], [(0, 0), (1, 0)]),
             "the first token, after which no prompt waits",
         )
+        assert site.picker.services.bodies.num_bytes == 0, "the request's body is gone"
         for worker in decode:
             worker_loop.call(worker.gate.set)  # type: ignore[union-attr]
         events = answer.result(10).body.split(b"\n\n")
     deltas = [json.loads(event[6:])["choices"][0]["delta"] for event in events if event.startswith(b"data: {")]
     assert "".join(delta.get("content") or "" for delta in deltas) == TEXTS[0]
     assert events[-2:] == [b"data: [DONE]", b""]
+    decision = site.picker.services.journal.find("mine")
+    assert decision is not None
+    assert decision.ttft_s is not None, "the prediction was compared with what came"
     assert_nothing_is_left(site.picker)
+
+
+def test_a_prompt_whose_answer_comes_in_one_piece_does_not_stand_in_the_queue_till_then(
+    site: Site, decode: tuple[FakeWorker, ...], worker_loop: LoopThread
+) -> None:
+    for worker in decode:
+        worker.gate = hold(worker_loop)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(site.envoy.post, CHAT, BODY)
+        wait_until(lambda: sum(requests_of(decode)) == 1, "the request's arrival")
+        books = site.picker.services.cluster.books
+        in_flight = [(0, 0), (1, 0)]
+        wait_until(
+            lambda: sorted(books.in_flight(worker.url) for worker in decode) == in_flight, "its first token's time"
+        )
+        for worker in decode:
+            worker_loop.call(worker.gate.set)  # type: ignore[union-attr]
+        assert answer.result(10).status == 200
+    assert_nothing_is_left(site.picker)
+
+
+def test_who_comes_when_all_are_full_waits_or_is_refused(
+    start_site: StartSite, decode: tuple[FakeWorker, ...], worker_loop: LoopThread
+) -> None:
+    for worker in decode:
+        worker.max_samples = 1
+        worker.gate = hold(worker_loop)
+    site = start_site(max_queued=1)
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(site.envoy.post, CHAT, BODY | {"stream": True}) for _ in range(2)]
+        wait_until(lambda: requests_of(decode) == [1, 1], "two streams, as many as there is room for")
+        answers.append(pool.submit(site.envoy.post, CHAT, BODY | {"stream": True}))
+        wait_until(lambda: len(site.picker.services.placer.gate) == 1, "one that waits")
+        refused = site.envoy.post(CHAT, BODY)
+        assert (refused.status, refused.error["code"]) == (503, "overloaded")
+        assert int(refused.headers["retry-after-ms"]) > 0
+        assert refused.headers["x-should-retry"] == "true"
+        assert requests_of(decode) == [1, 1], "the one that waits has not reached a worker"
+        for worker in decode:
+            worker_loop.call(worker.gate.set)  # type: ignore[union-attr]
+        assert [answer.result(10).status for answer in answers] == [200, 200, 200]
+    assert_nothing_is_left(site.picker)
+
+
+def test_the_endpoint_is_told_what_is_left_of_the_deadline_and_the_requests_id(site: Site) -> None:
+    headers = {"timeout": "5", "x-request-id": "mine", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+    answer = site.envoy.post(CHAT, BODY, headers=headers)
+    assert 4 < float(answer.sent_headers["timeout"]) < 5
+    assert (answer.sent_headers["x-request-id"], answer.headers["x-request-id"]) == ("mine", "mine")
+    assert answer.sent_headers["traceparent"] == headers["traceparent"]
+    assert site.picker.services.journal.find("mine") is not None, "penstock explain knows it"
 
 
 def test_a_large_body_goes_and_comes_back_in_pieces(site: Site) -> None:
@@ -204,7 +259,9 @@ def test_keys_and_quotas_are_the_pickers(start_site: StartSite, tmp_path: Path) 
     key, digest = new_key()
     file = tmp_path / "keys.toml"
     file.write_text(f'[team]\nkey_sha256 = ["{digest}"]\nrequests_per_minute = 1\ntokens_per_minute = 100000\n')
-    site = start_site(keys=str(file), sidecar={"keys": str(file)})
+    unlimited = tmp_path / "unlimited.toml"
+    unlimited.write_text(f'[team]\nkey_sha256 = ["{digest}"]\n')
+    site = start_site(keys=str(file), sidecar={"keys": str(unlimited)})
     assert site.envoy.post(CHAT, BODY).status == 401
     headers = {"authorization": f"Bearer {key}"}
     answer = site.envoy.post(CHAT, BODY | {"max_tokens": 5}, headers=headers)
