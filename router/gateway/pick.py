@@ -26,6 +26,9 @@ from penstock.router.placer import Placed, Trial
 from penstock.router.services import Services
 from penstock.telemetry.trace import Value, current
 
+_MARGIN_S = 0.2
+"""The endpoint's deadline is so much sooner, since it can tell the client of it, in the midst of a stream too."""
+
 
 class Pick(Endpoint):
     """For one request."""
@@ -50,11 +53,11 @@ class Pick(Endpoint):
         watch = _Watch(services, call, placed)
         try:
             with current().span("gateway", "client") as span:
-                left_s = arrival.deadline(stream=call.stream) - asyncio.get_running_loop().time()
+                left_s = arrival.deadline(stream=call.stream) - _MARGIN_S - asyncio.get_running_loop().time()
                 headers = _headers(placed, reply.request_id, left_s, span.headers)
                 remove = [] if placed.source else [SOURCE_HEADER.decode()]
-                if not exchange.allows(endpoint):  # excluded, lost and back: that would be a new chance elsewhere
-                    raise Overloaded(f"of the endpoints that the gateway allows none is ready, as {endpoint} is")
+                if not exchange.allows(endpoint):  # lost and back while this waited, which ends an exclusion
+                    raise Overloaded(f"no endpoint is ready that the gateway allows; {endpoint} is")
                 await exchange.pick(endpoint, headers, remove)
                 held.release()
                 async for status, piece in exchange.rest(reply.headers):

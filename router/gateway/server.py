@@ -1,8 +1,9 @@
 """Serves endpoint pickers over gRPC. The only module that imports grpc."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,29 @@ _STOP_S = 0.1
 """For the last words of calls whose requests have ended. (It always takes so long while a gateway is connected.)"""
 
 
+def picking(services: Services, prepare: Mapping[str, tuple[str, Prepare]]) -> AbstractAsyncContextManager[None]:
+    """Listens for as long as the block lasts. Raises ConfigError at once."""
+    config = services.config
+    credentials = _credentials(config.ext_proc_tls) if config.ext_proc_tls else None
+    try:
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        socket.create_server((config.host, config.ext_proc_port or 0), family=family).close()
+    except OSError as error:
+        raise ConfigError(f"--ext-proc-port {config.ext_proc_port} of {config.host}: {error}") from error
+    return _serving(_Picker(services, prepare), config, credentials)
+
+
 @asynccontextmanager
-async def picking(services: Services, prepare: Mapping[str, tuple[str, Prepare]]) -> AsyncIterator[None]:
-    """Listens for as long as the block lasts. Raises ConfigError."""
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers(_Picker(services, prepare).handlers())
-    _listen(server, services.config)
+async def _serving(
+    picker: "_Picker", config: RouterConfig, credentials: grpc.ServerCredentials | None
+) -> AsyncIterator[None]:
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=config.max_connections)
+    server.add_generic_rpc_handlers(picker.handlers())
+    address = f"{bracketed(config.host)}:{config.ext_proc_port}"
+    if credentials is None:
+        server.add_insecure_port(address)
+    else:
+        server.add_secure_port(address, credentials)
     await server.start()
     try:
         yield
@@ -48,19 +66,12 @@ async def picking(services: Services, prepare: Mapping[str, tuple[str, Prepare]]
         await server.stop(_STOP_S)
 
 
-def _listen(server: grpc.aio.Server, config: RouterConfig) -> None:
-    address = f"{bracketed(config.host)}:{config.ext_proc_port}"
+def _credentials(folder: str) -> grpc.ServerCredentials:
     try:
-        if config.ext_proc_tls:
-            folder = Path(config.ext_proc_tls)
-            pair = (folder / "tls.key").read_bytes(), (folder / "tls.crt").read_bytes()
-            server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
-        else:
-            server.add_insecure_port(address)
+        key, certificate = ((Path(folder) / name).read_bytes() for name in ("tls.key", "tls.crt"))
     except OSError as error:
-        raise ConfigError(f"--ext-proc-tls {config.ext_proc_tls}: {error}") from error
-    except RuntimeError as error:
-        raise ConfigError(f"--ext-proc-port {config.ext_proc_port}: {error}") from error
+        raise ConfigError(f"--ext-proc-tls: {error}") from error
+    return grpc.ssl_server_credentials([(key, certificate)])
 
 
 class _Picker:
@@ -84,8 +95,9 @@ class _Picker:
         """One HTTP request. The gateway ends the call when it is done with that, mostly by cancelling it."""
 
         async def read() -> Any:
-            message = await context.read()
-            return None if message is grpc.aio.EOF else message
+            with suppress(grpc.aio.BaseError):
+                message = await context.read()
+                return None if message is grpc.aio.EOF else message
 
         async def write(message: Any) -> None:
             try:

@@ -1,6 +1,7 @@
 """An endpoint picker as a gateway sees it: real gRPC, real routers beside fake workers."""
 
 import json
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ import grpc
 import pytest
 
 from penstock.errors import ConfigError
+from penstock.router.app import build_app
 from penstock.router.config import RouterConfig
 from penstock.router.flow.keys import new_key
 from penstock.router.gateway.messages import HealthCheckRequest, HealthCheckResponse, ProcessingRequest, kind_of
@@ -17,9 +19,12 @@ from tests.router.conftest import TEXTS
 from tests.router.fake_worker import FakeWorker, busy, refuse
 from tests.router.gateway.conftest import Site
 from tests.router.gateway.envoy import DESTINATION, Envoy, destination_of, first_message, header_map
+from tests.router.processes import free_port
 from tests.router.serving import LoopThread, assert_nothing_is_left, hold, wait_until
 
 CHAT = "/v1/chat/completions"
+TLS = Path(__file__).parent / "tls"
+"""A certificate for 127.0.0.1 that nobody trusts."""
 BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
 StartSite = Callable[..., Site]
 
@@ -203,6 +208,24 @@ def test_an_impossible_subset_is_refused(start_site: StartSite, subset: list[str
     assert_nothing_is_left(site.picker)
 
 
+def test_a_worker_that_comes_back_while_a_request_waits_is_still_not_of_its_subset(
+    site: Site, decode: tuple[FakeWorker, ...]
+) -> None:
+    def turn(worker: FakeWorker, *, ready: bool) -> None:
+        worker.ready = ready
+        wait_until(lambda: site.picker.services.cluster.is_ready(worker.url) is ready, "its readiness")
+
+    turn(decode[0], ready=False)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(site.envoy.post, CHAT, BODY, subset=[next(iter(site.beside))])
+        wait_until(lambda: len(site.picker.services.lifelines) == 1, "the request's arrival")
+        turn(decode[1], ready=False)
+        turn(decode[1], ready=True)
+        assert answer.result(10).status == 503
+    assert requests_of(decode) == [0, 0]
+    assert_nothing_is_left(site.picker)
+
+
 def test_what_is_no_request_for_tokens_goes_to_any_endpoint(site: Site) -> None:
     answer = site.envoy.request("GET", "/v1/models")
     assert (answer.status, json.loads(answer.body)["data"][0]["id"]) == (200, "tiny")
@@ -339,6 +362,31 @@ def test_a_gateway_that_keeps_the_answer_to_itself_is_served(site: Site) -> None
     assert_nothing_is_left(site.picker)
 
 
+def test_trailers_end_an_answer_and_other_modes_need_no_body_back(site: Site) -> None:
+    """response_body_mode STREAMED: the gateway keeps the pieces itself."""
+    with site.envoy.call() as call:
+        modes = {"protocol_config": {"request_body_mode": 4, "response_body_mode": 1}}
+        call.send(**first_message("POST", CHAT, {}, end=False) | modes)
+        call.send(request_body={"body": json.dumps(BODY).encode(), "end_of_stream": True})
+        assert destination_of(call.next()) in site.beside
+        call.next()
+        call.send(response_headers={"headers": header_map({":status": "200"})})
+        assert call.next().HasField("response_headers")
+        call.send(response_body={"body": b"{}"})
+        assert not call.next().response_body.response.HasField("body_mutation")
+        call.send(response_trailers={})
+        assert call.next().HasField("response_trailers")
+        assert call.next() is None, "the picker has closed the call"
+    assert_nothing_is_left(site.picker)
+
+
+def test_a_picker_may_have_a_certificate(start_site: StartSite) -> None:
+    site = start_site(ext_proc_tls=str(TLS))
+    credentials = grpc.ssl_channel_credentials((TLS / "tls.crt").read_bytes())
+    with Envoy(site.picker.services.config.ext_proc_port or 0, credentials) as envoy:
+        assert envoy.post(CHAT, BODY).status == 200
+
+
 def health_of(envoy: Envoy, service: str) -> int:
     check = envoy.channel.unary_unary(
         "/grpc.health.v1.Health/Check", HealthCheckRequest.SerializeToString, HealthCheckResponse.FromString
@@ -364,6 +412,11 @@ def test_configurations_that_cannot_work_are_refused(model_folder: Path) -> None
         RouterConfig(model=str(model_folder), ext_proc_port=1)
     with pytest.raises(ConfigError, match="--beside http://here:1 must be one of"):
         RouterConfig(model=str(model_folder), beside="http://here:1", decode="http://there:1")
+    asked = {"model": str(model_folder), "endpoint_port": 1}
+    with pytest.raises(ConfigError, match=r"--ext-proc-tls: .*tls\.key"):
+        build_app(RouterConfig(**asked, ext_proc_port=free_port(), ext_proc_tls=str(model_folder)))
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match=r"--ext-proc-port .* in use"):
+        build_app(RouterConfig(**asked, ext_proc_port=taken.getsockname()[1]))
 
 
 GOLDEN = {
