@@ -180,12 +180,3 @@ def test_every_subscriber_of_a_worker_that_listens_begins_with_the_whole_cache(t
         _, again, events = receive(first)
         assert_whole_cache(events)
         assert again == number + 1
-
-
-def test_what_changes_no_block_is_not_published(tmp_path: Path) -> None:
-    """The engine's load is told several times a second."""
-    port = free_ports(1)[0]
-    with running_worker(tmp_path, "decode", "--kv-events", f"tcp://*:{port}"), subscriber(b"") as socket:
-        socket.connect(f"tcp://127.0.0.1:{port}")
-        assert_whole_cache(receive(socket)[2])
-        assert not socket.poll(2000), "published again"

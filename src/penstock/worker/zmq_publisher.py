@@ -1,13 +1,12 @@
 """Publishes vLLM's KV events over ZMQ: three frames, topic, number of the batch (8 bytes, big-endian) and msgpack.
 
-The only module that imports zmq. vLLM leaves it to late subscribers to ask for what they missed. Here every new
-subscriber has the whole prefix cache published again, after an event that clears it (an XPUB socket hears of
-subscribers), so nobody is late.
+The only module that imports zmq. vLLM leaves it to late subscribers to ask for what they missed. Here every new subscriber
+has the whole prefix cache published again, after an event that clears it (an XPUB socket hears of subscribers), so nobody
+is late.
 """
 
 import asyncio
 import itertools
-import logging
 import time
 
 import zmq
@@ -22,20 +21,13 @@ from penstock.worker.vllm_events import Form, encode_batch
 _MOST_BEHIND = 100_000
 """Batches that wait for a slow subscriber (vLLM's default); then it misses some, and sees so by their numbers."""
 _SUBSCRIBED = b"\x01"
-_PAUSE_S = 1.0
-"""After what should not happen."""
-
-log = logging.getLogger(__name__)
 
 
 class ZmqPublisher:
     """One per worker."""
 
     def __init__(self, endpoint: str, topic: str, form: str) -> None:
-        """Listens at an endpoint with a star (`tcp://*:5557`), else connects to it, as vLLM does.
-
-        Raises ConfigError.
-        """
+        """Listens at an endpoint with a star (`tcp://*:5557`), else connects to it, as vLLM does. Raises ConfigError."""
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.XPUB)
         self._socket.set_hwm(_MOST_BEHIND)
@@ -60,15 +52,11 @@ class ZmqPublisher:
             with bridge.subscribe() as subscription:
                 tasks = [asyncio.create_task(self._tell(subscription)), asyncio.create_task(self._newcomer())]
                 try:
-                    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     for task in tasks:
                         task.cancel()
                     await asyncio.gather(*tasks, return_exceptions=True)
-            for task in done:
-                if error := task.exception():
-                    log.error("KV events cannot be published; again from the beginning", exc_info=error)
-                    await asyncio.sleep(_PAUSE_S)
 
     async def publish(self, events: Events) -> None:
         """Never waits for a subscriber."""
