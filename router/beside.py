@@ -46,13 +46,18 @@ def _as_picked(request: PlacementRequest, cluster: ClusterSnapshot, own: WorkerS
     """None when that is no longer possible. A header may come from anybody: it can only name workers that are known."""
     if request.picked is None:
         return None
-    workers = {
-        authority(worker.url): worker.url
-        for worker in (*cluster.prefill, *cluster.decode)
-        if worker.revision == own.revision and worker.url not in request.excluded
-    }
-    prefill = workers.get(request.picked.prefill)
+    names: dict[str, str] = {}
+    for worker in (*cluster.prefill, *cluster.decode):
+        if worker.revision == own.revision and worker.url not in request.excluded:
+            name = authority(worker.url)
+            names[name] = names[_host(name)] = worker.url
+    wanted = (request.picked.prefill, request.picked.source)
+    prefill, source = (names.get(name) or names.get(_host(name)) for name in wanted)
     if prefill is None:
         return None
-    source = workers.get(request.picked.source)
     return Placement(own.url, None if prefill == own.url else prefill, source)
+
+
+def _host(name: str) -> str:
+    """Without the port: llm-d's picker takes every pod's to be that of the InferencePool."""
+    return name.rpartition(":")[0]

@@ -41,6 +41,7 @@ CLUSTER = ClusterSnapshot(
         ),
         pytest.param(PlacementRequest(1000, picked=Picked("10.9.9.9:1")), Placement(OWN, P1), id="unknown prefill"),
         pytest.param(PlacementRequest(1000, picked=Picked("")), Placement(OWN, P1), id="nobody"),
+        pytest.param(PlacementRequest(1000, picked=Picked("10.0.1.2:8000")), Placement(OWN, P2), id="by its host"),
         pytest.param(
             PlacementRequest(1000, excluded=frozenset([P2]), picked=Picked(at(P2))),
             Placement(OWN, P1),
