@@ -143,7 +143,16 @@ BROKEN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "volume": (
         "PodCannotStart",
         'secret "nowhere" not found',
-        {"decode": {"template": {"spec": {"volumes": [{"name": "more", "secret": {"secretName": "nowhere"}}]}}}},
+        {
+            "decode": {
+                "template": {
+                    "spec": {
+                        "volumes": [{"name": "more", "secret": {"secretName": "nowhere"}}],
+                        "containers": [{"name": "worker", "volumeMounts": [{"name": "more", "mountPath": "/more"}]}],
+                    }
+                }
+            }
+        },
     ),
     "template": (
         "Refused",
