@@ -162,7 +162,7 @@ class Engine:
         for sequence, matched in plan.admit:
             self._admit(sequence, matched)
         if not plan.work:
-            return bool(plan.preempt)
+            return bool(plan.preempt or plan.admit)  # a pull may have joined the batch at once
         for sequence, rows in plan.work:
             self._make_room(sequence, rows)
         began = time.monotonic()
