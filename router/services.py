@@ -1,10 +1,11 @@
 """What all requests of one router share, put together once."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from penstock.errors import ConfigError, RequestError
 from penstock.hop import new_session
@@ -17,6 +18,8 @@ from penstock.router.model import load_model
 from penstock.router.placer import Placer
 from penstock.router.policy import LeastWork
 from penstock.router.prefix_index import PrefixIndex
+
+T = TypeVar("T")
 
 _MOST_CHARS_PER_TOKEN = 128
 """Vocabularies have no longer tokens than this, and those only for runs of spaces and dashes."""
@@ -92,7 +95,7 @@ class Services:
         return self.config.max_samples if served is None else min(served, self.config.max_samples)
 
     async def encode(self, text: str, *, add_special_tokens: bool, field: str) -> list[int]:
-        """Token ids of `text`, computed aside when it is long (the tokenizer releases the GIL).
+        """Token ids of `text`.
 
         Raises RequestError naming `field` for a text that cannot fit into the context, without tokenizing it: 5 MB take
         ten seconds (measured, one core).
@@ -104,8 +107,13 @@ class Services:
                 field=field,
                 code="context_length_exceeded",
             )
-        if len(text) <= self.config.encode_inline_chars:
-            return self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.get_running_loop().run_in_executor(
-            self._encoders, lambda: self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return await self.aside(
+            len(text), lambda: self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         )
+
+    async def aside(self, size: int, work: Callable[[], T]) -> T:
+        """The result of `work` on so many characters or bytes, in a thread when they are many: until it is done no
+        stream would go on, and every worker would seem silent."""
+        if size <= self.config.encode_inline_chars:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._encoders, work)

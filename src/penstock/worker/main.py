@@ -22,12 +22,12 @@ from penstock.address import bracketed
 from penstock.engine.messages import Started, StartFailed, Stop, decode_from_engine
 from penstock.errors import ConfigError, Stopping, WorkerLost
 from penstock.hop import new_session
+from penstock.listen import bind
 from penstock.worker.app import build_app
 from penstock.worker.bridge import EngineBridge
 from penstock.worker.config import WorkerConfig
 from penstock.worker.front import Front
 from penstock.worker.lifetime import EngineMain, describe_exit, fork_engine
-from penstock.worker.listen import bind
 from penstock.worker.metrics import WorkerMetrics
 
 OnReady: TypeAlias = Callable[[Started, int], None]
