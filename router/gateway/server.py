@@ -1,7 +1,6 @@
 """Serves endpoint pickers over gRPC. The only module that imports grpc."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ import grpc.aio
 
 from penstock.address import bracketed
 from penstock.errors import ConfigError
+from penstock.listen import bind
 from penstock.router.config import RouterConfig
 from penstock.router.gateway.exchange import Exchange
 from penstock.router.gateway.messages import (
@@ -40,11 +40,7 @@ def picking(services: Services, prepare: Mapping[str, tuple[str, Prepare]]) -> A
     """Listens for as long as the block lasts. Raises ConfigError at once."""
     config = services.config
     credentials = _credentials(config.ext_proc_tls) if config.ext_proc_tls else None
-    try:
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        socket.create_server((config.host, config.ext_proc_port or 0), family=family).close()
-    except OSError as error:
-        raise ConfigError(f"--ext-proc-port {config.ext_proc_port} of {config.host}: {error}") from error
+    bind(config.host, config.ext_proc_port or 0).close()
     return _serving(_Picker(services, prepare), config, credentials)
 
 

@@ -417,7 +417,7 @@ def test_configurations_that_cannot_work_are_refused(model_folder: Path) -> None
         build_app(RouterConfig(**asked, ext_proc_port=free_port(), ext_proc_tls=str(model_folder)))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"--ext-proc-port {port} .* in use"):
+        with pytest.raises(ConfigError, match=f"port {port}: .* in use"):
             build_app(RouterConfig(**asked, ext_proc_port=port))
 
 
