@@ -6,7 +6,7 @@ worker never runs dry between two requests, and no more streams than its engine 
 
 from dataclasses import dataclass
 
-from penstock.router.placement.costs import attention_pairs
+from penstock.router.placement.prompts import prefill_s, queue_s
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, WorkerState
 
 _SPARE = 4.0
@@ -35,10 +35,8 @@ class Room:
         most_s = self.ahead_s if in_line or heavy else _SPARE * self.ahead_s
         prediction = placement.prediction
         found = set()
-        if computing is not None and computing.prefill_tokens:
-            wait_s = prediction.queue_s if prediction else queue_s(computing)
-            if wait_s >= most_s:
-                found.add(computing.url)
+        if computing is not None and computing.prefill_tokens and queue_s(computing, cluster.now_s) >= most_s:
+            found.add(computing.url)
         if decode is not None and decode.streams:  # an idle one takes whatever it is: there will never be more room
             most = _most_streams(decode, heavy=heavy)
             if (most and decode.streams + num_answers > most) or (
@@ -58,11 +56,6 @@ def _most_streams(worker: WorkerState, *, heavy: bool = False) -> int:
     return worker.max_streams - part if heavy else worker.max_streams + part
 
 
-def queue_s(worker: WorkerState) -> float:
-    """Seconds of prompts that are with the worker, where the policy predicts nothing."""
-    return worker.cost.seconds(worker.prefill_tokens, worker.prefill_pairs, steps=max(1, worker.prompts))
-
-
 def compute_s(cluster: ClusterSnapshot, placement: Placement, request: PlacementRequest) -> float:
     """Seconds to the first token once its worker begins with it."""
     prediction = placement.prediction
@@ -71,9 +64,7 @@ def compute_s(cluster: ClusterSnapshot, placement: Placement, request: Placement
     _, computing = workers_of(cluster, placement)
     if computing is None:
         return 0.0
-    tokens = request.uncached(computing)
-    pairs = attention_pairs(request.prompt_tokens, request.prompt_tokens - tokens)
-    return computing.cost.seconds(tokens, pairs, steps=-(-tokens // computing.step_tokens))
+    return prefill_s(computing, request.prompt_tokens, request.cached_tokens.get(computing.url, 0))
 
 
 def workers_of(cluster: ClusterSnapshot, placement: Placement) -> tuple[WorkerState | None, WorkerState | None]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 from penstock.router.placement.costs import PRIOR_LINK, attention_pairs
+from penstock.router.placement.prompts import chunks, left_s
 from penstock.router.policy import (
     ClusterSnapshot,
     Placement,
@@ -187,9 +188,9 @@ class Scene:
     def computing(self, worker: WorkerState, source: WorkerState | None = None) -> Computing:
         """The prompt on `worker`, which pulls KV from `source`, or from the best holder if that is cheaper."""
         cost, streams = worker.cost, worker.streams
-        shared_s = streams * cost.decode_token_s + worker.context_tokens * cost.context_token_s + cost.step_s
-        chunk = max(1, worker.step_tokens - streams)
-        queue_s = self._left_s(worker, cost.prefill_token_s + shared_s / chunk) if worker.prefill_tokens else 0.0
+        chunk, shared_s = chunks(worker)
+        token_s = cost.prefill_token_s + shared_s / chunk
+        queue_s = left_s(worker, token_s, self._now_s) if worker.prefill_tokens else 0.0
         waiting = self._waiting[worker.role]
         found: Computing | None = None
         for cached, pull_s, url in self._beginnings(worker, source):
@@ -245,15 +246,8 @@ class Scene:
             missing = request.prompt_tokens + 1 - request.cached_tokens.get(worker.url, 0) - worker.free_tokens
             if missing > 0:
                 admit_s = self._admit_s(worker, missing, step_s)
-        stall_s = self._left_s(worker, cost.prefill_token_s) if worker.prefill_tokens else 0.0
+        stall_s = left_s(worker, cost.prefill_token_s, self._now_s) if worker.prefill_tokens else 0.0
         return Decoding(decode_s + others_s + evict_s, decode_s, stall_s, others_s, evict_s, admit_s)
-
-    def _left_s(self, worker: WorkerState, token_s: float) -> float:
-        """Of the prompts queued on `worker`: the first has been computing for a while."""
-        pair_s = worker.cost.prefill_pair_s
-        all_s = worker.prefill_tokens * token_s + worker.prefill_pairs * pair_s
-        head_s = worker.head_tokens * token_s + worker.head_pairs * pair_s
-        return max(0.0, all_s - min(head_s, self._now_s - worker.head_since_s))
 
     def _admit_s(self, worker: WorkerState, missing: int, step_s: float) -> float:
         """Until so many tokens are free: streams end evenly over twice the time that is left to them on average."""

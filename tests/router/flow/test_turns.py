@@ -77,16 +77,15 @@ def test_where_the_limit_is_unknown_there_is_none() -> None:
     assert isinstance(take(PlacementRequest(10), ClusterSnapshot(decode=(worker("d", streams=1000),))), Placement)
 
 
-def test_the_policys_prediction_counts_where_there_is_one() -> None:
-    cluster = ClusterSnapshot(decode=(worker("d", prefill_tokens=1, streams=1),))
+def test_a_worker_that_is_predicted_to_lack_memory_has_no_room() -> None:
+    cluster = ClusterSnapshot(decode=(worker("d", streams=1),))
 
     def lacking(**seconds: float) -> frozenset[str]:
         placement = Placement("d", prediction=Prediction(**seconds))  # type: ignore[arg-type]
         return ROOM.lacking(cluster, placement, num_answers=1, in_line=True, heavy=False)
 
-    assert lacking(queue_s=0.2) == frozenset()
-    assert lacking(queue_s=0.3) == {"d"}
-    assert lacking(admit_s=0.3) == {"d"}, "no memory"
+    assert lacking(admit_s=0.2) == frozenset()
+    assert lacking(admit_s=0.3) == {"d"}
 
 
 def test_a_full_prefill_worker_is_not_waited_for_when_another_is_as_good() -> None:
