@@ -22,9 +22,10 @@ from penstock.errors import (
 )
 from penstock.protocol import Done, GenerateRequest
 from penstock.router.cluster import Cluster, Reservation
+from penstock.router.flow.admission import Claim
 from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.fair_queue import work_of
-from penstock.router.flow.gate import Claim, Gate
+from penstock.router.flow.gate import Gate
 from penstock.router.flow.room import Room, has_any
 from penstock.router.flow.tenants import ANYONE, Tenant
 from penstock.router.flow.turns import Busy, Turn, take_turn

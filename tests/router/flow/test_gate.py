@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from penstock.errors import Overloaded, RateLimited, RetryableError
+from penstock.router.flow.admission import Claim
 from penstock.router.flow.arrival import Arrival
-from penstock.router.flow.gate import Claim, Gate
+from penstock.router.flow.gate import Gate
 from penstock.router.flow.patience import Patience
 from penstock.router.flow.tenants import ANYONE, Tenant
 from penstock.router.flow.turns import Busy, Turn
