@@ -99,7 +99,8 @@ class Placer:
         trial.keys = trial.keys or PromptKeys(request.salt, request.prompt)
         keys = trial.keys.followed_by(output) if output else trial.keys
         job = _Job(request, num_answers, trial, trial.keys, keys)
-        give_up = min(asyncio.get_running_loop().time() + self._wait_s, deadline)
+        loop = asyncio.get_running_loop()
+        wait_s = self._wait_s  # without any worker; the wait for its turn before others does not count
         while True:
             placed = await self._in_turn(job, arrival, deadline)
             if placed is not None:
@@ -107,11 +108,13 @@ class Placer:
             if isinstance(trial.last_error, Overloaded):
                 await asyncio.sleep(trial.pause_s(self._wait_s))
                 continue
+            began = loop.time()
             try:
-                async with asyncio.timeout_at(give_up):
+                async with asyncio.timeout_at(min(began + wait_s, deadline)):
                     await self._cluster.changed()
+                wait_s -= loop.time() - began
             except TimeoutError:
-                if give_up == deadline:
+                if deadline < began + wait_s:
                     raise DeadlineExceeded("the request's deadline passed while no worker was ready") from None
                 reason = trial.last_error or f"no decode worker became ready within {self._wait_s} s"
                 raise Overloaded(f"no worker for this request: {reason}", retry_after_s=1.0) from None

@@ -47,8 +47,9 @@ class Room:
 
 
 def has_any(cluster: ClusterSnapshot) -> bool:
-    """Whether some decode worker might take another stream: else looking for placements is in vain."""
-    return any(not worker.max_streams or worker.streams < _most_streams(worker) for worker in cluster.decode)
+    """Whether some decode worker might take another stream: else looking for placements is in vain. True as well when
+    there is none at all: those who wait must be told."""
+    return not cluster.decode or any(not worker.max_streams or worker.streams < _most_streams(worker) for worker in cluster.decode)
 
 
 def _most_streams(worker: WorkerState, *, heavy: bool = False) -> int:

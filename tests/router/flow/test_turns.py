@@ -110,6 +110,7 @@ def test_the_best_worker_is_waited_for_as_long_as_its_cache_saves() -> None:
 
 def test_without_a_worker_there_is_no_turn() -> None:
     assert take(PlacementRequest(10), ClusterSnapshot()) is None
+    assert has_any(ClusterSnapshot()), "those who wait must be told"
     cluster = ClusterSnapshot(decode=(worker("d", streams=4, max_streams=4),))
     assert take(PlacementRequest(10, excluded=frozenset(["d"])), cluster) is None, "it has failed this request"
     assert take(PlacementRequest(10), cluster) == Busy(0.01)
