@@ -18,7 +18,7 @@ from penstock.router.flow.admission import Claim
 from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.fair_queue import work_of
 from penstock.router.flow.gate import Gate
-from penstock.router.flow.room import Room, has_any
+from penstock.router.flow.room import Room
 from penstock.router.flow.turns import Busy, Turn, take_turn
 from penstock.router.index.keys import PromptKeys
 from penstock.router.index.prefix_index import PrefixIndex
@@ -73,7 +73,7 @@ class Placer:
         self._wait_s = wait_s
         self._room = room
         self.gate: Gate[Placed] = Gate(
-            has_room=lambda: has_any(cluster.snapshot()),
+            has_room=lambda turn: room.of(in_line=turn.in_line, heavy=turn.heavy).any(cluster.snapshot()),
             undo=self.ended,
             most_waiting=most_waiting,
             longest_wait_s=longest_wait_s,

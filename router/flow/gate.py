@@ -54,15 +54,16 @@ class Gate(Generic[T]):
     def __init__(
         self,
         *,
-        has_room: Callable[[], bool],
+        has_room: Callable[[Turn], bool],
         undo: Callable[[T], None],
         most_waiting: int,
         longest_wait_s: float,
         on_left: Callable[[float], object] = lambda _: None,
         on_refused: Callable[[str], object] = lambda _: None,
     ) -> None:
-        """`has_room` is a quick look whether any attempt is worth while; `undo` takes back a placement whose request is
-        gone. `on_left` is told how long each waited, `on_refused` the code of each refusal."""
+        """`has_room` is a quick look whether any request of that kind might be placed: `Turn.in_line` and `Turn.heavy`
+        say which. `undo` takes back a placement whose request is gone. `on_left` is told how long each waited,
+        `on_refused` the code of each refusal."""
         self._has_room = has_room
         self._undo = undo
         self._most_waiting = most_waiting
@@ -131,18 +132,21 @@ class Gate(Generic[T]):
 
     def _let_through(self, now: float) -> None:
         """All that may go now, fairest first."""
-        while len(self._queue) and self._has_room() and self._let_one_through(now):
+        while self._let_one_through(now):
             pass
 
     def _let_one_through(self, now: float) -> bool:
-        hopeless: set[tuple[bool, bool]] = set()
+        hopes: dict[tuple[bool, bool], bool] = {}
         for entry in self._queue.first(_MOST_TRIED):
             waiter = entry.item
             if waiter.result.done():  # its task was cancelled, and has not run since
                 self._remove(entry)
                 return True
             turn = self._turn(entry, now)
-            if (turn.in_line, turn.heavy) in hopeless:
+            kind = turn.in_line, turn.heavy
+            if kind not in hopes:
+                hopes[kind] = self._has_room(turn)
+            if not hopes[kind]:
                 continue
             outcome: T | Busy | None
             try:
@@ -154,7 +158,7 @@ class Gate(Generic[T]):
             if isinstance(outcome, Busy):
                 waiter.compute_s = outcome.compute_s
                 if not outcome.could_go:
-                    hopeless.add((turn.in_line, turn.heavy))  # no worker has room for others of its kind
+                    hopes[kind] = False  # no worker has room for others of its kind
                 elif waiter.could_go_since is None:
                     waiter.could_go_since = now
                 continue

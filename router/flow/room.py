@@ -24,37 +24,65 @@ class Room:
     ahead_s: float
     """Seconds of prompts to compute, from which on a worker has enough."""
 
-    def lacking(
-        self, cluster: ClusterSnapshot, placement: Placement, *, num_answers: int, in_line: bool, heavy: bool
-    ) -> frozenset[str]:
-        """The workers of `placement` that have no room.
+    def of(self, *, in_line: bool, heavy: bool) -> "Limits":
+        """For a request whose tenant has more waiting behind it (`in_line`), or had far more lately than others
+        (`heavy`)."""
+        return Limits(self.ahead_s if in_line or heavy else _SPARE * self.ahead_s, heavy)
 
-        `in_line`: the tenant has more waiting behind this; `heavy`: it has had far more lately than other tenants.
-        """
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a worker may have before a request of one kind."""
+
+    most_s: float
+    """Of prompts to compute."""
+    heavy: bool
+
+    def any(self, cluster: ClusterSnapshot) -> bool:
+        """Whether the smallest request might find room: else looking for placements is in vain. True as well where no
+        decode worker is at all: those who wait must be told."""
+        return not cluster.decode or (
+            any(map(self._streams, cluster.decode))
+            and any(self._computes(worker, cluster) for worker in (*cluster.prefill, *cluster.decode))
+        )
+
+    def lacking(self, cluster: ClusterSnapshot, placement: Placement, *, num_answers: int) -> frozenset[str]:
+        """The workers of `placement` that have no room."""
         decode, computing = workers_of(cluster, placement)
-        most_s = self.ahead_s if in_line or heavy else _SPARE * self.ahead_s
-        prediction = placement.prediction
         found = set()
-        if computing is not None and computing.prefill_tokens and queue_s(computing, cluster.now_s) >= most_s:
+        if computing is not None and not self._computes(computing, cluster):
             found.add(computing.url)
-        if decode is not None and decode.streams:  # an idle one takes whatever it is: there will never be more room
-            most = _most_streams(decode, heavy=heavy)
-            if (most and decode.streams + num_answers > most) or (
-                prediction is not None and prediction.admit_s >= most_s
-            ):
+        if decode is not None:
+            waits_s = placement.prediction.admit_s if placement.prediction else 0.0
+            if not self._streams(decode, num_answers) or (decode.streams and waits_s >= self.most_s):
                 found.add(decode.url)
         return frozenset(found)
 
+    def full(self, cluster: ClusterSnapshot, *, num_answers: int) -> frozenset[str]:
+        """The workers that can have no part in a placement now."""
+        return frozenset(
+            [worker.url for worker in cluster.prefill if not self._computes(worker, cluster)]
+            + [worker.url for worker in cluster.decode if not self._streams(worker, num_answers)]
+        )
 
-def has_any(cluster: ClusterSnapshot) -> bool:
-    """Whether some decode worker might take another stream: else looking for placements is in vain. True as well when
-    there is none at all: those who wait must be told."""
-    return not cluster.decode or any(not worker.max_streams or worker.streams < _most_streams(worker) for worker in cluster.decode)
+    def pressed(self, cluster: ClusterSnapshot, request: PlacementRequest) -> frozenset[str]:
+        """The decode workers that can have only some: they have prompts to compute, or must wait for memory."""
+        return frozenset(
+            worker.url
+            for worker in cluster.decode
+            if not self._computes(worker, cluster) or (worker.streams and _is_short(worker, request))
+        )
 
+    def _computes(self, worker: WorkerState, cluster: ClusterSnapshot) -> bool:
+        """Whether `worker` takes another prompt."""
+        return not worker.prefill_tokens or queue_s(worker, cluster.now_s) < self.most_s
 
-def _most_streams(worker: WorkerState, *, heavy: bool = False) -> int:
-    part = worker.max_streams // _PART
-    return worker.max_streams - part if heavy else worker.max_streams + part
+    def _streams(self, worker: WorkerState, num: int = 1) -> bool:
+        """Whether `worker` takes so many more streams. An idle one takes whatever it is: there will never be more room."""
+        if not worker.streams or not worker.max_streams:
+            return True
+        part = worker.max_streams // _PART
+        return worker.streams + num <= (worker.max_streams - part if self.heavy else worker.max_streams + part)
 
 
 def compute_s(cluster: ClusterSnapshot, placement: Placement, request: PlacementRequest) -> float:
@@ -76,3 +104,9 @@ def workers_of(cluster: ClusterSnapshot, placement: Placement) -> tuple[WorkerSt
 
 def _find(workers: tuple[WorkerState, ...], url: str) -> WorkerState | None:
     return next((worker for worker in workers if worker.url == url), None)
+
+
+def _is_short(worker: WorkerState, request: PlacementRequest) -> bool:
+    """Of memory for the prompt."""
+    needed = request.prompt_tokens + 1 - request.cached_tokens.get(worker.url, 0)
+    return bool(worker.num_tokens) and needed > worker.free_tokens

@@ -50,25 +50,29 @@ def take_turn(
     room: Room,
     turn: Turn,
 ) -> Placement | Busy | None:
-    """`choose` gives the policy's choice without some workers. None when there is no worker at all.
+    """`choose` gives the policy's choice without some workers, and is asked three times at most, however many are full.
+    None when there is no worker at all.
 
     Raises RequestError for a prompt that takes longer to compute than its client waits.
     """
-    full: frozenset[str] = frozenset()
-    best_s = 0.0
-    while (placement := choose(full)) is not None:
-        seconds = compute_s(cluster, placement, wanted)
-        if not full:
-            best_s = seconds
-            _check_time(turn, seconds, cluster, placement)
-        lacking = room.lacking(
-            cluster, placement, num_answers=wanted.num_answers, in_line=turn.in_line, heavy=turn.heavy
-        )
-        if not lacking:
-            may_go = turn.waited_s >= seconds - best_s
-            return placement if may_go else Busy(best_s, could_go=True)
-        full |= lacking
-    return Busy(best_s) if full else None
+    best = choose(frozenset())
+    if best is None:
+        return None
+    best_s = compute_s(cluster, best, wanted)
+    _check_time(turn, best_s, cluster, best)
+    limits = room.of(in_line=turn.in_line, heavy=turn.heavy)
+    lacking = limits.lacking(cluster, best, num_answers=wanted.num_answers)
+    if not lacking:
+        return best
+    full = lacking | limits.full(cluster, num_answers=wanted.num_answers)
+    placement = choose(full)
+    if placement is not None and limits.lacking(cluster, placement, num_answers=wanted.num_answers):
+        placement = choose(full | limits.pressed(cluster, wanted))
+    if placement is None:
+        return Busy(best_s)
+    if turn.waited_s < compute_s(cluster, placement, wanted) - best_s:
+        return Busy(best_s, could_go=True)
+    return placement
 
 
 def _check_time(turn: Turn, seconds: float, cluster: ClusterSnapshot, placement: Placement) -> None:

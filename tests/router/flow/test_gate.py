@@ -48,7 +48,7 @@ class Worker:
         self.task: asyncio.Task[None] | None = None
         self.undone = 0
         settings: dict[str, Any] = {"most_waiting": 10_000, "longest_wait_s": 60.0, **options}
-        self.gate: Gate[Job] = Gate(has_room=lambda: True, undo=self.undo, **settings)
+        self.gate: Gate[Job] = Gate(has_room=lambda _: True, undo=self.undo, **settings)
 
     def attempt(self, work: float, claim: Claim, turn: Turn) -> Job | Busy:
         seconds = work / self.tokens_per_s
@@ -332,7 +332,7 @@ def test_one_that_waits_for_its_best_worker_holds_up_nobody() -> None:
     """Not even those behind it in its own line; and it goes elsewhere when it has waited long enough."""
 
     async def test() -> None:
-        gate: Gate[Job] = Gate(has_room=lambda: True, undo=lambda _: None, most_waiting=9, longest_wait_s=60)
+        gate: Gate[Job] = Gate(has_room=lambda _: True, undo=lambda _: None, most_waiting=9, longest_wait_s=60)
         loop = asyncio.get_running_loop()
         full = True
 
@@ -381,7 +381,7 @@ def test_a_bug_in_one_attempt_is_that_requests_alone() -> None:
 def test_when_no_worker_is_there_everybody_is_told() -> None:
     async def test() -> None:
         gone = False
-        gate: Gate[Job] = Gate(has_room=lambda: True, undo=lambda _: None, most_waiting=9, longest_wait_s=60)
+        gate: Gate[Job] = Gate(has_room=lambda _: True, undo=lambda _: None, most_waiting=9, longest_wait_s=60)
         arrival = Arrival("id", ANYONE, Patience(60, 60, 15), 0.0)
         waiting = asyncio.ensure_future(gate.enter(Claim(arrival, 0, 1, 60), lambda _: None if gone else Busy()))
         await asyncio.sleep(1)
