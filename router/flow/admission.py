@@ -64,6 +64,8 @@ class Admission:
         self._longest_wait_s = longest_wait_s
         self._on_refused = on_refused
         self._promises: dict[str, Promises] = {}
+        self._open: dict[str, Promises] = {}
+        """Those of them that are owed anything."""
 
     def outlook(self, arrival: Arrival, now_s: float) -> Outlook:
         """Of a request that has just come. If it comes as it was told to, the promise is kept with this."""
@@ -97,7 +99,9 @@ class Admission:
 
     def _promised(self, now_s: float) -> dict[str, float]:
         """Work that is expected to come back, by tenant."""
-        return {name: promises.amount(now_s) for name, promises in self._promises.items() if len(promises)}
+        amounts = {name: promises.amount(now_s) for name, promises in self._open.items()}
+        self._open = {name: promises for name, promises in self._open.items() if len(promises)}
+        return amounts
 
     def _ahead(self, tenant: Tenant, now_s: float, expected: dict[str, float]) -> Ahead:
         """Of those who wait, and of those who are `expected`."""
@@ -110,6 +114,7 @@ class Admission:
         tenant = arrival.tenant
         promises = self._promises.setdefault(tenant.name, Promises())
         wait_s = promises.make(arrival.digest(), work, wait_s, now_s)
+        self._open[tenant.name] = promises
         kind: type[RetryableError] = Overloaded
         if tenant is not ANYONE and 2 * self._queue.work_of(tenant) >= self._queue.work:
             kind, said = RateLimited, f"{tenant.name} asks for more than its share: {said}"
