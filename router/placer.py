@@ -73,7 +73,7 @@ class Placer:
         self._wait_s = wait_s
         self._room = room
         self.gate: Gate[Placed] = Gate(
-            has_room=lambda turn: room.of(in_line=turn.in_line, heavy=turn.heavy).any(cluster.snapshot()),
+            has_room=self._has_room,
             undo=self.ended,
             most_waiting=most_waiting,
             longest_wait_s=longest_wait_s,
@@ -172,6 +172,10 @@ class Placer:
 
         with current().span("queue", tenant=arrival.tenant.name):
             return await self.gate.enter(claim, attempt)
+
+    def _has_room(self, turn: Turn) -> bool:
+        limits = self._room.of(in_line=turn.in_line, heavy=turn.heavy)
+        return limits.any(self._cluster.snapshot(), kept=turn.kept)
 
     def _wanted(self, job: _Job) -> PlacementRequest:
         """To a worker prompt and output so far are all prompt."""

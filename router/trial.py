@@ -1,4 +1,4 @@
-"""The history of one request's placements: whom an error is to be blamed on, who is excluded, when it has failed. Pure."""
+"""The history of one request's placements: who is to blame for an error, who is excluded, when it has failed. Pure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

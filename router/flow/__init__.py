@@ -10,6 +10,7 @@ usage            who has had far more than others lately
 room, turns      whether a worker should take a request yet; where a request goes whose turn it is
 speed            how fast those who wait are let through
 admission        the refusal at once of what would wait too long
+tries            who of those that wait is tried again, and for whom a worker is kept
 gate             the waiting itself
 bodies           the memory that request bodies may take
 """

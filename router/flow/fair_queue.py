@@ -148,7 +148,7 @@ class FairQueue(Generic[T]):
         own = mine.work + expected.get(tenant.name, 0.0)
         start = (mine.counter if mine.waiting else self._lifted(mine)) + own / tenant.weight
         ahead = own
-        for name in {*self._waiting, *expected}:
+        for name in dict.fromkeys((*self._waiting, *expected)):
             line = self._lines.get(name)
             if line is None or line is mine or line.tenant.priority > tenant.priority:
                 continue

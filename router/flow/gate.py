@@ -1,26 +1,28 @@
 """Where requests wait for their turn.
 
-A request goes straight through while nobody waits and a worker has room for it. Else it waits here, in fair order, or is
-refused at once (admission.py); each time work ends somewhere, and now and then, the fairest ones try again to be placed.
-One whose best worker is full does not hold up those behind it.
+A request goes straight through while nobody waits and a worker has room for it. Else it waits here, in fair order, or
+is refused at once (admission.py); each time work ends somewhere, and now and then, the fairest ones try again to be
+placed (tries.py).
 """
 
 import asyncio
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from penstock.router.flow.admission import Admission, Claim
 from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.fair_queue import Entry, FairQueue
 from penstock.router.flow.tenants import Tenant
+from penstock.router.flow.tries import Round, Tried, Tries
 from penstock.router.flow.turns import Busy, Turn
 from penstock.router.flow.usage import Usage
 
 POLL_S = 0.05
 """While somebody waits, workers are looked at so often: prompts progress without telling."""
-_MOST_TRIED = 8
-"""So many requests are tried at a time, until one can go."""
+_MOST_SEEN = 64
+"""So many requests are looked at, until one can go."""
 
 
 class Passed(Protocol):
@@ -42,10 +44,8 @@ Attempt: TypeAlias = Callable[[Turn], T | Busy | None]
 class _Waiter(Generic[T]):
     claim: Claim
     attempt: Attempt[T]
-    since: float
+    tried: Tried
     result: "asyncio.Future[T | None]"
-    could_go_since: float | None = None
-    compute_s: float = 0.0
 
 
 class Gate(Generic[T]):
@@ -60,16 +60,16 @@ class Gate(Generic[T]):
         longest_wait_s: float,
         on_left: Callable[[float], object] = lambda _: None,
         on_refused: Callable[[str], object] = lambda _: None,
+        stopwatch: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`has_room` is a quick look whether any request of that kind might be placed: `Turn.in_line` and `Turn.heavy`
-        say which. `undo` takes back a placement whose request is gone. `on_left` is told how long each waited,
-        `on_refused` the code of each refusal."""
-        self._has_room = has_room
+        """`has_room` and `stopwatch` as Tries takes them; `undo` takes back a placement whose request is gone. `on_left`
+        is told how long each waited, `on_refused` the code of each refusal."""
         self._undo = undo
         self._most_waiting = most_waiting
         self._on_left = on_left
         self._queue: FairQueue[_Waiter[T]] = FairQueue()
         self._admission = Admission(self._queue, longest_wait_s=longest_wait_s, on_refused=on_refused)
+        self._tries = Tries(has_room, stopwatch)
         self._usage = Usage()
         self._usual_work = 1000.0
         self._timer: asyncio.TimerHandle | None = None
@@ -84,31 +84,42 @@ class Gate(Generic[T]):
 
     def check(self, arrival: Arrival) -> None:
         """Refuses at once, before its body is parsed, what would wait too long. Raises RetryableError."""
-        if len(self._queue):
-            now = self._now()
-            claim = Claim(arrival, 0, self._usual_work, arrival.began + arrival.patience.longest_s)
-            self._admission.check(self._admission.outlook(arrival, now), claim, 0.0, now)
+        if not len(self._queue):
+            return
+        now, num_waiting = self._now(), self._queue.waiting(arrival.tenant)
+        kind = replace(self._kind(arrival.tenant, num_waiting + 1, now), kept=self._tries.kept)
+        if self._tries.kept_from(kind, now) is not None:
+            return  # it may well go at once, whoever waits
+        claim = Claim(arrival, 0, self._usual_work, arrival.began + arrival.patience.longest_s)
+        self._admission.check(self._admission.outlook(arrival, now), claim, 0.0, now)
 
     async def enter(self, claim: Claim, attempt: Attempt[T]) -> T | None:
         """Returns what `attempt` gave when its turn had come. Raises what it raised, or RetryableError."""
         now = self._now()
         tenant = claim.tenant
         self._usual_work += 0.05 * (claim.work - self._usual_work)
+        turn = replace(self._kind(tenant, 1, now), remaining_s=claim.deadline - now)
+        busy: Busy | None = None
         if not len(self._queue):
-            outcome = attempt(Turn(heavy=self._usage.is_heavy(tenant, now), remaining_s=claim.deadline - now))
+            outcome = attempt(turn)
             if not isinstance(outcome, Busy):
                 if outcome is not None:
                     self._charge(tenant, outcome.work, now)
                 return outcome
+            busy = outcome
         outlook = self._admission.outlook(claim.arrival, now)
-        waiter = _Waiter(claim, attempt, now, asyncio.get_running_loop().create_future())
+        waiter = _Waiter(claim, attempt, Tried(now), asyncio.get_running_loop().create_future())
         claim.arrival.seal()
         entry = self._queue.push(tenant, waiter, claim.work, claim.priority)
         self._admission.speeds.waits(tenant, now)
         try:
-            self._let_through(now)
+            if busy is None:
+                self._let_through(now)
+            else:
+                self._tries.in_vain(waiter.tried, busy, now, hope=self._tries.has_room(turn))
             if not waiter.result.done():
-                self._admission.check(outlook, claim, waiter.compute_s, now)
+                if waiter.tried.could_go_since is None:
+                    self._admission.check(outlook, claim, waiter.tried.compute_s, now)
                 self._make_room(now)
                 self._set_timer()
             return await waiter.result
@@ -136,18 +147,17 @@ class Gate(Generic[T]):
             pass
 
     def _let_one_through(self, now: float) -> bool:
-        hopes: dict[tuple[bool, bool], bool] = {}
-        for entry in self._queue.first(_MOST_TRIED):
+        look = Round(self._tries, now)
+        for entry in self._queue.first(_MOST_SEEN):
             waiter = entry.item
             if waiter.result.done():  # its task was cancelled, and has not run since
                 self._remove(entry)
                 return True
-            turn = self._turn(entry, now)
-            kind = turn.in_line, turn.heavy
-            if kind not in hopes:
-                hopes[kind] = self._has_room(turn)
-            if not hopes[kind]:
+            kind = self._kind(entry.tenant, self._queue.waiting(entry.tenant), now)
+            turn = look.turn(waiter.tried, kind, waiter.claim.deadline - now)
+            if turn is None:
                 continue
+            began_s = self._tries.stopwatch()
             outcome: T | Busy | None
             try:
                 outcome = waiter.attempt(turn)
@@ -156,37 +166,29 @@ class Gate(Generic[T]):
                 waiter.result.set_exception(error)
                 return True
             if isinstance(outcome, Busy):
-                waiter.compute_s = outcome.compute_s
-                if not outcome.could_go:
-                    hopes[kind] = False  # no worker has room for others of its kind
-                elif waiter.could_go_since is None:
-                    waiter.could_go_since = now
+                look.in_vain(waiter.tried, outcome, self._tries.stopwatch() - began_s)
                 continue
             if outcome is not None:
                 self._admission.speeds.left(entry.tenant, entry.work, now)
-                self._on_left(now - waiter.since)
+                self._on_left(now - waiter.tried.since)
             self._remove(entry)
             if outcome is not None:
                 self._charge(entry.tenant, entry.work, now)
             waiter.result.set_result(outcome)
             return True
+        look.end()
         return False
 
     def _remove(self, entry: Entry[_Waiter[T]]) -> None:
         """It no longer waits."""
         self._queue.remove(entry)
+        self._tries.gone(entry.item.tried)
         if not self._queue.waiting(entry.tenant):
             self._admission.speeds.empty(entry.tenant, nobody=not len(self._queue))
 
-    def _turn(self, entry: Entry[_Waiter[T]], now: float) -> Turn:
-        since = entry.item.could_go_since
-        return Turn(
-            is_later=True,
-            in_line=self._queue.waiting(entry.tenant) > 1,
-            heavy=self._usage.is_heavy(entry.tenant, now),
-            waited_s=0.0 if since is None else now - since,
-            remaining_s=entry.item.claim.deadline - now,
-        )
+    def _kind(self, tenant: Tenant, num_waiting: int, now: float) -> Turn:
+        """What is the same for many, of a tenant of whom so many wait."""
+        return Turn(in_line=num_waiting > 1, heavy=self._usage.is_heavy(tenant, now))
 
     def _charge(self, tenant: Tenant, work: float, now: float) -> None:
         self._queue.charge(tenant, work)

@@ -38,12 +38,13 @@ class Limits:
     """Of prompts to compute."""
     heavy: bool
 
-    def any(self, cluster: ClusterSnapshot) -> bool:
-        """Whether the smallest request might find room: else looking for placements is in vain. True as well where no
-        decode worker is at all: those who wait must be told."""
+    def any(self, cluster: ClusterSnapshot, *, kept: str = "") -> bool:
+        """Whether the smallest request might find room on other workers than `kept`: else looking for placements is in
+        vain. True as well where no decode worker is at all: those who wait must be told."""
+        workers = (*cluster.prefill, *cluster.decode)
         return not cluster.decode or (
-            any(map(self._streams, cluster.decode))
-            and any(self._computes(worker, cluster) for worker in (*cluster.prefill, *cluster.decode))
+            any(self._streams(worker) for worker in cluster.decode if worker.url != kept)
+            and any(self._computes(worker, cluster) for worker in workers if worker.url != kept)
         )
 
     def lacking(self, cluster: ClusterSnapshot, placement: Placement, *, num_answers: int) -> frozenset[str]:
@@ -78,7 +79,7 @@ class Limits:
         return not worker.prefill_tokens or queue_s(worker, cluster.now_s) < self.most_s
 
     def _streams(self, worker: WorkerState, num: int = 1) -> bool:
-        """Whether `worker` takes so many more streams. An idle one takes whatever it is: there will never be more room."""
+        """Whether `worker` takes so many more streams. An idle one takes any number: there will never be more room."""
         if not worker.streams or not worker.max_streams:
             return True
         part = worker.max_streams // _PART

@@ -27,6 +27,8 @@ class Turn:
     """The tenant has more waiting behind this one."""
     heavy: bool = False
     """The tenant has had far more lately than others (usage.py)."""
+    kept: str = ""
+    """A worker that is kept for another request."""
     waited_s: float = 0.0
     """Since it could first have gone to a worker that was not its best."""
     remaining_s: float = math.inf
@@ -41,6 +43,8 @@ class Busy:
     """To the first token, once its worker begins with it."""
     could_go: bool = False
     """Another worker than its best has room."""
+    waits_for: str = ""
+    """The decode worker that is the best for it, if it does not fit anywhere."""
 
 
 def take_turn(
@@ -55,21 +59,22 @@ def take_turn(
 
     Raises RequestError for a prompt that takes longer to compute than its client waits.
     """
-    best = choose(frozenset())
+    kept = frozenset([turn.kept] if turn.kept else ())
+    best = choose(kept) or choose(frozenset())
     if best is None:
         return None
     best_s = compute_s(cluster, best, wanted)
     _check_time(turn, best_s, cluster, best)
     limits = room.of(in_line=turn.in_line, heavy=turn.heavy)
     lacking = limits.lacking(cluster, best, num_answers=wanted.num_answers)
-    if not lacking:
+    if not lacking and best.decode != turn.kept:
         return best
-    full = lacking | limits.full(cluster, num_answers=wanted.num_answers)
+    full = kept | lacking | limits.full(cluster, num_answers=wanted.num_answers)
     placement = choose(full)
     if placement is not None and limits.lacking(cluster, placement, num_answers=wanted.num_answers):
         placement = choose(full | limits.pressed(cluster, wanted))
     if placement is None:
-        return Busy(best_s)
+        return Busy(best_s, waits_for=best.decode)
     if turn.waited_s < compute_s(cluster, placement, wanted) - best_s:
         return Busy(best_s, could_go=True)
     return placement

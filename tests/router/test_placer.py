@@ -137,7 +137,7 @@ def test_when_the_last_worker_goes_those_who_wait_are_told_as_soon_as_those_who_
             await asyncio.sleep(20)
             assert not waiting.done()
             cluster.tell(ready=False)
-            with pytest.raises(Overloaded, match="no decode worker became ready within 1.0 s"):
+            with pytest.raises(Overloaded, match="no decode worker became ready"):
                 await waiting
             assert asyncio.get_running_loop().time() == pytest.approx(21, abs=0.1)
 

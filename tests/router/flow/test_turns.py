@@ -52,7 +52,7 @@ def test_a_worker_has_enough_when_it_has_a_quarter_second_of_prompts(ahead: int,
     """Four times as much is nothing to one that stands in no line."""
     cluster = ClusterSnapshot(decode=(worker("d", prefill_tokens=ahead, prompts=2),))
     found = take(PlacementRequest(1000), cluster, turn)
-    assert found == (Busy(1.0) if lacks else Placement("d"))
+    assert found == (Busy(1.0, waits_for="d") if lacks else Placement("d"))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_without_a_worker_there_is_no_turn() -> None:
     assert USUAL.any(ClusterSnapshot()), "those who wait must be told"
     cluster = ClusterSnapshot(decode=(worker("d", streams=4, max_streams=4),))
     assert take(PlacementRequest(10, excluded=frozenset(["d"])), cluster) is None, "it has failed this request"
-    assert take(PlacementRequest(10), cluster) == Busy(0.01)
+    assert take(PlacementRequest(10), cluster) == Busy(0.01, waits_for="d")
 
 
 def test_a_prompt_that_takes_longer_than_its_client_waits_is_refused_for_good() -> None:
@@ -185,3 +185,14 @@ def test_a_decode_worker_with_prompts_to_compute_still_decodes_for_a_prefill_wor
     cluster = ClusterSnapshot((worker("p", role="prefill"),), busy)
     wanted = PlacementRequest(1000, {"d1": 990})  # on d1 alone that would be nearly nothing
     assert take(wanted, cluster, Turn(in_line=True, waited_s=9.0)) == Placement("d2", "p")
+
+
+def test_a_worker_that_is_kept_for_another_is_used_for_nothing() -> None:
+    cluster = ClusterSnapshot((worker("p", role="prefill"),), (worker("d1"), worker("d2", output_tokens=1)))
+    assert take(PlacementRequest(1000), cluster) == Placement("d1", "p")
+    assert take(PlacementRequest(1000), cluster, Turn(kept="d1")) == Placement("d2", "p")
+    assert take(PlacementRequest(1000), cluster, Turn(kept="p")) == Placement("d1")
+    alone = replace(cluster, decode=cluster.decode[:1])
+    assert isinstance(take(PlacementRequest(1000), alone, Turn(kept="d1")), Busy)
+    assert not USUAL.any(alone, kept="d1")
+    assert USUAL.any(cluster, kept="d1")
