@@ -140,6 +140,8 @@ class Prediction:
     """What it will take to compute the evicted KV again, as often as it is expected to be asked for."""
     cached_tokens: int = 0
     """Prompt tokens that nobody computes."""
+    trusted: bool = True
+    """Not while predictions are known to be off: then it is only compared with what comes true."""
 
     @property
     def ttft_s(self) -> float:

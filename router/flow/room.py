@@ -54,7 +54,8 @@ class Limits:
         if computing is not None and not self._computes(computing, cluster):
             found.add(computing.url)
         if decode is not None:
-            waits_s = placement.prediction.admit_s if placement.prediction else 0.0
+            prediction = placement.prediction
+            waits_s = prediction.admit_s if prediction and prediction.trusted else 0.0
             if not self._streams(decode, num_answers) or (decode.streams and waits_s >= self.most_s):
                 found.add(decode.url)
         return frozenset(found)
@@ -87,10 +88,10 @@ class Limits:
 
 
 def compute_s(cluster: ClusterSnapshot, placement: Placement, request: PlacementRequest) -> float:
-    """Seconds to the first token once its worker begins with it."""
+    """Seconds to the first token once its worker begins with it; 0 while predictions are off."""
     prediction = placement.prediction
     if prediction is not None:
-        return prediction.ttft_s - prediction.queue_s
+        return prediction.ttft_s - prediction.queue_s if prediction.trusted else 0.0
     _, computing = workers_of(cluster, placement)
     if computing is None:
         return 0.0

@@ -83,7 +83,7 @@ def take_turn(
 def _check_time(turn: Turn, seconds: float, cluster: ClusterSnapshot, placement: Placement) -> None:
     """Not even an idle cluster could begin to answer in time, as far as its speed is known."""
     computing = workers_of(cluster, placement)[1]
-    if computing is not None and computing.cost != PRIOR_STEP and seconds > _SURELY * turn.remaining_s:
+    if computing is not None and computing.cost != PRIOR_STEP and seconds > _SURELY * max(0.0, turn.remaining_s):
         raise RequestError(
             f"the prompt takes about {seconds:.3g} s to compute, but the client waits {turn.remaining_s:.3g} s",
             field="timeout",

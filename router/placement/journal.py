@@ -142,7 +142,8 @@ class Guarded:
         placement = self._load.choose(replace(request, cached_tokens={}), cluster)
         if placement is None:
             return None
-        return replace(placement, prediction=self._seconds.predict(request, cluster, placement))
+        prediction = self._seconds.predict(request, cluster, placement)
+        return replace(placement, prediction=prediction and replace(prediction, trusted=False))
 
 
 def _off(actual: float, predicted: float, slack: float) -> bool:

@@ -196,3 +196,20 @@ def test_a_worker_that_is_kept_for_another_is_used_for_nothing() -> None:
     assert isinstance(take(PlacementRequest(1000), alone, Turn(kept="d1")), Busy)
     assert not USUAL.any(alone, kept="d1")
     assert USUAL.any(cluster, kept="d1")
+
+
+def test_nobody_is_refused_or_held_back_by_predictions_that_are_known_to_be_off() -> None:
+    cluster = ClusterSnapshot(decode=(worker("d", streams=1),))
+
+    def take_by(prediction: Prediction) -> Placement | Busy | None:
+        def choose(full: frozenset[str]) -> Placement | None:
+            return None if full else Placement("d", prediction=prediction)
+
+        return take_turn(choose, PlacementRequest(10), cluster, ROOM, Turn(remaining_s=9.0))
+
+    slow = Prediction(prefill_s=1e6)
+    with pytest.raises(RequestError, match="takes about 1e"):
+        take_by(slow)
+    assert isinstance(take_by(Prediction(admit_s=1e9)), Busy)
+    assert take_by(replace(slow, trusted=False)) == Placement("d")
+    assert take_by(Prediction(admit_s=1e9, trusted=False)) == Placement("d")

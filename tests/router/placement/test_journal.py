@@ -120,6 +120,8 @@ def test_while_alarmed_placement_is_by_load_and_when_predictions_hold_again_by_s
     cold = place(journal, request=PlacementRequest(2000, {"p2": 1900}))
     assert cold.placement.prefill == "p1", "what is said to be cached does not count"
     assert predicted(cold)[1] == 0, "it goes on predicting"
+    assert cold.placement.prediction is not None
+    assert not cold.placement.prediction.trusted, "but for the journal only"
     come_true(journal, WINDOW)
     assert journal.alarms == ()
     assert place(journal).by == "seconds"
