@@ -70,7 +70,7 @@ class RouterConfig(LogConfig, TraceConfig):
         "too much leaves tenants' order to chance.",
         unit="seconds",
     )
-    max_attempts: int = option(4, "How often one request is placed before it fails.")
+    max_attempts: int = option(4, "How often one request is placed without progress before it fails.")
     worker_wait_s: float = option(
         1.5, "How long a request waits for a worker to become ready before it fails.", unit="seconds"
     )

@@ -16,12 +16,17 @@ from penstock.router.index.keys import PromptKeys
 from penstock.router.placed import Placed
 from penstock.router.policy import Placement
 
+PROGRESS_TOKENS = 16
+"""Of each answer: a placement that brought so many was no failure of the request. (Fewer, and a request at which every
+worker dies after a token or two would go through all of them.)"""
+
 
 @dataclass(slots=True)
 class Trial:
     """Of one request, or of one of its answers that goes on alone."""
 
     attempts: int = 0
+    """Since the last progress."""
     excluded: dict[str, int] = field(default_factory=dict)
     """Workers that failed it, with the number of their arrival: after a restart they are worth a try again."""
     last_error: RetryableError | None = None
@@ -45,6 +50,9 @@ class Trial:
         """
         self.last_error = error
         self.streaming = num_output > 0
+        if placed.num_output >= PROGRESS_TOKENS * placed.decision.request.num_answers:
+            self.attempts = 1
+            self.excluded.clear()
         self.excluded[blamed(placed, error)] = arrival
         if isinstance(error, Stopping):
             self.leaving = placed
