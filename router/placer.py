@@ -126,10 +126,11 @@ class Placer:
             self.gate.changed()
 
     def ended(self, placed: Placed) -> None:
-        """In whatever way. Call once."""
+        """In whatever way. Call once. The tenant pays for what was done."""
         placed.reservation.release()
         self.expectations.ended(placed)
-        self.gate.done(placed.tenant, work_of(0, placed.num_output) - placed.output_work)
+        prompt_work = placed.work - placed.output_work if placed.is_computed else 0.0
+        self.gate.done(placed.tenant, prompt_work + work_of(0, placed.num_output) - placed.work)
 
     def failed(self, placed: Placed, trial: Trial, error: RetryableError, *, num_output: int) -> None:
         """Notes what `error` says about the workers, after `num_output` output tokens.
@@ -156,7 +157,11 @@ class Placer:
             if found is None:
                 return None
             found = job.trial.take_over(found, self._cluster.revision(found.decode))
-            return self._book(found, wanted, cluster, job, claim)
+            placed = self._book(found, wanted, cluster, job, claim)
+            if not job.trial.streaming:  # nothing was done yet, nor paid for
+                placed.work, placed.output_work = claim.work, output_work
+                self.gate.charge(claim.tenant, claim.work)
+            return placed
 
         def attempt(turn: Turn) -> Placed | Busy | None:
             latest = self._wanted(job) if turn.is_later else wanted

@@ -104,7 +104,7 @@ class Gate(Generic[T]):
             outcome = attempt(turn)
             if not isinstance(outcome, Busy):
                 if outcome is not None:
-                    self._charge(tenant, outcome.work, now)
+                    self.charge(tenant, outcome.work)
                 return outcome
             busy = outcome
         outlook = self._admission.outlook(claim.arrival, now)
@@ -130,6 +130,11 @@ class Gate(Generic[T]):
                 if placed is not None:
                     self._undo(placed)  # it left while it was let through
             raise
+
+    def charge(self, tenant: Tenant, work: float) -> None:
+        """Work begins for `tenant`."""
+        self._queue.charge(tenant, work)
+        self._usage.add(tenant, work, self._now())
 
     def done(self, tenant: Tenant, more_work: float) -> None:
         """A request has ended; it was `more_work` than what was charged. There may be room now."""
@@ -173,7 +178,7 @@ class Gate(Generic[T]):
                 self._on_left(now - waiter.tried.since)
             self._remove(entry)
             if outcome is not None:
-                self._charge(entry.tenant, entry.work, now)
+                self.charge(entry.tenant, entry.work)
             waiter.result.set_result(outcome)
             return True
         look.end()
@@ -189,10 +194,6 @@ class Gate(Generic[T]):
     def _kind(self, tenant: Tenant, num_waiting: int, now: float) -> Turn:
         """What is the same for many, of a tenant of whom so many wait."""
         return Turn(in_line=num_waiting > 1, heavy=self._usage.is_heavy(tenant, now))
-
-    def _charge(self, tenant: Tenant, work: float, now: float) -> None:
-        self._queue.charge(tenant, work)
-        self._usage.add(tenant, work, now)
 
     def _make_room(self, now: float) -> None:
         """The queue is bounded: the last of who has most waiting makes room."""

@@ -13,7 +13,7 @@ from penstock.router.cluster import Cluster, Member, Worker
 from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.patience import Patience
 from penstock.router.flow.room import Room
-from penstock.router.flow.tenants import ANYONE
+from penstock.router.flow.tenants import ANYONE, Tenant
 from penstock.router.index.prefix_index import PrefixIndex
 from penstock.router.metrics import Metrics
 from penstock.router.placed import Placed
@@ -42,8 +42,8 @@ def new_placer(session: aiohttp.ClientSession, cluster: Cluster, index: PrefixIn
     )
 
 
-def just_arrived() -> Arrival:
-    return Arrival("r", ANYONE, Patience(1, 1, 1), asyncio.get_running_loop().time())
+def just_arrived(tenant: Tenant = ANYONE) -> Arrival:
+    return Arrival("r", tenant, Patience(1, 1, 1), asyncio.get_running_loop().time())
 
 
 def test_what_resumes_is_placed_by_all_tokens_that_it_has_and_reads_only_from_its_own_revision() -> None:
@@ -121,11 +121,11 @@ async def one_decode_worker(max_streams: int) -> AsyncIterator[tuple[Placer, Tol
         await cluster.close()
 
 
-async def place_one(placer: Placer, prompt: tuple[int, ...] = (1, 2)) -> Placed:
+async def place_one(placer: Placer, tenant: Tenant = ANYONE, prompt: tuple[int, ...] = (1, 2)) -> Placed:
     """Its client waits for ten minutes."""
     sampling, samples = SamplingParams(max_tokens=20), (Sample(0, 1),)
     request = GenerateRequest(request_id="r", prompt=prompt, sampling=sampling, samples=samples)
-    arrival = just_arrived()
+    arrival = just_arrived(tenant)
     return await placer.place(request, 1, Trial(), arrival.began + 600, arrival)
 
 
@@ -175,5 +175,53 @@ def test_workers_that_come_and_go_prolong_no_wait() -> None:
             with pytest.raises(Overloaded):
                 await waiting
             assert ended_s == [pytest.approx(1.0, abs=0.1)]
+
+    run(test())
+
+
+def test_a_tenant_does_not_pay_for_a_prompt_that_was_not_computed() -> None:
+    """It left before that, or the worker refused."""
+    leaving, other, third = (Tenant(name=name) for name in ("leaving", "other", "third"))
+
+    async def test() -> None:
+        async with one_decode_worker(max_streams=1) as (placer, _):
+            placer.ended(await place_one(placer, leaving, prompt=(1,) * 1000))
+            served = await place_one(placer, other)
+            placer.computed(served, None)
+            served.num_output = 20
+            placer.ended(served)
+            running = await place_one(placer, third)
+            waiting = [asyncio.ensure_future(place_one(placer, tenant)) for tenant in (other, other, leaving)]
+            order = []
+            for _ in range(3):
+                placer.ended(running)
+                [task], _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                waiting.remove(task)
+                running = task.result()
+                order.append(running.tenant)
+            assert order == [leaving, other, other], "at a tie, who wants least is first"
+
+    run(test())
+
+
+def test_an_attempt_that_fails_is_paid_for_as_far_as_it_went(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with one_decode_worker(max_streams=9) as (placer, _):
+            paid: list[float] = []
+            monkeypatch.setattr(placer.gate, "charge", lambda _, work: paid.append(work))
+            monkeypatch.setattr(placer.gate, "done", lambda _, more_work: paid.append(more_work))
+            request = GenerateRequest(
+                request_id="r", prompt=(1,) * 100, sampling=SamplingParams(max_tokens=20), samples=(Sample(0, 1),)
+            )
+            trial, arrival = Trial(), just_arrived()
+            for had, more, total in ((0, 0, 0), (0, 5, 100 + 2 * 5), (5, 3, 100 + 2 * 8)):
+                placed = await placer.place(request, 1, trial, arrival.began + 600, arrival, output=(2,) * had)
+                if more:
+                    placer.computed(placed, None)
+                placed.num_output = more
+                placer.ended(placed)
+                assert sum(paid) == total
+                placer.failed(placed, trial, Stopping("it leaves"), num_output=had + more)
+                trial.excluded.clear()
 
     run(test())
