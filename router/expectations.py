@@ -12,7 +12,7 @@ from penstock.router.index.keys import PromptKeys
 from penstock.router.index.prefix_index import Prediction, PrefixIndex
 from penstock.router.metrics import Metrics
 from penstock.router.placed import Placed
-from penstock.router.placement.journal import Journal
+from penstock.router.placement.journal import REGRET_OF, Journal
 
 CONFIRMATION_S = 1.0
 """So long after a worker has computed what it was given, its events must have told of it."""
@@ -80,7 +80,7 @@ class Expectations:
         prediction = decision.placement.prediction
         if prediction is not None and decision.ttft_s is not None:
             self._metrics.ttft_error.observe(abs(decision.ttft_s - prediction.ttft_s))
-            self._metrics.regret.inc(decision.regret_s or 0.0)
+            self._metrics.regret.inc(REGRET_OF * (decision.regret_s or 0.0))
 
 
 def _retract_soon(predictions: list[Prediction]) -> None:

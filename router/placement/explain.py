@@ -4,7 +4,7 @@ from dataclasses import fields
 
 from msgspec import Struct
 
-from penstock.router.placement.journal import Decision
+from penstock.router.placement.journal import Decision, regret_s
 from penstock.router.placement.objective import Seconds
 from penstock.router.policy import Placement, Prediction
 
@@ -53,7 +53,7 @@ def explain(decision: Decision) -> Explanation:
         by=decision.by,
         ttft_s=decision.ttft_s,
         cached_tokens=decision.cached_tokens,
-        regret_s=decision.regret_s,
+        regret_s=regret_s(decision),
         num_candidates=len(candidates),
         candidates=tuple(_candidate(each, chosen=each is chosen) for each in (chosen, *others[: MOST_CANDIDATES - 1])),
     )

@@ -15,6 +15,8 @@ from penstock.router.policy import ClusterSnapshot, LeastWork, Placement, Placem
 
 REMEMBERED = 1000
 """Decisions that can be explained; one holds its snapshot, about 20 KB with 64 workers."""
+REGRET_OF = 16
+"""Regret takes one more choice, so it is computed for one decision in so many, and when a decision is explained."""
 WINDOW = 64
 """Decisions that drift is judged by."""
 _FACTOR, _SLACK_S, _SLACK_TOKENS = 2.0, 0.1, 64
@@ -41,7 +43,7 @@ class Decision:
     cached_tokens: int | None = None
     """By the account of the worker that computed the prompt."""
     regret_s: float | None = None
-    """Seconds by which the first token came later than the best other choice would have brought it, as predicted."""
+    """See `regret_s`; of one decision in REGRET_OF."""
 
 
 class Drift:
@@ -64,8 +66,8 @@ class Journal:
         self.ttft = Drift()
         self.cached = Drift()
         self._model = model
-        self._policy = Seconds()
         self._decisions: OrderedDict[str, Decision] = OrderedDict()
+        self._num_true = 0
 
     @property
     def alarms(self) -> tuple[str, ...]:
@@ -96,7 +98,9 @@ class Journal:
         self.ttft.add(off=_off(ttft_s, prediction.ttft_s, _SLACK_S))
         if cached_tokens is not None:
             self.cached.add(off=_off(cached_tokens, prediction.cached_tokens, _SLACK_TOKENS))
-        decision.regret_s = self._regret_s(decision, ttft_s)
+        if self._num_true % REGRET_OF == 0:
+            decision.regret_s = regret_s(decision)
+        self._num_true += 1
         log.debug("the first token has come", extra=_facts(decision, prediction))
 
     def finished(self, decision: Decision, done: Done) -> None:
@@ -117,15 +121,6 @@ class Journal:
         """The last decision about a request, as long as it is remembered."""
         return self._decisions.get(request_id)
 
-    def _regret_s(self, decision: Decision, ttft_s: float) -> float:
-        """Against the best choice that has another worker compute the prompt."""
-        chosen = decision.placement.prefill or decision.placement.decode
-        others = replace(decision.request, excluded=decision.request.excluded | {chosen})
-        other = self._policy.choose(others, decision.cluster)
-        if other is None or other.prediction is None:
-            return 0.0
-        return max(0.0, ttft_s - other.prediction.ttft_s)
-
 
 class Guarded:
     """The router's policy: seconds, or load alone while the journal's predictions are off."""
@@ -144,6 +139,19 @@ class Guarded:
             return None
         prediction = self._seconds.predict(request, cluster, placement)
         return replace(placement, prediction=prediction and replace(prediction, trusted=False))
+
+
+def regret_s(decision: Decision) -> float | None:
+    """Seconds by which the first token came later than the best choice that has another worker compute the prompt would
+    have brought it, as predicted. None while it has not come."""
+    if decision.ttft_s is None:
+        return None
+    chosen = decision.placement.prefill or decision.placement.decode
+    others = replace(decision.request, excluded=decision.request.excluded | {chosen})
+    other = Seconds().choose(others, decision.cluster)
+    if other is None or other.prediction is None:
+        return 0.0
+    return max(0.0, decision.ttft_s - other.prediction.ttft_s)
 
 
 def _off(actual: float, predicted: float, slack: float) -> bool:

@@ -225,3 +225,22 @@ def test_an_attempt_that_fails_is_paid_for_as_far_as_it_went(monkeypatch: pytest
                 trial.excluded.clear()
 
     run(test())
+
+
+def test_a_prompt_is_looked_up_when_it_comes_and_when_its_turn_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not at every look at the queue while no worker has room."""
+
+    async def test() -> None:
+        async with one_decode_worker(max_streams=1) as (placer, _):
+            looked_up: list[float] = []
+            match, loop = placer._index.match, asyncio.get_running_loop()
+            monkeypatch.setattr(placer._index, "match", lambda keys: looked_up.append(loop.time()) or match(keys))
+            first = await place_one(placer)
+            assert looked_up == [0]
+            waiting = asyncio.ensure_future(place_one(placer))
+            await asyncio.sleep(5)
+            placer.ended(first)
+            await waiting
+            assert looked_up == [0, 0, 5]
+
+    run(test())

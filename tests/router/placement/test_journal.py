@@ -5,7 +5,7 @@ import pytest
 
 from penstock.protocol import Done
 from penstock.router.placement.explain import Explanation, explain, table
-from penstock.router.placement.journal import REMEMBERED, WINDOW, Decision, Guarded, Journal
+from penstock.router.placement.journal import REGRET_OF, REMEMBERED, WINDOW, Decision, Guarded, Journal, regret_s
 from penstock.router.placement.model import CostModel, Hops
 from penstock.router.placement.objective import Seconds
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, WorkerState
@@ -65,8 +65,27 @@ def test_regret_is_what_the_best_other_worker_would_have_saved() -> None:
     other = Seconds().choose(PlacementRequest(2000, {"p1": 1000}, excluded=frozenset(["p1"])), CLUSTER)
     assert other is not None
     assert other.prediction is not None
+    assert regret_s(decision) is None, "as long as the first token has not come"
     journal.came_true(decision, 5.0, None)
     assert decision.regret_s == pytest.approx(5.0 - other.prediction.ttft_s)
+
+
+def test_regret_costs_a_second_choice_of_few_decisions_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But who asks for an explanation gets it of any."""
+    journal, choices = Journal(CostModel()), list[str]()
+    choose = Seconds.choose
+
+    def counted(policy: Seconds, request: PlacementRequest, cluster: ClusterSnapshot) -> Placement | None:
+        choices.append("")
+        return choose(policy, request, cluster)
+
+    monkeypatch.setattr(Seconds, "choose", counted)
+    decisions = [place(journal, str(number)) for number in range(4 * REGRET_OF)]
+    for decision in decisions:
+        journal.came_true(decision, 5.0, None)
+    assert len(choices) == (4 + 4 / REGRET_OF) * REGRET_OF
+    assert [decision.regret_s is not None for decision in decisions].count(True) == 4
+    assert {explain(decision).regret_s for decision in decisions} == {decisions[0].regret_s}
 
 
 def test_memory_is_bounded() -> None:
