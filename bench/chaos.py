@@ -64,7 +64,11 @@ def main() -> None:
 @contextmanager
 def cluster(scenario: str, wire: str) -> Iterator[tuple[Deployment, Fault]]:
     """All processes, and what will be done to them."""
-    sizes: dict[str, Any] = {"prefill": NUM_PREFILL, "decode": NUM_DECODE, "routers": 2 if scenario in _OF_ROUTERS else 1}
+    sizes: dict[str, Any] = {
+        "prefill": NUM_PREFILL,
+        "decode": NUM_DECODE,
+        "routers": 2 if scenario in _OF_ROUTERS else 1,
+    }
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         fault: Fault = Freeze() if scenario == "stop" else Kill()
@@ -110,7 +114,13 @@ def rows_of(outcome: Outcome, scenario: str) -> list[Row]:
     return rows
 
 
-_RESTART = {"kill": "from kill", "router": "from kill", "redis": "from start", "stop": "from thaw", "partition": "from heal"}
+_RESTART = {
+    "kill": "from kill",
+    "router": "from kill",
+    "redis": "from start",
+    "stop": "from thaw",
+    "partition": "from heal",
+}
 _FLAWS = (("wrong token", "wrong"), ("duplicated token", "duplicated"), ("hang", "hang"))
 
 

@@ -137,6 +137,8 @@ class Placer:
 
         Raises it when the request may not be placed again.
         """
+        if isinstance(error, DeadlineExceeded):  # nobody failed
+            raise error
         self._metrics.replacements.labels(reason=error.code).inc()
         log.warning("%s with %s failed a request (%s): %s", placed.decode, placed.prefill, error.code, error)
         worker = blamed(placed, error)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from penstock.errors import (
-    DeadlineExceeded,
     PrefillLost,
     PrefillRefused,
     RetryableError,
@@ -60,7 +59,7 @@ class Trial:
             if self.lost_at == num_output:
                 raise WorkerLost(f"a second worker was lost at the same place, maybe by this request: {error}")
             self.lost_at = num_output
-        if isinstance(error, DeadlineExceeded) or self.attempts >= max_attempts:
+        if self.attempts >= max_attempts:
             raise error
 
     def still_excluded(self, arrivals: Callable[[str], int]) -> frozenset[str]:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from penstock.errors import Overloaded, Stopping, WorkerLost
+from penstock.errors import DeadlineExceeded, Overloaded, Stopping, WorkerLost
 from penstock.protocol import GenerateRequest, Sample, SamplingParams
 from penstock.router.cluster import Cluster, Member, Worker
 from penstock.router.flow.arrival import Arrival
@@ -244,3 +244,23 @@ def test_a_prompt_is_looked_up_when_it_comes_and_when_its_turn_has_come(monkeypa
             assert looked_up == [0, 0, 5]
 
     run(test())
+
+
+def test_a_deadline_that_passes_is_no_workers_failure() -> None:
+    async def test() -> None:
+        async with aiohttp.ClientSession() as session:
+            cluster = Cluster(session, 1.0)
+            cluster.add(Member("http://d", "decode"))
+            cluster.workers[0].ready = True
+            placer = new_placer(session, cluster, PrefixIndex(9))
+            request = GenerateRequest(
+                request_id="r", prompt=(1, 2), sampling=SamplingParams(max_tokens=20), samples=(Sample(0, 1),)
+            )
+            trial, arrival = Trial(), just_arrived()
+            placed = await placer.place(request, 1, trial, arrival.began + 1, arrival)
+            with pytest.raises(DeadlineExceeded):
+                placer.failed(placed, trial, DeadlineExceeded("too late"), num_output=0)
+            assert not trial.excluded
+            await cluster.close()
+
+    asyncio.run(test())
