@@ -17,6 +17,8 @@ from penstock.router.index.keys import MASK, block_key, name_key, packer, root_k
 
 MOST_ORPHANS = 4096
 """Blocks whose parent is not there. They match nothing until it is; more of them are not remembered."""
+LONGEST_BLOCK = 2**16
+"""Tokens of a block. No engine has longer ones."""
 LONGEST_STEP_S = 3600.0
 
 
@@ -58,6 +60,8 @@ class Mirror:
             self.generation, self.block_size = frame.generation, frame.block_size
             if not frame.snapshot or frame.part != 0:
                 raise Gap("the stream does not begin with a snapshot")
+            if not 0 <= self.block_size <= LONGEST_BLOCK:
+                raise BadEvents(f"blocks of {self.block_size} tokens")
         elif frame.generation != self.generation:
             raise Gap(f"generation {frame.generation} follows {self.generation}")
         elif frame.sequence != self._sequence + 1:

@@ -256,6 +256,17 @@ def test_nonsense_is_refused_and_others_go_on(frame: Events) -> None:
     assert len(index) == 10
 
 
+@pytest.mark.parametrize("block_size", [-16, -1, 2**16 + 1, 2**80])
+def test_blocks_of_an_impossible_size_are_nobodys(block_size: int) -> None:
+    honest = CacheModel("honest")
+    honest.serve(TOKENS)
+    index = index_of(honest)
+    liar = index.subscribe("liar")
+    with pytest.raises(BadEvents):
+        apply(liar, Events(generation="g", sequence=0, snapshot=True, block_size=block_size))
+    assert match(index) == {"honest": 20}
+
+
 @pytest.mark.parametrize(
     "frame",
     [
