@@ -163,6 +163,10 @@ class Cluster:
             self._liars.add(url)
             log.warning("%s sends step timings that cannot be true; they are left out, and counted in /metrics", url)
 
+    def unheard(self, url: str) -> None:
+        """No frames of a worker's `/events` come now: what it said last is no longer its load."""
+        self.books.unheard(url)
+
     async def _watch(self, worker: Worker) -> None:
         while True:
             worker.look.clear()

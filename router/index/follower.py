@@ -71,23 +71,23 @@ class Follower:
                     pause_s = broken.pause_s(loop.time() - began)
                     log.debug("events of %s: %s; subscribing again", url, error)
                 except BadEvents as error:
-                    self._forget(url)
+                    self._forget(url, cluster)
                     self._count(url, "nonsense")
                     pause_s = distrusted.pause_s(loop.time() - began)
                     log.warning("%s is not believed about cache and speed for %.0f s: %s", url, pause_s, error)
                 except (aiohttp.ClientError, OSError, WorkerLost) as error:
-                    self._forget(url)
+                    self._forget(url, cluster)
                     self._count(url, "lost")
                     pause_s = broken.pause_s(loop.time() - began)
                     log.info("no events of %s: %s", url, str(error) or type(error).__name__)
                 except Exception:  # a fault of ours must not leave the worker unfollowed, and its last word true
-                    self._forget(url)
+                    self._forget(url, cluster)
                     self._count(url, "fault")
                     pause_s = distrusted.pause_s(loop.time() - began)
                     log.exception("events of %s could not be applied; again in %.0f s", url, pause_s)
                 await asyncio.sleep(pause_s)
         finally:
-            self._forget(url)
+            self._forget(url, cluster)
 
     async def close(self) -> None:
         """Call when nobody is followed any more."""
@@ -124,8 +124,9 @@ class Follower:
             log.warning("not all cached blocks of %s are remembered; raise --index-blocks", url)
         self._heard(url, frame)
 
-    def _forget(self, url: str) -> None:
+    def _forget(self, url: str, cluster: Cluster) -> None:
         self._index.forget(url)
+        cluster.unheard(url)
         if self._sweeper is None or self._sweeper.done():
             self._sweeper = asyncio.create_task(self._sweep(), name="sweep the prefix index")
 

@@ -20,6 +20,8 @@ MOST_ORPHANS = 4096
 LONGEST_BLOCK = 2**16
 """Tokens of a block. No engine has longer ones."""
 LONGEST_STEP_S = 3600.0
+MOST_REQUESTS = 10**6
+"""That one worker has, in whatever state."""
 
 
 class Gap(PenstockError):
@@ -175,8 +177,9 @@ class _Orphans:
 
 def check_report(frame: Events) -> None:
     """Raises BadEvents when the load or a timing in `frame` is not a possible one."""
-    if frame.load is not None and not _are_counts(frame.load):
-        raise BadEvents(f"an impossible load: {frame.load}")
+    load = frame.load
+    if load is not None and not (_are_counts(load) and max(load.running, load.waiting, load.leased) <= MOST_REQUESTS):
+        raise BadEvents(f"an impossible load: {load}")
     for timing in frame.timings:
         if not (_are_counts(timing) and 0 <= timing.seconds <= LONGEST_STEP_S):
             raise BadEvents(f"an impossible step: {timing}")

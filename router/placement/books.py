@@ -196,6 +196,12 @@ class Books:
             return 0
         return self.model.stepped(url, account.about.kind, events.timings)
 
+    def unheard(self, url: str) -> None:
+        """A worker says nothing any more, or nothing that is believed: only what is booked there counts."""
+        account = self._accounts.get(url)
+        if account is not None:
+            account.load = account.state = None
+
     def snapshot(self, ready: Iterable[str], now_s: float) -> ClusterSnapshot:
         """Of the workers named."""
         prefill: list[WorkerState] = []

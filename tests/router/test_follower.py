@@ -58,7 +58,12 @@ def in_world(test: Callable[[World], Awaitable[None]], *scripts: EventScript, ot
         async with new_session() as session:
             index, metrics = PrefixIndex(1000), Metrics()
             heard: list[tuple[str, Events]] = []
-            follower = Follower(session, index, metrics, lambda url, events: heard.append((url, events)))
+
+            def hear(url: str, events: Events) -> None:
+                heard.append((url, events))
+                cluster.observed(url, events)
+
+            follower = Follower(session, index, metrics, hear)
             cluster = Cluster(session, 0.05, follower.follow)
             world = World(cluster, index, metrics, worker, other, follower, heard)
             for each in (worker, other):
@@ -155,6 +160,25 @@ def test_a_cut_stream_is_opened_again() -> None:
         assert world.errors("lost") == 2
 
     in_world(test, cut, cut)
+
+
+def test_a_cut_stream_takes_the_load_along() -> None:
+    asked = asyncio.Event()
+
+    async def busy_then_cut(worker: FakeWorker, response: web.StreamResponse) -> None:
+        await tell(response, worker.snapshot())
+        await tell(response, Events(generation="g1", sequence=1, load=Load(running=30)))
+        await asked.wait()
+
+    async def test(world: World) -> None:
+        def streams() -> int:
+            return sum(state.streams for state in world.cluster.snapshot().decode)
+
+        await until(lambda: streams() == 30)
+        asked.set()
+        await until(lambda: streams() == 0)
+
+    in_world(test, busy_then_cut)
 
 
 def test_a_gap_is_healed_by_a_snapshot() -> None:

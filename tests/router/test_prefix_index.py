@@ -229,6 +229,7 @@ NONSENSE = {
     "negative token": bad(stored=(block(b"x", (1, -2)),)),
     "huge token": bad(stored=(block(b"x", (1, 2**40)),)),
     "more blocks than it has": bad(stored=(block(b"x", (5, 6)),), load=Load(num_blocks=1)),
+    "more requests than anybody has": bad(load=Load(waiting=10**15, num_blocks=9)),
     "negative load": bad(load=Load(running=-1, num_blocks=9)),
     "NaN": bad(timings=(StepTiming(1, 1, 1, math.nan),)),
     "infinite time": bad(timings=(StepTiming(1, 1, 1, math.inf),)),

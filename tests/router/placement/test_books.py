@@ -73,6 +73,16 @@ def test_work_that_this_router_did_not_place_counts_too() -> None:
     assert (state(ledger, "d").streams, state(ledger, "d").context_tokens) == (4, 6100)
 
 
+def test_what_a_worker_said_before_it_fell_silent_is_not_its_load() -> None:
+    ledger = books()
+    ledger.book(Placement("d"), PlacementRequest(100), 0.0)
+    load(ledger, "d", running=40, context_tokens=8000, num_blocks=10, free_blocks=0)
+    assert state(ledger, "d").streams == 40
+    ledger.unheard("d")
+    ledger.unheard("a stranger")
+    assert (state(ledger, "d").streams, state(ledger, "d").num_tokens) == (1, 0), "what is booked, and unknown"
+
+
 def test_work_that_it_did_place_is_not_counted_twice() -> None:
     ledger = books()
     ledger.book(Placement("d"), PlacementRequest(100), 0.0)
