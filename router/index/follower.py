@@ -109,6 +109,7 @@ class Follower:
         finally:
             response.close()
             subscription.close()
+            self._sweep_soon()
 
     async def _apply(self, url: str, subscription: Subscription, line: bytes, share: "_Share") -> None:
         dropped = subscription.num_dropped
@@ -120,6 +121,8 @@ class Follower:
             with share:
                 is_over = next(slices, slices) is slices
             await share.pause()
+        if frame.snapshot:  # a whole one retires what an earlier stream told
+            self._sweep_soon()
         if subscription.num_dropped and not dropped:
             log.warning("not all cached blocks of %s are remembered; raise --index-blocks", url)
         self._heard(url, frame)
@@ -127,6 +130,9 @@ class Follower:
     def _forget(self, url: str, cluster: Cluster) -> None:
         self._index.forget(url)
         cluster.unheard(url)
+        self._sweep_soon()
+
+    def _sweep_soon(self) -> None:
         if self._sweeper is None or self._sweeper.done():
             self._sweeper = asyncio.create_task(self._sweep(), name="sweep the prefix index")
 

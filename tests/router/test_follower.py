@@ -190,6 +190,32 @@ def test_a_gap_is_healed_by_a_snapshot() -> None:
     in_world(test, after(Events(generation="g1", sequence=5)))
 
 
+def gap_after(*frames: Events) -> EventScript:
+    """These, and then one that does not follow."""
+
+    async def script(_: FakeWorker, response: web.StreamResponse) -> None:
+        for frame in frames:
+            await tell(response, frame)
+        await tell(response, Events(generation="g1", sequence=99))
+        await asyncio.Event().wait()
+
+    return script
+
+
+@pytest.mark.parametrize("more", [False, True], ids=["a whole snapshot", "a part of one"])
+def test_what_was_told_before_a_gap_is_swept_away_without_more_trouble(more: bool) -> None:
+    """Else a worker could fill the memory with snapshots and gaps."""
+    stored = tuple(StoredBlock(b"%d" % number, b"root", (number, number), "") for number in range(100))
+    snapshot = Events(generation="g1", sequence=0, snapshot=True, block_size=2, stored=stored, more=more)
+
+    async def test(world: World) -> None:
+        await until(lambda: world.errors("gap") == 2 and world.known() == 2)
+        await until(lambda: len(world.index) == 1)
+        assert world.worker.subscriptions == 3
+
+    in_world(test, gap_after(snapshot), gap_after(snapshot))
+
+
 def test_a_silent_worker_is_forgotten() -> None:
     async def test(world: World) -> None:
         await until(lambda: world.known() == 2)
