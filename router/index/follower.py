@@ -125,7 +125,8 @@ class Follower:
             self._sweep_soon()
         if subscription.num_dropped and not dropped:
             log.warning("not all cached blocks of %s are remembered; raise --index-blocks", url)
-        self._heard(url, frame)
+        with share:
+            self._heard(url, frame)
 
     def _forget(self, url: str, cluster: Cluster) -> None:
         self._index.forget(url)

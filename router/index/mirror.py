@@ -22,6 +22,8 @@ LONGEST_BLOCK = 2**16
 LONGEST_STEP_S = 3600.0
 MOST_REQUESTS = 10**6
 """That one worker has, in whatever state."""
+MOST_TIMINGS = 256
+"""In one frame: workers send one after each step. Learning from so many takes a few milliseconds."""
 
 
 class Gap(PenstockError):
@@ -177,6 +179,8 @@ class _Orphans:
 
 def check_report(frame: Events) -> None:
     """Raises BadEvents when the load or a timing in `frame` is not a possible one."""
+    if len(frame.timings) > MOST_TIMINGS:
+        raise BadEvents(f"{len(frame.timings)} steps at once")
     load = frame.load
     if load is not None and not (_are_counts(load) and max(load.running, load.waiting, load.leased) <= MOST_REQUESTS):
         raise BadEvents(f"an impossible load: {load}")

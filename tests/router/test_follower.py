@@ -281,12 +281,15 @@ def test_a_worker_without_events_is_used_all_the_same() -> None:
     uvloop.run(run())
 
 
-def test_a_flood_of_frames_leaves_time_for_others() -> None:
-    flood = b"".join(encode_line(Events(generation="g1", sequence=number)) for number in range(1, 40_000))
+@pytest.mark.parametrize(("num_frames", "num_timings"), [(30_000, 0), (200, 256)], ids=["frames", "timings"])
+def test_a_flood_leaves_time_for_others(num_frames: int, num_timings: int) -> None:
+    timings = (StepTiming(10, 1, 100, 0.01, 500),) * num_timings
+    frames = (Events(generation="g1", sequence=1 + number, timings=timings) for number in range(num_frames + 99))
+    flood = b"".join(map(encode_line, frames))
 
     async def test(world: World) -> None:
         longest, last = 0.0, time.process_time()
-        while len(world.heard) < 30_000:
+        while len(world.heard) < num_frames:
             await asyncio.sleep(0)
             longest, last = max(longest, time.process_time() - last), time.process_time()
         assert longest < 0.2, "CPU seconds between two turns of another coroutine"

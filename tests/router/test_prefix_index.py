@@ -235,6 +235,7 @@ NONSENSE = {
     "infinite time": bad(timings=(StepTiming(1, 1, 1, math.inf),)),
     "time going back": bad(timings=(StepTiming(1, 1, 1, -0.5),)),
     "a step of a year": bad(timings=(StepTiming(1, 1, 1, 3e7),)),
+    "a flood of steps": bad(timings=(StepTiming(1, 1, 1, 0.1),) * 257),
     "negative rows": bad(timings=(StepTiming(-4, 1, 1, 0.1),)),
 }
 
