@@ -19,8 +19,9 @@ from penstock.router.openai.endpoint import Endpoint
 from penstock.router.openai.errors import error_body
 from penstock.router.openai.prepare import check_model, prepare_chat, prepare_completion
 from penstock.router.openai.responses import Model, ModelList
+from penstock.router.placement.drift import DRIFTS
 from penstock.router.placement.explain import explain
-from penstock.router.placement.journal import DRIFTS, REMEMBERED
+from penstock.router.placement.journal import REMEMBERED
 from penstock.router.probe import Probe
 from penstock.router.services import Services
 

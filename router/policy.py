@@ -162,6 +162,11 @@ class Placement:
     """Whose cached KV the computing worker pulls before it computes the rest of the prompt."""
     prediction: Prediction | None = field(default=None, compare=False)
 
+    @property
+    def computing(self) -> str:
+        """Who computes the prompt."""
+        return self.prefill or self.decode
+
 
 class Policy(Protocol):
     """How placements are chosen."""

@@ -72,7 +72,7 @@ class Services:
             self.metrics.index_blocks.set_function(lambda: len(index))
             follower = Follower(session, index, self.metrics, lambda url, events: self.cluster.observed(url, events))
             self.cluster = Cluster(session, self.config.poll_s, follower.follow, model=self.model.fingerprint)
-            self.journal = Journal(self.cluster.books.model)
+            self.journal = Journal(self.cluster.books.model, follower.judge)
             self.placer = Placer(
                 session,
                 self.cluster,

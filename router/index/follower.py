@@ -18,6 +18,7 @@ from aiohttp.http_exceptions import LineTooLong
 from penstock.errors import WorkerLost
 from penstock.protocol import SILENT_S, Events
 from penstock.router.cluster import Cluster, Worker
+from penstock.router.index.claims import Claims, Untrue
 from penstock.router.index.mirror import BadEvents, Gap
 from penstock.router.index.prefix_index import PrefixIndex, Subscription
 from penstock.router.metrics import Metrics
@@ -53,19 +54,22 @@ class Follower:
         self._index = index
         self._metrics = metrics
         self._heard = heard
+        self._claims: dict[str, Claims] = {}
+        """Of those that are followed."""
         self._sweeper: asyncio.Task[None] | None = None
 
     async def follow(self, worker: Worker, cluster: Cluster) -> None:
         """Follows one worker until cancelled, when it is forgotten."""
         broken, distrusted = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S), Backoff(DISTRUST_S, LONGEST_DISTRUST_S)
         url, loop = worker.url, asyncio.get_running_loop()
+        claims = self._claims[url] = Claims()
         try:
             while True:
                 while not worker.ready:
                     await cluster.changed()
                 began = loop.time()
                 try:
-                    await self._listen(url)
+                    await self._listen(url, claims)
                 except Gap as error:
                     self._count(url, "gap")
                     pause_s = broken.pause_s(loop.time() - began)
@@ -73,7 +77,8 @@ class Follower:
                 except BadEvents as error:
                     self._forget(url, cluster)
                     self._count(url, "nonsense")
-                    pause_s = distrusted.pause_s(loop.time() - began)
+                    # That it was believed for long is no merit of one that was found out.
+                    pause_s = distrusted.pause_s(0.0 if isinstance(error, Untrue) else loop.time() - began)
                     log.warning("%s is not believed about cache and speed for %.0f s: %s", url, pause_s, error)
                 except (aiohttp.ClientError, OSError, WorkerLost) as error:
                     self._forget(url, cluster)
@@ -87,7 +92,15 @@ class Follower:
                     log.exception("events of %s could not be applied; again in %.0f s", url, pause_s)
                 await asyncio.sleep(pause_s)
         finally:
+            if self._claims.get(url) is claims:
+                del self._claims[url]
             self._forget(url, cluster)
+
+    def judge(self, url: str, told_tokens: int, found_tokens: int) -> bool:
+        """A request found so many cached tokens on a worker that had told of so many. Whether it is still believed: if
+        not, it is forgotten at its next frame."""
+        claims = self._claims.get(url)
+        return claims is None or claims.add(told_tokens, found_tokens)
 
     async def close(self) -> None:
         """Call when nobody is followed any more."""
@@ -95,9 +108,10 @@ class Follower:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
 
-    async def _listen(self, url: str) -> None:
+    async def _listen(self, url: str, claims: Claims) -> None:
         async with asyncio.timeout(SILENT_S):
             response = await self._session.get(f"{url}/events")
+        claims.begin()
         subscription = self._index.subscribe(url)
         try:
             if response.status != 200:
@@ -105,6 +119,7 @@ class Follower:
             share = _Share()
             while True:
                 line = await _read_line(response)
+                claims.check()
                 await self._apply(url, subscription, line, share)
         finally:
             response.close()

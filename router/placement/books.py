@@ -179,11 +179,10 @@ class Books:
 
     def book(self, placement: Placement, request: PlacementRequest, now_s: float) -> Booking:
         """Counts a request's work on the workers that it was placed on."""
-        computing = placement.prefill or placement.decode
-        cached = request.cached_tokens.get(computing, 0)
+        cached = request.cached_tokens.get(placement.computing, 0)
         if placement.source is not None:
             cached = max(cached, request.cached_tokens.get(placement.source, 0))
-        return Booking(self._accounts.get(placement.decode), self._accounts.get(computing), request, cached, now_s)
+        return Booking(self._accounts.get(placement.decode), self._accounts.get(placement.computing), request, cached, now_s)
 
     def observed(self, url: str, events: Events) -> int:
         """A frame of a worker's `/events`. How many of its timings cannot be true."""

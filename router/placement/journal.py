@@ -5,23 +5,24 @@ load alone, and goes on predicting, so that it sees when predictions are good ag
 """
 
 import logging
-from collections import OrderedDict, deque
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from penstock.protocol import Done
+from penstock.router.placement.drift import DRIFTS, Drift, is_off
 from penstock.router.placement.model import CostModel
 from penstock.router.placement.objective import Seconds
 from penstock.router.policy import ClusterSnapshot, LeastWork, Placement, PlacementRequest, Prediction, link_class
 
 REMEMBERED = 1000
 """Decisions that can be explained; one holds its snapshot, about 20 KB with 64 workers."""
-WINDOW = 64
-"""Decisions that drift is judged by."""
-_FACTOR, _SLACK_S, _SLACK_TOKENS = 2.0, 0.1, 64
-"""A prediction is off when it is wrong by more than this factor and this much."""
+_SLACK_S, _SLACK_TOKENS = 0.1, 64
+"""Predictions are not off by less."""
 
-DRIFTS = ("ttft", "cached_tokens")
-"""What may turn out to be unpredictable."""
+Judge: TypeAlias = Callable[[str, int, int], bool]
+"""Takes a worker, the cached tokens that it told of, and those that were found; whether it is still believed."""
 
 log = logging.getLogger(__name__)
 
@@ -44,23 +45,11 @@ class Decision:
     """Seconds by which the first token came later than the best other choice would have brought it, as predicted."""
 
 
-class Drift:
-    """Whether predictions of one sort hold: alarmed when most of a window are off, calm when at most a quarter are."""
-
-    def __init__(self) -> None:
-        self.alarmed = False
-        self._off: deque[bool] = deque(maxlen=WINDOW)
-
-    def add(self, *, off: bool) -> None:
-        self._off.append(off)
-        share = sum(self._off) / WINDOW  # of a whole window: a few samples alarm nobody
-        self.alarmed = share > 0.5 or (self.alarmed and share > 0.25)
-
-
 class Journal:
     """The last decisions, and the drift of predicted times and of predicted cached tokens."""
 
-    def __init__(self, model: CostModel) -> None:
+    def __init__(self, model: CostModel, judge: Judge = lambda *_: True) -> None:
+        self._judge = judge
         self.ttft = Drift()
         self.cached = Drift()
         self._model = model
@@ -87,15 +76,20 @@ class Journal:
         """The first token came. Learns from it."""
         prediction = decision.placement.prediction
         decision.ttft_s, decision.cached_tokens = ttft_s, cached_tokens
+        worker, told = _relied_on(decision)
+        is_believed = cached_tokens is None or self._judge(worker, told, cached_tokens)
         if prediction is None:
             return
-        if prediction.queue_s == 0:
-            self._model.hops.add(
-                pair=decision.placement.prefill is not None, seconds=ttft_s - prediction.prefill_s - prediction.pull_s
-            )
-        self.ttft.add(off=_off(ttft_s, prediction.ttft_s, _SLACK_S))
-        if cached_tokens is not None:
-            self.cached.add(off=_off(cached_tokens, prediction.cached_tokens, _SLACK_TOKENS))
+        if is_believed:
+            if prediction.queue_s == 0:
+                rest_s = ttft_s - prediction.prefill_s - prediction.pull_s
+                self._model.hops.add(pair=decision.placement.prefill is not None, seconds=rest_s)
+            self.ttft.add(worker, off=is_off(ttft_s, prediction.ttft_s, _SLACK_S))
+            if cached_tokens is not None:
+                self.cached.add(worker, off=is_off(cached_tokens, told, _SLACK_TOKENS))
+        else:  # what is wrong with one worker says nothing about the others
+            self.ttft.leave_out(worker)
+            self.cached.leave_out(worker)
         decision.regret_s = self._regret_s(decision, ttft_s)
         log.debug("the first token has come", extra=_facts(decision, prediction))
 
@@ -145,8 +139,11 @@ class Guarded:
         return replace(placement, prediction=self._seconds.predict(request, cluster, placement))
 
 
-def _off(actual: float, predicted: float, slack: float) -> bool:
-    return actual > _FACTOR * predicted + slack or predicted > _FACTOR * actual + slack
+def _relied_on(decision: Decision) -> tuple[str, int]:
+    """The worker on whose word about its cache the prediction rests, and the cached tokens by that word."""
+    placement, told = decision.placement, decision.request.cached_tokens
+    worker = max(placement.computing, placement.source or "", key=lambda url: told.get(url, 0))
+    return worker, told.get(worker, 0)
 
 
 def _facts(decision: Decision, prediction: Prediction) -> dict[str, object]:

@@ -14,6 +14,7 @@ from aiohttp import web
 from penstock.hop import new_session
 from penstock.protocol import SILENT_S, Events, Load, StepTiming, StoredBlock, encode_line
 from penstock.router.cluster import Cluster, Member
+from penstock.router.index import follower
 from penstock.router.index.follower import MAX_FRAME_BYTES, Backoff, Follower
 from penstock.router.index.keys import PromptKeys
 from penstock.router.index.prefix_index import PrefixIndex
@@ -63,9 +64,9 @@ def in_world(test: Callable[[World], Awaitable[None]], *scripts: EventScript, ot
                 heard.append((url, events))
                 cluster.observed(url, events)
 
-            follower = Follower(session, index, metrics, hear)
-            cluster = Cluster(session, 0.05, follower.follow)
-            world = World(cluster, index, metrics, worker, other, follower, heard)
+            following = Follower(session, index, metrics, hear)
+            cluster = Cluster(session, 0.05, following.follow)
+            world = World(cluster, index, metrics, worker, other, following, heard)
             for each in (worker, other):
                 cluster.add(Member(each.url, "decode"))
             try:
@@ -75,7 +76,7 @@ def in_world(test: Callable[[World], Awaitable[None]], *scripts: EventScript, ot
                 assert other.subscriptions == 1 or not others_go_on
             finally:
                 await cluster.close()
-                await follower.close()
+                await following.close()
                 for each in (worker, other):
                     await each.stop()
         while index.sweep(1000):
@@ -253,6 +254,30 @@ def test_a_worker_that_talks_nonsense_is_distrusted(script: EventScript, caplog:
     with caplog.at_level(logging.WARNING, "penstock.router.index"):
         in_world(test, script)
     assert len(caplog.records) == 1
+
+
+def test_a_worker_whose_cache_is_not_what_it_tells_is_found_out_again_and_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "DISTRUST_S", 0.1)
+    monkeypatch.setattr(follower, "STABLE_S", 0.0)
+
+    async def test(world: World) -> None:
+        for times in (1, 2):
+            await until(lambda: world.known() == 2)
+            for _ in range(100):
+                assert world.follower.judge(world.worker.url, 1000, 900), "about what it told of"
+                assert world.follower.judge(world.worker.url, 50, 0), "a few blocks are soon evicted"
+            asked = [world.follower.judge(world.worker.url, 1000, 100) for _ in range(16)]
+            assert asked.index(False) == 8, "most of the last 16"
+            await until(lambda: world.errors("nonsense") == times)  # noqa: B023
+            assert world.known() == 0
+            assert world.follower.judge(world.other.url, 1000, 900)
+
+    with caplog.at_level(logging.WARNING, "penstock.router.index"):
+        in_world(test)
+    first_s, second_s = (record.args[1] for record in caplog.records)  # type: ignore[index]
+    assert first_s <= 0.1 < 0.15 <= second_s, "longer each time, however long it was believed"
 
 
 def test_a_worker_without_events_is_used_all_the_same() -> None:

@@ -4,8 +4,10 @@ import msgspec
 import pytest
 
 from penstock.protocol import Done
+from penstock.router.index.claims import Claims, Untrue
+from penstock.router.placement.drift import WINDOW
 from penstock.router.placement.explain import Explanation, explain, table
-from penstock.router.placement.journal import REMEMBERED, WINDOW, Decision, Guarded, Journal
+from penstock.router.placement.journal import REMEMBERED, Decision, Guarded, Journal
 from penstock.router.placement.model import CostModel, Hops
 from penstock.router.placement.objective import Seconds
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, WorkerState
@@ -109,6 +111,17 @@ def test_predictions_that_are_off_for_a_while_raise_an_alarm(wrong: dict[str, fl
     assert journal.alarms == (), "half a window is not enough"
     come_true(journal, WINDOW // 2, **wrong)  # type: ignore[arg-type]
     assert journal.alarms == alarms
+
+
+def test_one_worker_whose_word_is_untrue_alarms_nobody() -> None:
+    claims = {url: Claims() for url in ("p1", "p2", "d1", "d2")}
+    journal = Journal(CostModel(), lambda url, told, found: claims[url].add(told, found))
+    come_true(journal, 2 * WINDOW, slower=10.0, fewer_cached=900)
+    assert journal.alarms == ()
+    with pytest.raises(Untrue):
+        claims["p1"].check()
+    for url in ("p2", "d1", "d2"):
+        claims[url].check()
 
 
 def test_while_alarmed_placement_is_by_load_and_when_predictions_hold_again_by_seconds() -> None:
