@@ -159,9 +159,13 @@ class Cluster:
 
     def observed(self, url: str, events: Events) -> None:
         """A frame of a worker's `/events`, for its load and its step timings."""
-        if self.books.observed(url, events) and url not in self._liars:
+        if self.books.observed(url, events, self._now()) and url not in self._liars:
             self._liars.add(url)
-            log.warning("%s sends step timings that cannot be true; they are left out, and counted in /metrics", url)
+            log.warning(
+                "%s sends step timings that cannot be true, or are nothing like those of its kind; "
+                "they are left out, and counted in /metrics",
+                url,
+            )
 
     def unheard(self, url: str) -> None:
         """No frames of a worker's `/events` come now: what it said last is no longer its load."""
