@@ -95,6 +95,7 @@ class Follower:
             if self._claims.get(url) is claims:
                 del self._claims[url]
             self._forget(url, cluster)
+            self._metrics.event_errors.remove_by_labels({"worker": url})
 
     def judge(self, url: str, told_tokens: int, found_tokens: int) -> bool:
         """A request found so many cached tokens on a worker that had told of so many. Whether it is still believed: if
