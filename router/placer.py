@@ -306,7 +306,7 @@ class Placer:
         leaving, trial.leaving = trial.leaving, None
         if leaving is None or leaving.revision != self._cluster.revision(placement.decode):
             return placement
-        return Placement(placement.decode, source=leaving.decode)
+        return Placement(placement.decode, source=leaving.decode, by="hand-over")
 
     async def _back_off(self, trial: Trial) -> None:
         """Every worker left is full: a new request is the client's to repeat, a running stream is ours to save."""

@@ -161,6 +161,8 @@ class Placement:
     source: str | None = None
     """Whose cached KV the computing worker pulls before it computes the rest of the prompt."""
     prediction: Prediction | None = field(default=None, compare=False)
+    by: str = field(default="load", compare=False)
+    """What decided: "load", "seconds", or the "hand-over" of a worker that leaves."""
 
     @property
     def computing(self) -> str:

@@ -12,7 +12,6 @@ from penstock.router.placement.model import CostModel
 from penstock.router.placement.totals import NOTHING, Totals
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Role, WorkerState
 
-
 STEPS_PER_S = 100.0
 """Costs are learned from so many steps of one worker in a second: who reports more is not heard more than others."""
 
@@ -196,7 +195,8 @@ class Books:
         cached = request.cached_tokens.get(placement.computing, 0)
         if placement.source is not None:
             cached = max(cached, request.cached_tokens.get(placement.source, 0))
-        return Booking(self._accounts.get(placement.decode), self._accounts.get(placement.computing), request, cached, now_s)
+        decode, computing = self._accounts.get(placement.decode), self._accounts.get(placement.computing)
+        return Booking(decode, computing, request, cached, now_s)
 
     def observed(self, url: str, events: Events, now_s: float) -> int:
         """A frame of a worker's `/events`. How many of its timings were left out: they cannot be true, or are nothing

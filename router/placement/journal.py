@@ -35,8 +35,6 @@ class Decision:
     request: PlacementRequest
     cluster: ClusterSnapshot
     placement: Placement
-    by: str
-    """"seconds", or "load" while predictions drift."""
     ttft_s: float | None = None
     """Measured from the placement to the first token; None while it has not come."""
     cached_tokens: int | None = None
@@ -65,8 +63,7 @@ class Journal:
         self, request_id: str, request: PlacementRequest, cluster: ClusterSnapshot, placement: Placement
     ) -> Decision:
         """A request was placed. A second placement of the same request replaces the first."""
-        by = "load" if self.alarms else "seconds"
-        decision = self._decisions[request_id] = Decision(request_id, request, cluster, placement, by)
+        decision = self._decisions[request_id] = Decision(request_id, request, cluster, placement)
         self._decisions.move_to_end(request_id)
         if len(self._decisions) > REMEMBERED:
             self._decisions.popitem(last=False)
@@ -150,7 +147,7 @@ def _facts(decision: Decision, prediction: Prediction) -> dict[str, object]:
     """Fields of a log line."""
     return {
         "placed": decision.request_id,
-        "by": decision.by,
+        "by": decision.placement.by,
         "decode": decision.placement.decode,
         "prefill": decision.placement.prefill,
         "source": decision.placement.source,

@@ -185,7 +185,7 @@ class Scene:
             evict_s=decoding.evict_s + (self._evict_s(prefill, self._prompt) if prefill else 0.0),
             cached_tokens=computing.cached_tokens,
         )
-        return Placement(decode.url, prefill.url if prefill else None, computing.source, prediction)
+        return Placement(decode.url, prefill.url if prefill else None, computing.source, prediction, "seconds")
 
     def computing(self, worker: WorkerState, source: WorkerState | None = None) -> Computing:
         """The prompt on `worker`, which pulls KV from `source`, or from the best holder if that is cheaper."""

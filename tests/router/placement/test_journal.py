@@ -44,7 +44,7 @@ def test_a_decision_is_found_with_what_came_of_it() -> None:
     journal = Journal(CostModel())
     decision = place(journal)
     assert journal.find("r") is decision
-    assert (decision.placement.prefill, decision.by) == ("p1", "seconds")
+    assert (decision.placement.prefill, decision.placement.by) == ("p1", "seconds")
     ttft_s, cached = predicted(decision)
     journal.came_true(decision, ttft_s, cached)
     assert (decision.ttft_s, decision.cached_tokens, decision.regret_s) == (ttft_s, 1000, 0.0)
@@ -128,14 +128,14 @@ def test_while_alarmed_placement_is_by_load_and_when_predictions_hold_again_by_s
     journal = Journal(CostModel())
     come_true(journal, WINDOW, fewer_cached=900)
     decision = place(journal)
-    assert decision.by == "load"
+    assert decision.placement.by == "load"
     assert (decision.placement.decode, decision.placement.prefill) == ("d1", "p1")
     cold = place(journal, request=PlacementRequest(2000, {"p2": 1900}))
     assert cold.placement.prefill == "p1", "what is said to be cached does not count"
     assert predicted(cold)[1] == 0, "it goes on predicting"
     come_true(journal, WINDOW)
     assert journal.alarms == ()
-    assert place(journal).by == "seconds"
+    assert place(journal).placement.by == "seconds"
 
 
 def test_transfers_teach_the_link_between_their_workers() -> None:
