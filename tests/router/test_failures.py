@@ -94,6 +94,18 @@ def test_each_of_n_samples_resumes_on_its_own(
         assert list(sample.output) == outputs[sample.index][: len(sample.output)]
 
 
+def test_what_an_answer_that_resumed_teaches_is_its_own_length(
+    start_router: StartRouter, worker: FakeWorker, outputs: list[list[int]], connect: Connect
+) -> None:
+    router = start_router((worker,))
+    lengths: list[int] = []
+    model = router.services.cluster.books.model
+    model.answered = lambda **answer: lengths.append(answer["output_tokens"])  # type: ignore[method-assign]
+    worker.scripts.append(fake.die_after(2))
+    assert stream_text(connect(router), n=3) == list(TEXTS)
+    assert sorted(lengths) == sorted(map(len, outputs)), "not three times that of the longest"
+
+
 def test_a_finished_answer_whose_last_frames_were_lost_is_not_asked_for_again(
     client: openai.OpenAI, worker: FakeWorker, outputs: list[list[int]]
 ) -> None:
