@@ -53,6 +53,26 @@ def test_a_broken_stream_goes_on_elsewhere(
     assert len(worker.requests) == 2
 
 
+def test_an_answer_goes_on_only_with_the_weights_that_it_began_with(
+    start_router: StartRouter, worker: FakeWorker, second_worker: FakeWorker, connect: Connect
+) -> None:
+    worker.weights, second_worker.weights = "1", "2"
+    second_worker.scripts = worker.scripts  # whichever is asked first
+    worker.scripts.append(fake.die_after(5))
+    assert stream_text(connect(start_router((worker, second_worker)))) == [TEXTS[0]]
+    assert sorted([len(worker.requests), len(second_worker.requests)]) == [0, 2]
+
+
+def test_a_prompt_whose_answer_has_not_begun_may_go_to_other_weights(
+    start_router: StartRouter, worker: FakeWorker, second_worker: FakeWorker, connect: Connect
+) -> None:
+    worker.weights, second_worker.weights = "1", "2"
+    second_worker.scripts = worker.scripts
+    worker.scripts.append(fake.die_after(0))
+    assert stream_text(connect(start_router((worker, second_worker)))) == [TEXTS[0]]
+    assert [len(worker.requests), len(second_worker.requests)] == [1, 1]
+
+
 def test_a_resume_carries_all_that_was_received(
     client_of_two: openai.OpenAI, worker: FakeWorker, second_worker: FakeWorker, outputs: list[list[int]]
 ) -> None:
