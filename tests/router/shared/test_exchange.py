@@ -212,7 +212,8 @@ def test_what_cannot_be_read_is_left_out_and_told_once(redis: RedisServer, caplo
         one.book(URLS[0])
         await one.look()
         await one.link.run("return redis.call('HSET', KEYS[1], 'x', 'no time')", "test:routers")
-        for name, totals in (("y", b"\xff\x00\n"), ("z", b'{"some": "JSON"}')):
+        absurd = [msgspec.msgpack.encode({URLS[0]: [0, 0, prompts, 0, prompts]}) for prompts in (10**15, -1)]
+        for name, totals in enumerate((b"\xff\x00\n", b'{"some": "JSON"}', *absurd)):
             await one.link.run(WRITE, "test:routers", name, totals)
         for _ in range(3):
             assert await other.look()
