@@ -113,6 +113,16 @@ class Mirror:
         except struct.error as error:
             raise BadEvents(f"a block that is not {size} token ids: {error}") from None
 
+    def drop(self, count: int) -> int:
+        """Forgets so many blocks for want of room, the last ones first: none of them is the parent of one that stays.
+
+        Returns `count`.
+        """
+        for _ in range(count):
+            self._holders.discard(self.known.popitem()[1], self.bit)
+        self.num_dropped += count
+        return count
+
     def _add(self, name: int, key: int, most: int) -> None:
         known, masks, bit = self.known, self._holders.masks, self.bit
         before = known.get(name)

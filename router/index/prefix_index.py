@@ -111,6 +111,7 @@ class PrefixIndex:
 
     def subscribe(self, url: str) -> "Subscription":
         """For what comes over a new stream of `url`'s events."""
+        self._workers.setdefault(url, _Worker())  # from now on it has a share of the memory
         return Subscription(self, url, Mirror(self._holders))
 
     def sweep(self, at_most: int) -> bool:
@@ -135,8 +136,21 @@ class PrefixIndex:
 
     def _room(self, mirror: Mirror) -> int:
         """How many blocks a worker may have here: its share, and no more than there is room for."""
-        share = self._max_blocks // max(1, len(self._workers))
-        return min(share, len(mirror.known) + max(0, self._max_blocks - len(self)))
+        return min(self._share, len(mirror.known) + max(0, self._max_blocks - len(self)))
+
+    @property
+    def _share(self) -> int:
+        return self._max_blocks // max(1, len(self._workers))
+
+    def _make_room(self, mirror: Mirror, wanted: int) -> None:
+        """For so many more blocks, as far as they are within the worker's share, where others have more than theirs:
+        they came when they were fewer."""
+        lacking = min(wanted, self._share - len(mirror.known)) - (self._max_blocks - len(self))
+        if lacking <= 0:
+            return
+        for other in [each.mirror for each in self._workers.values() if each.mirror is not None]:
+            excess = max(0, len(other.known) - self._share)
+            lacking -= other.drop(min(lacking, excess))
 
     def _install(self, url: str, mirror: Mirror) -> None:
         """From now on `mirror` says what `url` holds; predictions that it does not confirm stay predictions."""
@@ -189,7 +203,9 @@ class Subscription:
             yield
             self._check_wanted()
         for start in range(0, len(frame.stored), SLICE):
-            mirror.store(frame.stored[start : start + SLICE], index._room(mirror))
+            stored = frame.stored[start : start + SLICE]
+            index._make_room(mirror, len(stored))
+            mirror.store(stored, index._room(mirror))
             yield
             self._check_wanted()
         mirror.end(frame)

@@ -212,6 +212,34 @@ def test_memory_is_bounded_and_shared_out() -> None:
     assert greedy.subscription.num_dropped > 0
 
 
+def test_who_comes_first_does_not_keep_what_is_anothers_share() -> None:
+    greedy, modest = CacheModel("greedy", num_blocks=100), CacheModel("modest", num_blocks=100)
+    for start in range(1000, 1500, 100):
+        greedy.serve(tuple(range(start, start + 20)))
+    modest.serve(TOKENS)
+    index = index_of(greedy, max_blocks=40)
+    assert len(index) == 40
+    hear(index, modest)
+    assert match(index) == {"modest": 20}
+    assert match(index, tuple(range(1000, 1020))) == {"greedy": 18}, "prefixes stay whole"
+    assert len(index) == 40
+
+
+def test_whose_snapshot_is_on_its_way_has_a_share_too() -> None:
+    greedy = CacheModel("greedy", num_blocks=100)
+    for start in range(1000, 1500, 100):
+        greedy.serve(tuple(range(start, start + 20)))
+    index = PrefixIndex(40)
+    index.subscribe("modest")
+    hear(index, greedy)
+    assert len(index) == 20
+    index.forget("modest")
+    hear(index, greedy)
+    while index.sweep(100):
+        pass
+    assert len(index) == 40
+
+
 def bad(**changes: Any) -> Events:
     """The frame after the snapshot, with something wrong."""
     return Events(**{"generation": "g", "sequence": 1} | changes)
