@@ -29,7 +29,8 @@ async def prepare_chat(services: Services, arrival: Arrival) -> Call:
     check_model(request.model, services.model)
     form = chat.ChatForm(arrival.request_id, int(time.time()), services.model.vocabulary, request)
     text = chat.render_prompt(request, services.model)
-    prompt = await services.encode_conversation(text, arrival.tenant.salted(request.cache_salt or ""), field="messages")
+    salt = arrival.tenant.salted(request.cache_salt or "")
+    prompt = await services.tokenizing.conversation(text, salt, field="messages")
     return _call(
         services,
         request,
@@ -51,8 +52,9 @@ async def prepare_completion(services: Services, arrival: Arrival) -> Call:
     form = completions.CompletionForm(arrival.request_id, int(time.time()), services.model.vocabulary, request)
     sources = completions.prompts_of(request, services.model.vocab_size)
     _check_count(request, len(sources), services)
+    encode = services.tokenizing.text
     prompts = [
-        await services.encode(source, add_special_tokens=True, field="prompt") if isinstance(source, str) else source
+        await encode(source, add_special_tokens=True, field="prompt") if isinstance(source, str) else source
         for source in sources
     ]
     return _call(
