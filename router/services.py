@@ -23,8 +23,9 @@ from penstock.router.index.prefix_index import PrefixIndex
 from penstock.router.metrics import Metrics
 from penstock.router.model import load_model
 from penstock.router.placement.journal import Guarded, Journal
+from penstock.router.placement.least_work import LeastWork
 from penstock.router.placer import Placer
-from penstock.router.policy import LeastWork, Policy
+from penstock.router.policy import Policy
 from penstock.router.shared.replicas import open_replicas
 from penstock.router.tokenizing import Tokenizing
 from penstock.telemetry.trace import open_tracer

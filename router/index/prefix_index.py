@@ -5,7 +5,7 @@ given, and ends with that, or with its failure. Memory is bounded by `max_blocks
 a block takes at most 200 bytes, and 130 for each further worker that holds it (bench.prefix_index).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 
@@ -53,11 +53,6 @@ class PrefixIndex:
     def __len__(self) -> int:
         """Blocks that some worker holds or held, each counted once."""
         return len(self._holders.masks)
-
-    @staticmethod
-    def keys(tokens: Sequence[int], salt: str) -> PromptKeys:
-        """The names of a prompt's blocks; `salt` as the workers are told (`opaque_salt`)."""
-        return PromptKeys(salt, tokens)
 
     def match(self, prompt: PromptKeys) -> dict[str, int]:
         """Per worker URL, how many tokens of the prompt it will find in its cache. Workers that have none are left out.

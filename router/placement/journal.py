@@ -12,9 +12,10 @@ from typing import TypeAlias
 
 from penstock.protocol import Done
 from penstock.router.placement.drift import DRIFTS, Drift, is_off
+from penstock.router.placement.least_work import LeastWork
 from penstock.router.placement.model import CostModel
 from penstock.router.placement.objective import Seconds
-from penstock.router.policy import ClusterSnapshot, LeastWork, Placement, PlacementRequest, Prediction, link_class
+from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Prediction, link_class
 
 REMEMBERED = 1000
 """Decisions that can be explained; one holds its snapshot, about 20 KB with 64 workers."""

@@ -11,7 +11,8 @@ import uvloop
 from penstock.hop import Readiness, new_session
 from penstock.router.cluster import Cluster, Member
 from penstock.router.placement.books import About, Books
-from penstock.router.policy import LeastWork, Placement, PlacementRequest
+from penstock.router.placement.least_work import LeastWork
+from penstock.router.policy import Placement, PlacementRequest
 from tests.router.fake_worker import FakeWorker
 
 POLL_S = 0.05

@@ -14,9 +14,9 @@ from penstock.router.flow.tenants import ANYONE
 from penstock.router.index.prefix_index import PrefixIndex
 from penstock.router.metrics import Metrics
 from penstock.router.placement.journal import Journal
+from penstock.router.placement.least_work import LeastWork
 from penstock.router.placement.model import CostModel
 from penstock.router.placer import Placer, Trial
-from penstock.router.policy import LeastWork
 
 
 def new_placer(session: aiohttp.ClientSession, cluster: Cluster, index: PrefixIndex) -> Placer:

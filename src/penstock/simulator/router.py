@@ -123,7 +123,6 @@ class Stream:
             router.view.match(hashes),
             frozenset(self.excluded),
             router.books.model.output_tokens,
-            hashes=hashes,
         )
         decision = router.choose(str(self.request.index), request)
         if decision is None and self.excluded:

@@ -10,7 +10,8 @@ import pytest
 from penstock.errors import ConfigError
 from penstock.router.metrics import Metrics
 from penstock.router.placement.books import Books
-from penstock.router.policy import LeastWork, Placement, PlacementRequest
+from penstock.router.placement.least_work import LeastWork
+from penstock.router.policy import Placement, PlacementRequest
 from penstock.router.shared.exchange import PERIOD_S, SILENT_S, Exchange
 from penstock.router.shared.link import Link
 from tests.redis_server import RedisServer
