@@ -22,7 +22,8 @@ from penstock.router.index.follower import Follower
 from penstock.router.index.prefix_index import PrefixIndex
 from penstock.router.metrics import Metrics
 from penstock.router.model import load_model
-from penstock.router.placement.journal import Guarded, Journal
+from penstock.router.placement.guarded import Guarded
+from penstock.router.placement.journal import Journal
 from penstock.router.placement.least_work import LeastWork
 from penstock.router.placer import Placer
 from penstock.router.policy import Policy

@@ -1,8 +1,4 @@
-"""The log of decisions: what was predicted, what came true, and what that says about the predictions.
-
-When predictions are off for a while, cost-based placement is worse than none that is simple: `Guarded` then places by
-load alone, and goes on predicting, so that it sees when predictions are good again.
-"""
+"""The log of decisions: what was predicted, what came true, and what that says about the predictions."""
 
 import logging
 from collections import OrderedDict
@@ -12,7 +8,6 @@ from typing import TypeAlias
 
 from penstock.protocol import Done
 from penstock.router.placement.drift import DRIFTS, Drift, is_off
-from penstock.router.placement.least_work import LeastWork
 from penstock.router.placement.model import CostModel
 from penstock.router.placement.objective import Seconds
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Prediction, link_class
@@ -117,24 +112,6 @@ class Journal:
         if other is None or other.prediction is None:
             return 0.0
         return max(0.0, ttft_s - other.prediction.ttft_s)
-
-
-class Guarded:
-    """The router's policy: seconds, or load alone while the journal's predictions are off."""
-
-    def __init__(self, journal: Journal, min_prefill_tokens: int = 16) -> None:
-        self._journal = journal
-        self._seconds = Seconds()
-        self._load = LeastWork(min_prefill_tokens)
-
-    def choose(self, request: PlacementRequest, cluster: ClusterSnapshot) -> Placement | None:
-        """See policy.Policy."""
-        if not self._journal.alarms:
-            return self._seconds.choose(request, cluster)
-        placement = self._load.choose(replace(request, cached_tokens={}), cluster)
-        if placement is None:
-            return None
-        return replace(placement, prediction=self._seconds.predict(request, cluster, placement))
 
 
 def _relied_on(decision: Decision) -> tuple[str, int]:

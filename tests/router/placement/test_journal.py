@@ -7,7 +7,8 @@ from penstock.protocol import Done
 from penstock.router.index.claims import Claims, Untrue
 from penstock.router.placement.drift import WINDOW
 from penstock.router.placement.explain import Explanation, explain, table
-from penstock.router.placement.journal import REMEMBERED, Decision, Guarded, Journal
+from penstock.router.placement.guarded import Guarded
+from penstock.router.placement.journal import REMEMBERED, Decision, Journal
 from penstock.router.placement.model import CostModel, Hops
 from penstock.router.placement.objective import Seconds
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, WorkerState
