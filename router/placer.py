@@ -29,7 +29,7 @@ from penstock.router.flow.room import Room, has_any
 from penstock.router.flow.tenants import ANYONE, Tenant
 from penstock.router.flow.turns import Busy, Turn, take_turn
 from penstock.router.index.keys import PromptKeys
-from penstock.router.index.prefix_index import Prediction, PrefixIndex
+from penstock.router.index.prefix_index import Expectation, PrefixIndex
 from penstock.router.metrics import Metrics
 from penstock.router.placement.journal import Decision, Journal
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Policy
@@ -76,7 +76,7 @@ class Placed:
     """Of the prompt."""
     cached_tokens: int
     """Prompt tokens that the computing worker is predicted to find in its cache."""
-    predictions: list[Prediction]
+    predictions: list[Expectation]
     """What its workers will hold because of it."""
     decision: Decision
     placed_at: float
@@ -192,7 +192,7 @@ class Placer:
         if not placed.is_resume:
             self._came_true(placed, cached_tokens)
         if placed.prefill is not None:
-            placed.predictions.append(self._index.predict(placed.decode, placed.keys))
+            placed.predictions.append(self._index.expect(placed.decode, placed.keys))
         if cached_tokens is not None and not placed.is_resume:
             outcome = _outcome(placed.cached_tokens, cached_tokens)
             self._metrics.predictions.labels(outcome).inc()
@@ -211,7 +211,7 @@ class Placer:
         if placed.prefill is not None and max(map(len, outputs)) <= 1:
             _retract(placed.predictions[1:])
             return
-        self._retract_soon([self._index.predict(placed.decode, placed.keys.followed_by(outputs[0][:-1]))])
+        self._retract_soon([self._index.expect(placed.decode, placed.keys.followed_by(outputs[0][:-1]))])
 
     def ended(self, placed: Placed) -> None:
         """In whatever way. Call once."""
@@ -345,7 +345,7 @@ class Placer:
             reservation=reservation,
             keys=job.prompt_keys,
             cached_tokens=cached,
-            predictions=[self._index.predict(computing, job.keys)],
+            predictions=[self._index.expect(computing, job.keys)],
             decision=decision,
             placed_at=asyncio.get_running_loop().time(),
             tenant=claim.tenant,
@@ -360,11 +360,11 @@ class Placer:
             self._metrics.ttft_error.observe(abs(decision.ttft_s - prediction.ttft_s))
             self._metrics.regret.inc(decision.regret_s or 0.0)
 
-    def _retract_soon(self, predictions: list[Prediction]) -> None:
+    def _retract_soon(self, predictions: list[Expectation]) -> None:
         asyncio.get_running_loop().call_later(CONFIRMATION_S, _retract, predictions)
 
 
-def _retract(predictions: list[Prediction]) -> None:
+def _retract(predictions: list[Expectation]) -> None:
     for prediction in predictions:
         prediction.retract()
 

@@ -51,7 +51,7 @@ class Mirror:
         """Blocks that were not remembered for want of room."""
         self.known: dict[int, int] = {}
         """The worker's name of each block -> ours."""
-        self.predicted: dict[int, Any] = {}
+        self.expected: dict[int, Any] = {}
         """Keys for which the worker's bit is set although it has said nothing of them yet."""
         self._holders = holders
         self._orphans = _Orphans()
@@ -138,7 +138,7 @@ class Mirror:
             masks[key] = bit
         elif not mask & bit:
             self._holders.add(key, bit)
-        elif self.predicted.pop(key, None) is None:
+        elif self.expected.pop(key, None) is None:
             return  # the same tokens under a second name: the first one counts
         known[name] = key
 

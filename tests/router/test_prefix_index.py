@@ -101,39 +101,39 @@ def test_workers_may_differ_in_block_size() -> None:
     assert match(index, TOKENS[:19]) == {"four": 16, "ten": 10}
 
 
-def test_a_prediction_counts_at_once_and_until_it_is_retracted() -> None:
+def test_an_expectation_counts_at_once_and_until_it_is_retracted() -> None:
     worker = CacheModel("a")
     index = index_of(worker)
-    prediction = index.predict("a", PromptKeys("", TOKENS))
+    expectation = index.expect("a", PromptKeys("", TOKENS))
     assert match(index) == {"a": 20}
     assert match(index, salt="one") == {}
-    prediction.retract()
-    prediction.retract()
+    expectation.retract()
+    expectation.retract()
     assert match(index) == {}
     assert len(index) == 0
-    assert index.predict("a stranger", PromptKeys("", TOKENS)).keys == []
+    assert index.expect("a stranger", PromptKeys("", TOKENS)).keys == []
 
 
-def test_what_the_worker_has_told_of_is_no_prediction_any_more() -> None:
+def test_what_the_worker_has_told_of_is_no_expectation_any_more() -> None:
     worker = CacheModel("a")
     index = index_of(worker)
-    prediction = index.predict("a", PromptKeys("", TOKENS))
+    expectation = index.expect("a", PromptKeys("", TOKENS))
     assert worker.begin(TOKENS)
     worker.compute(worker.running[0], num_blocks=4)
     worker.tell()
     read(worker)
-    prediction.retract()
+    expectation.retract()
     assert match(index) == {"a": 8}
 
 
-def test_a_prediction_survives_a_new_subscription() -> None:
+def test_an_expectation_survives_a_new_subscription() -> None:
     worker = CacheModel("a")
     worker.serve(TOKENS[:5])
     index = index_of(worker)
-    prediction = index.predict("a", PromptKeys("", TOKENS))
+    expectation = index.expect("a", PromptKeys("", TOKENS))
     hear(index, worker)
     assert match(index) == {"a": 20}
-    prediction.retract()
+    expectation.retract()
     assert match(index) == {"a": 4}
 
 
@@ -142,7 +142,7 @@ def test_a_worker_that_goes_is_forgotten_at_once_and_its_memory_soon() -> None:
     a.serve(TOKENS)
     b.serve(TOKENS[:9])
     index = index_of(a, b)
-    index.predict("a", PromptKeys("one", TOKENS))
+    index.expect("a", PromptKeys("one", TOKENS))
     index.forget("a")
     assert match(index) == {"b": 8}
     assert match(index, salt="one") == {}
@@ -350,7 +350,7 @@ class Streams(RuleBasedStateMachine):
         super().__init__()
         self.workers = [CacheModel(url) for url in ("steady", "b", "c")]
         self.index = index_of(*self.workers)
-        self.predictions: list[Any] = []
+        self.expectations: list[Any] = []
 
     @rule(worker=st.integers(0, 2), prompt=st.sampled_from(PROMPTS), salt=st.sampled_from(SALTS[:2]))
     def begin(self, worker: int, prompt: tuple[int, ...], salt: str) -> None:
@@ -377,13 +377,13 @@ class Streams(RuleBasedStateMachine):
         self.workers[worker].restart()
 
     @rule(worker=st.integers(0, 2), prompt=st.sampled_from(PROMPTS), salt=st.sampled_from(SALTS[:2]))
-    def predict(self, worker: int, prompt: tuple[int, ...], salt: str) -> None:
-        self.predictions.append(self.index.predict(self.workers[worker].url, PromptKeys(salt, prompt)))
+    def expect(self, worker: int, prompt: tuple[int, ...], salt: str) -> None:
+        self.expectations.append(self.index.expect(self.workers[worker].url, PromptKeys(salt, prompt)))
 
-    @precondition(lambda self: self.predictions)
+    @precondition(lambda self: self.expectations)
     @rule()
     def retract(self) -> None:
-        self.predictions.pop(0).retract()
+        self.expectations.pop(0).retract()
 
     @rule(
         worker=st.integers(1, 2),
@@ -430,7 +430,7 @@ class Streams(RuleBasedStateMachine):
     @invariant()
     def the_steady_one_is_known_but_for_what_it_has_not_said(self) -> None:
         steady = self.workers[0]
-        if not self.predictions:
+        if not self.expectations:
             steady.tell()
             read(steady)
             self.check(steady)
@@ -443,8 +443,8 @@ class Streams(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """When all is quiet and heartbeats have come, the index is the workers' truth, and holds nothing else."""
-        for prediction in self.predictions:
-            prediction.retract()
+        for expectation in self.expectations:
+            expectation.retract()
         for model in self.workers:
             model.tell()
             self.listen(model)
