@@ -82,7 +82,7 @@ def measure(decisions: int) -> tuple[list[float], list[float]]:
     for number in range(decisions):
         now_s = number * 0.05
         for url in urls:
-            books.observed(url, report_of_a_step(rng))
+            books.observed(url, report_of_a_step(rng), now_s)
         began = time.perf_counter()
         request = PlacementRequest(len(tokens), index.match(keys), output_tokens=300)
         matched = time.perf_counter()

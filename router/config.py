@@ -93,7 +93,8 @@ class RouterConfig(LogConfig, TraceConfig):
     )
     index_blocks: int = option(
         5_000_000,
-        "Most cached blocks that the prefix index remembers, in equal shares for all workers; each takes 200 bytes.",
+        "Most cached blocks that the prefix index remembers, in equal shares for all workers; each takes "
+        "up to 200 bytes, and 130 more for each further worker that has it.",
         unit="blocks",
     )
     secret: str = option("", "Key of what workers are told of tenants' salts, equal on all routers of a deployment.")

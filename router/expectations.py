@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from penstock.protocol import Done
 from penstock.router.index.keys import PromptKeys
-from penstock.router.index.prefix_index import Prediction, PrefixIndex
+from penstock.router.index.prefix_index import Expectation, PrefixIndex
 from penstock.router.metrics import Metrics
 from penstock.router.placed import Placed
 from penstock.router.placement.journal import REGRET_OF, Journal
@@ -28,9 +28,9 @@ class Expectations:
         self._journal = journal
         self._metrics = metrics
 
-    def placed(self, computing: str, keys: PromptKeys) -> list[Prediction]:
+    def placed(self, computing: str, keys: PromptKeys) -> list[Expectation]:
         """A worker will compute a prompt, and hold it."""
-        return [self._index.predict(computing, keys)]
+        return [self._index.expect(computing, keys)]
 
     def accepted(self, placed: Placed, generation: str) -> None:
         """A decode worker answered; another process than before has an empty cache."""
@@ -45,7 +45,7 @@ class Expectations:
         if not placed.is_resume:
             self._came_true(placed, cached_tokens)
         if placed.prefill is not None:
-            placed.predictions.append(self._index.predict(placed.decode, placed.keys))
+            placed.predictions.append(self._index.expect(placed.decode, placed.keys))
         if cached_tokens is not None and not placed.is_resume:
             outcome = _outcome(placed.cached_tokens, cached_tokens)
             self._metrics.predictions.labels(outcome).inc()
@@ -63,7 +63,7 @@ class Expectations:
         if placed.prefill is not None and max(map(len, outputs)) <= 1:
             _retract(placed.predictions[1:])
             return
-        _retract_soon([self._index.predict(placed.decode, placed.keys.followed_by(outputs[0][:-1]))])
+        _retract_soon([self._index.expect(placed.decode, placed.keys.followed_by(outputs[0][:-1]))])
 
     def finished(self, placed: Placed, done: Done) -> None:
         """The stream's last frame came."""
@@ -83,11 +83,11 @@ class Expectations:
             self._metrics.regret.inc(REGRET_OF * (decision.regret_s or 0.0))
 
 
-def _retract_soon(predictions: list[Prediction]) -> None:
+def _retract_soon(predictions: list[Expectation]) -> None:
     asyncio.get_running_loop().call_later(CONFIRMATION_S, _retract, predictions)
 
 
-def _retract(predictions: list[Prediction]) -> None:
+def _retract(predictions: list[Expectation]) -> None:
     for prediction in predictions:
         prediction.retract()
 

@@ -159,13 +159,13 @@ class Generation:
             async with aclosing(hop.frames()) as frames:
                 async for frame in frames:
                     if isinstance(frame, Done):
-                        self._done(frame, placed)
+                        self._done(frame, placed, answers)
                         break
                     event = self._event(frame, by_index, placed)
                     if event is not None:
                         yield event
                     if all(answer.finish_reason for answer in answers) and any(answer.is_cut for answer in answers):
-                        self._placer.expectations.learned(placed, [answer.output for answer in self._answers])
+                        self._placer.expectations.learned(placed, [answer.output for answer in answers])
                         return  # leaving closes the connection, which cancels what the worker would still generate
         if any(answer.finish_reason is None for answer in answers):
             raise WorkerLost(f"{placed.decode} was done before every answer was")
@@ -191,11 +191,11 @@ class Generation:
         self._placer.computed(placed, frame.cached_tokens)
         return Output(self._first_choice + answer.index, tuple(tokens), tuple(logprobs)) if tokens else None
 
-    def _done(self, frame: Done, placed: Placed) -> None:
+    def _done(self, frame: Done, placed: Placed, answers: list[Answer]) -> None:
         self._placer.expectations.finished(placed, frame)
         if self.cached_tokens is None and not placed.is_resume:
             self.cached_tokens = frame.cached_tokens
-        self._placer.expectations.learned(placed, [answer.output for answer in self._answers])
+        self._placer.expectations.learned(placed, [answer.output for answer in answers])
 
     def _body(self, answers: list[Answer], placed: Placed) -> GenerateRequest:
         remaining_s = self._deadline - asyncio.get_running_loop().time()

@@ -76,7 +76,7 @@ class Metrics:
         )
         self.refused_timings = Gauge(
             "penstock_router_worker_refused_timings",
-            "Step timings of a worker that could not be true",
+            "Step timings of a worker that were left out: impossible, or nothing like those of its kind",
             ["worker"],
             registry=self.registry,
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from penstock.router.cluster import Reservation
 from penstock.router.flow.tenants import ANYONE, Tenant
 from penstock.router.index.keys import PromptKeys
-from penstock.router.index.prefix_index import Prediction
+from penstock.router.index.prefix_index import Expectation
 from penstock.router.placement.journal import Decision
 
 
@@ -22,7 +22,7 @@ class Placed:
     """Of the prompt."""
     cached_tokens: int
     """Prompt tokens that the computing worker is predicted to find in its cache."""
-    predictions: list[Prediction]
+    predictions: list[Expectation]
     """What its workers will hold because of it."""
     decision: Decision
     placed_at: float

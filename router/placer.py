@@ -154,7 +154,8 @@ class Placer:
         prompt_work = max(1, wanted.prompt_tokens - max(wanted.cached_tokens.values(), default=0))
         claim = Claim(arrival, job.request.priority, prompt_work + output_work, deadline)
         if job.trial.attempts:
-            cluster = replace(self._cluster.snapshot(), waiting=len(self.gate))
+            weights = job.trial.weights if job.trial.streaming else ""  # an answer is that of one model
+            cluster = replace(self._cluster.snapshot(weights), waiting=len(self.gate))
             found = self._choose(wanted, job.trial, cluster)
             if found is None:
                 return None
@@ -220,6 +221,7 @@ class Placer:
         heavy: bool = False,
     ) -> Placed:
         job.trial.attempts += 1
+        job.trial.weights = self._cluster.weights(placement.decode)
         decision = self._journal.placed(job.request.request_id, wanted, cluster, placement)
         computing = placement.prefill or placement.decode
         cached = max(wanted.cached_tokens.get(url or "", 0) for url in (computing, placement.source))

@@ -34,6 +34,8 @@ class Trial:
     streaming: bool = False
     lost_at: int | None = None
     """How many output tokens there were when a worker that had taken the request was last lost."""
+    weights: str = ""
+    """Of the last worker."""
     leaving: Placed | None = None
     """The placement whose worker has just handed the request over: for a moment all of its KV can be read there."""
 
@@ -74,7 +76,7 @@ class Trial:
         leaving, self.leaving = self.leaving, None
         if leaving is None or leaving.revision != revision:
             return placement
-        return Placement(placement.decode, source=leaving.decode)
+        return Placement(placement.decode, source=leaving.decode, by="hand-over")
 
     def pause_s(self, longest_s: float) -> float:
         """Every worker left is full: seconds until all may be tried again. Raises the error of a request that streams

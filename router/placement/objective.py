@@ -14,6 +14,7 @@ there are in the queue on average; and as many streams share the steps of an ans
 """
 
 import math
+import statistics
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -29,6 +30,8 @@ from penstock.router.policy import (
 
 _NEVER_S = 1e9
 """For memory that will not come free: chosen only where nothing else is left."""
+_FEW_PROMPTS = 8
+"""More than others have is no sign of a lie."""
 
 
 class Computing(NamedTuple):
@@ -183,7 +186,7 @@ class Scene:
             evict_s=decoding.evict_s + (self._evict_s(prefill, self._prompt) if prefill else 0.0),
             cached_tokens=computing.cached_tokens,
         )
-        return Placement(decode.url, prefill.url if prefill else None, computing.source, prediction)
+        return Placement(decode.url, prefill.url if prefill else None, computing.source, prediction, "seconds")
 
     def computing(self, worker: WorkerState, source: WorkerState | None = None) -> Computing:
         """The prompt on `worker`, which pulls KV from `source`, or from the best holder if that is cheaper."""
@@ -286,8 +289,16 @@ class Scene:
 
 
 def _mean_prompts(pool: tuple[WorkerState, ...], more: int) -> float:
-    """That wait for each of `pool`, with as many `more` in the router."""
-    return (sum(worker.prompts for worker in pool) + more) / len(pool) if pool else 0.0
+    """That wait for each of `pool`, with as many `more` in the router.
+
+    Part of it is what workers claim, so none counts for much more than is usual: else one that lies would make all of
+    them look too busy for any prompt.
+    """
+    if not pool:
+        return 0.0
+    prompts = [worker.prompts for worker in pool]
+    most = 2 * statistics.median_low(prompts) + _FEW_PROMPTS
+    return (sum(min(each, most) for each in prompts) + more) / len(pool)
 
 
 def _first(item: tuple[Any, ...]) -> Any:

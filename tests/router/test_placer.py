@@ -19,9 +19,9 @@ from penstock.router.metrics import Metrics
 from penstock.router.placed import Placed
 from penstock.router.placement.books import About
 from penstock.router.placement.journal import Journal
+from penstock.router.placement.least_work import LeastWork
 from penstock.router.placement.model import CostModel
 from penstock.router.placer import Placer
-from penstock.router.policy import LeastWork
 from penstock.router.trial import Trial
 from tests.router.flow.virtual_time import run
 

@@ -8,10 +8,10 @@ from penstock.errors import RequestError
 from penstock.router.flow.room import Limits, Room
 from penstock.router.flow.turns import Busy, Turn, take_turn
 from penstock.router.placement.costs import StepCost
+from penstock.router.placement.least_work import LeastWork
 from penstock.router.placement.objective import Seconds
 from penstock.router.policy import (
     ClusterSnapshot,
-    LeastWork,
     Placement,
     PlacementRequest,
     Prediction,

@@ -4,8 +4,11 @@ import msgspec
 import pytest
 
 from penstock.protocol import Done
+from penstock.router.index.claims import Claims, Untrue
+from penstock.router.placement.drift import WINDOW
 from penstock.router.placement.explain import Explanation, explain, table
-from penstock.router.placement.journal import REGRET_OF, REMEMBERED, WINDOW, Decision, Guarded, Journal, regret_s
+from penstock.router.placement.guarded import Guarded
+from penstock.router.placement.journal import REGRET_OF, REMEMBERED, Decision, Journal, regret_s
 from penstock.router.placement.model import CostModel, Hops
 from penstock.router.placement.objective import Seconds
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, WorkerState
@@ -42,7 +45,7 @@ def test_a_decision_is_found_with_what_came_of_it() -> None:
     journal = Journal(CostModel())
     decision = place(journal)
     assert journal.find("r") is decision
-    assert (decision.placement.prefill, decision.by) == ("p1", "seconds")
+    assert (decision.placement.prefill, decision.placement.by) == ("p1", "seconds")
     ttft_s, cached = predicted(decision)
     journal.came_true(decision, ttft_s, cached)
     assert (decision.ttft_s, decision.cached_tokens, decision.regret_s) == (ttft_s, 1000, 0.0)
@@ -130,11 +133,22 @@ def test_predictions_that_are_off_for_a_while_raise_an_alarm(wrong: dict[str, fl
     assert journal.alarms == alarms
 
 
+def test_one_worker_whose_word_is_untrue_alarms_nobody() -> None:
+    claims = {url: Claims() for url in ("p1", "p2", "d1", "d2")}
+    journal = Journal(CostModel(), lambda url, told, found: claims[url].add(told, found))
+    come_true(journal, 2 * WINDOW, slower=10.0, fewer_cached=900)
+    assert journal.alarms == ()
+    with pytest.raises(Untrue):
+        claims["p1"].check()
+    for url in ("p2", "d1", "d2"):
+        claims[url].check()
+
+
 def test_while_alarmed_placement_is_by_load_and_when_predictions_hold_again_by_seconds() -> None:
     journal = Journal(CostModel())
     come_true(journal, WINDOW, fewer_cached=900)
     decision = place(journal)
-    assert decision.by == "load"
+    assert decision.placement.by == "load"
     assert (decision.placement.decode, decision.placement.prefill) == ("d1", "p1")
     cold = place(journal, request=PlacementRequest(2000, {"p2": 1900}))
     assert cold.placement.prefill == "p1", "what is said to be cached does not count"
@@ -143,7 +157,7 @@ def test_while_alarmed_placement_is_by_load_and_when_predictions_hold_again_by_s
     assert not cold.placement.prediction.trusted, "but for the journal only"
     come_true(journal, WINDOW)
     assert journal.alarms == ()
-    assert place(journal).by == "seconds"
+    assert place(journal).placement.by == "seconds"
 
 
 def test_transfers_teach_the_link_between_their_workers() -> None:
