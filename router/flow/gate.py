@@ -8,7 +8,7 @@ placed (tries.py).
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from penstock.router.flow.admission import Admission, Claim
@@ -21,7 +21,7 @@ from penstock.router.flow.usage import Usage
 
 POLL_S = 0.05
 """While somebody waits, workers are looked at so often: prompts progress without telling."""
-_MOST_SEEN = 64
+_MOST_SEEN = 32
 """So many requests are looked at, until one can go."""
 
 
@@ -86,9 +86,9 @@ class Gate(Generic[T]):
         """Refuses at once, before its body is parsed, what would wait too long. Raises RetryableError."""
         if not len(self._queue):
             return
-        now, num_waiting = self._now(), self._queue.waiting(arrival.tenant)
-        kind = replace(self._kind(arrival.tenant, num_waiting + 1, now), kept=self._tries.kept)
-        if self._tries.kept_from(kind, now) is not None:
+        now, tenant = self._now(), arrival.tenant
+        in_line, heavy = self._queue.waiting(tenant) > 0, self._usage.is_heavy(tenant, now)
+        if self._tries.kept_from(Turn(in_line=in_line, heavy=heavy, kept=self._tries.kept), now) is not None:
             return  # it may well go at once, whoever waits
         claim = Claim(arrival, 0, self._usual_work, arrival.began + arrival.patience.longest_s)
         self._admission.check(self._admission.outlook(arrival, now), claim, 0.0, now)
@@ -98,7 +98,7 @@ class Gate(Generic[T]):
         now = self._now()
         tenant = claim.tenant
         self._usual_work += 0.05 * (claim.work - self._usual_work)
-        turn = replace(self._kind(tenant, 1, now), remaining_s=claim.deadline - now)
+        turn = Turn(heavy=self._usage.is_heavy(tenant, now), remaining_s=claim.deadline - now)
         busy: Busy | None = None
         if not len(self._queue):
             outcome = attempt(turn)
@@ -148,7 +148,7 @@ class Gate(Generic[T]):
 
     def _let_through(self, now: float) -> None:
         """All that may go now, fairest first."""
-        while self._let_one_through(now):
+        while len(self._queue) and self._tries.has_room(Turn()) and self._let_one_through(now):
             pass
 
     def _let_one_through(self, now: float) -> bool:
@@ -158,8 +158,8 @@ class Gate(Generic[T]):
             if waiter.result.done():  # its task was cancelled, and has not run since
                 self._remove(entry)
                 return True
-            kind = self._kind(entry.tenant, self._queue.waiting(entry.tenant), now)
-            turn = look.turn(waiter.tried, kind, waiter.claim.deadline - now)
+            in_line, heavy = self._queue.waiting(entry.tenant) > 1, self._usage.is_heavy(entry.tenant, now)
+            turn = look.turn(waiter.tried, waiter.claim.deadline - now, in_line=in_line, heavy=heavy)
             if turn is None:
                 continue
             began_s = self._tries.stopwatch()
@@ -190,10 +190,6 @@ class Gate(Generic[T]):
         self._tries.gone(entry.item.tried)
         if not self._queue.waiting(entry.tenant):
             self._admission.speeds.empty(entry.tenant, nobody=not len(self._queue))
-
-    def _kind(self, tenant: Tenant, num_waiting: int, now: float) -> Turn:
-        """What is the same for many, of a tenant of whom so many wait."""
-        return Turn(in_line=num_waiting > 1, heavy=self._usage.is_heavy(tenant, now))
 
     def _make_room(self, now: float) -> None:
         """The queue is bounded: the last of who has most waiting makes room."""

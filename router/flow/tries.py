@@ -81,30 +81,28 @@ class Round:
     def __init__(self, tries: Tries, now: float) -> None:
         self._tries = tries
         self._now = now
-        self._kept: dict[Turn, str | None] = {}
+        self._kept: dict[tuple[bool, bool, str], str | None] = {}
         self._saw_first = False
         self._num_again = 0
         self._took_s = 0.0
 
-    def turn(self, tried: Tried, kind: Turn, remaining_s: float) -> Turn | None:
+    def turn(self, tried: Tried, remaining_s: float, *, in_line: bool, heavy: bool) -> Turn | None:
         """Its turn; None when it is not tried now."""
-        tries, now = self._tries, self._now
-        if tries.first is tried:
-            self._saw_first = True
-        else:
-            kind = replace(kind, kept=tries.kept)
+        tries, now, is_first = self._tries, self._now, self._tries.first is tried
+        self._saw_first |= is_first
+        kind = in_line, heavy, "" if is_first else tries.kept
         if kind not in self._kept:
-            self._kept[kind] = tries.kept_from(kind, now)
+            self._kept[kind] = tries.kept_from(Turn(in_line=in_line, heavy=heavy, kept=kind[2]), now)
         kept = self._kept[kind]
         if kept is None:
             return None
         if tried.was_tried:
-            rests = now < tried.again_at and tries.first is not None and tries.first is not tried
+            rests = now < tried.again_at and tries.first is not None and not is_first
             if rests or now < tries.pause_until or self._num_again == _MOST_AGAIN:
                 return None
             self._num_again += 1
         waited_s = 0.0 if tried.could_go_since is None else now - tried.could_go_since
-        return replace(kind, kept=kept, is_later=now > tried.since, waited_s=waited_s, remaining_s=remaining_s)
+        return Turn(now > tried.since, in_line, heavy, kept, waited_s, remaining_s)
 
     def in_vain(self, tried: Tried, busy: Busy, took_s: float) -> None:
         """It was tried, and stays."""
