@@ -22,8 +22,9 @@ from penstock.router.http import ClientGone, Reply
 from penstock.router.openai.call import Call
 from penstock.router.openai.endpoint import Endpoint, Prepare
 from penstock.router.openai.errors import error_body
-from penstock.router.placer import Placed, Trial
+from penstock.router.placed import Placed
 from penstock.router.services import Services
+from penstock.router.trial import Trial
 from penstock.telemetry.trace import Value, current
 
 _MARGIN_S = 0.2
@@ -94,6 +95,8 @@ class _Watch:
             self.used_tokens = self._prompt_tokens
             if not self._call.stream:
                 self._produced(self._call.expected_tokens - self._prompt_tokens)
+                self._placed.is_resume = True  # its first token was not seen: nothing is to be learned of when it came
+                self._placer.computed(self._placed, None)
         elif self._call.stream and self.used_tokens is not None:
             events = piece.count(b"data: {")
             openings = min(events, self._openings)

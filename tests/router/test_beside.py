@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.router.beside import Beside, picked_of
-from penstock.router.policy import ClusterSnapshot, LeastWork, Picked, Placement, PlacementRequest, WorkerState
+from penstock.router.placement.least_work import LeastWork
+from penstock.router.policy import ClusterSnapshot, Picked, Placement, PlacementRequest, WorkerState
 
 OWN, OTHER, P1, P2 = "http://10.0.0.1:8100", "http://10.0.0.2:8100", "http://10.0.1.1:8100", "http://10.0.1.2:8100"
 POLICY = Beside(OWN, LeastWork(min_prefill_tokens=16))

@@ -82,7 +82,8 @@ class Router:
                 self.view.removed(url, report.removed)
             if report.stored:
                 self.view.stored(url, [stored.hash for stored in report.stored])
-            self.books.observed(url, Events(generation="", sequence=0, load=report.load, timings=report.timings))
+            events = Events(generation="", sequence=0, load=report.load, timings=report.timings)
+            self.books.observed(url, events, self.clock.now_s)
 
     def choose(self, name: str, request: PlacementRequest) -> Decision | None:
         """Asks the policy, and notes what it said."""
@@ -122,7 +123,6 @@ class Stream:
             router.view.match(hashes),
             frozenset(self.excluded),
             router.books.model.output_tokens,
-            hashes=hashes,
         )
         decision = router.choose(str(self.request.index), request)
         if decision is None and self.excluded:
