@@ -228,6 +228,7 @@ class Engine:
         already referenced."""
         request = sequence.request
         self._unqueue(sequence)
+        request.source = None
         self.spans.add(request, "queue", request.queued_at)
         hashes = sequence.full_hashes() if self.budget.prefix_cache else []
         self.pool.expect(hashes[len(matched) :])

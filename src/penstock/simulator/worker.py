@@ -274,6 +274,7 @@ class Worker:
     def _reserve(self, sequence: SimulatedSequence, matched: list[int], num_tokens: int) -> None:
         """Takes a sequence from the waiting list and gives it blocks for `num_tokens`; the matched ones are its own."""
         self._unqueue(sequence)
+        sequence.request.source = None
         hashes = sequence.full_hashes()
         self.pool.expect(hashes[len(matched) :])
         sequence.num_expected = len(hashes)
@@ -302,7 +303,6 @@ class Worker:
             call.submitted = len(matched) * BLOCK_TOKENS
             self._read(call)
         else:
-            sequence.request.source = None
             self._clock.after(self._hop_s, lambda: self._read_source(call, sequence, len(matched)))
 
     def _read_source(self, call: Call, sequence: SimulatedSequence, own: int) -> None:
