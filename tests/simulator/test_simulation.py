@@ -106,6 +106,37 @@ def test_a_dead_prefill_worker_s_prompts_are_computed_elsewhere() -> None:
     assert all(outcome.finish_s is not None for outcome in run.outcomes)
 
 
+HOP_S = 1e-3
+
+
+def joined_s(finish_s: float, num_steps: int) -> float:
+    """When an answer of one more token than steps joined its batch: it ended so many steps of 10 + 1 + 3 ms later."""
+    return finish_s - HOP_S - num_steps * 0.014
+
+
+@pytest.mark.parametrize(
+    ("output", "steps"), [(1, 0), (20, 19)], ids=["an answer that has ended", "a stream that has read everything"]
+)
+def test_a_prefill_worker_that_dies_before_it_is_released_takes_nothing_with_it(output: int, steps: int) -> None:
+    requests = trace((0.0, 3000, output))
+    calm = simulate(requests, spec(2, 1), lambda _: RoundRobin())
+    assert calm.outcomes[0].finish_s is not None
+    before_release_s = joined_s(calm.outcomes[0].finish_s, steps) + HOP_S / 2
+    broken = simulate(requests, spec(2, 1, faults=(Fault(before_release_s, "p0", 60.0),)), lambda _: RoundRobin())
+    assert broken.outcomes[0].attempts == 1
+    assert times(broken) == times(calm)
+    assert broken.held_blocks == 0
+
+
+@pytest.mark.parametrize("first", ["p0", "d0"])
+def test_a_pair_that_dies_together_costs_one_attempt(first: str) -> None:
+    faults = (Fault(0.1, first, 60.0), Fault(0.15, "p0" if first == "d0" else "d0", 60.0))
+    run = simulate(trace((0.0, 3000, 20)), spec(2, 2, faults=faults), lambda _: RoundRobin())
+    [outcome] = run.outcomes
+    assert (outcome.attempts, outcome.prefill, outcome.decode) == (2, "p1", "d1")
+    assert outcome.finish_s is not None
+
+
 def test_routers_that_share_reservations_do_not_choose_the_same_idle_worker() -> None:
     requests = Trace("two", (TraceRequest(0, 0.0, 1000, 5), TraceRequest(1, 0.01, 1000, 5)))
     blind = simulate(requests, spec(0, 2, routers=2, share_delay_s=None), lambda _: LeastLoaded())

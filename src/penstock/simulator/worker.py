@@ -51,14 +51,16 @@ class Worker:
         self._running: list[SimulatedSequence] = []
         self._call_of: dict[SimulatedSequence, Call] = {}
         self._pulling: set[SimulatedSequence] = set()
-        self._prefill_tokens = 0
+        self._waiting_tokens = 0
+        """To be computed here, of those who wait."""
         self._span: Span | None = None
         self._begin_event: Event | None = None
         self._changed = True
         """Whether something happened since the last plan was made, so that the next one may be another."""
 
     def stop(self) -> set[Call]:
-        """The process dies, with the step it is in. Returns the calls that die with it."""
+        """The process dies, with the step it is in. Returns the calls that die with it: not those that have ended, nor
+        those whose decode worker has read all that this one computed."""
         self.up = False
         span = self._span
         if span is not None:
@@ -66,11 +68,13 @@ class Worker:
             whole_steps = int((self._clock.now_s - span.began_s) / span.step_s)
             if span.steps > 1 and whole_steps:
                 for sequence, _ in span.plan.work:
-                    self._call_of[sequence].caller.produced(whole_steps)  # type: ignore[index]
+                    if sequence in self._call_of:  # else given up while it was computed
+                        self._call_of[sequence].caller.produced(whole_steps)  # type: ignore[index]
         if self._begin_event is not None:
             self._begin_event.cancel()
         self._span = self._begin_event = None
-        calls, self.calls = self.calls, set()
+        calls = {call for call in self.calls if not call.over and (call.decode is self or not call.has_joined)}
+        self.calls = set()
         for call in calls:
             call.over = True
         return calls
@@ -146,7 +150,7 @@ class Worker:
         return sequence
 
     def _queue(self, sequence: SimulatedSequence) -> None:
-        self._prefill_tokens += sequence.num_pending
+        self._waiting_tokens += sequence.num_pending
         hashes = sequence.full_hashes()
         self.pool.want(hashes)
         sequence.num_wanted = len(hashes)
@@ -155,6 +159,8 @@ class Worker:
 
     def _unqueue(self, sequence: SimulatedSequence) -> None:
         self._waiting.remove(sequence)
+        if sequence.request.role is not Role.PULL:
+            self._waiting_tokens -= sequence.num_pending
         self.pool.unwant(sequence.hashes[: sequence.num_wanted])
         sequence.num_wanted = 0
 
@@ -243,12 +249,10 @@ class Worker:
         is_prompt = sequence.num_pending > 1 or not sequence.output
         sequence.num_computed += rows
         self._commit(sequence)
-        if is_prompt:
-            self._prefill_tokens -= rows
-            if sequence.num_pending > 0:
-                if sequence.request.role is Role.PREFILL:
-                    self._publish(call, sequence.num_computed // BLOCK_TOKENS * BLOCK_TOKENS)
-                return
+        if sequence.num_pending > 0:
+            if sequence.request.role is Role.PREFILL:
+                self._publish(call, sequence.num_computed // BLOCK_TOKENS * BLOCK_TOKENS)
+            return
         self.sampled(call, sequence, 1 if is_prompt else rows)
 
     def sampled(self, call: Call, sequence: SimulatedSequence, count: int) -> None:
@@ -284,7 +288,6 @@ class Worker:
         """The rest of the prompt is computed from the next step on: the first `num_cached` blocks have their KV."""
         call = self._call_of[sequence]
         cached = num_cached * BLOCK_TOKENS
-        self._prefill_tokens -= cached
         sequence.num_computed, sequence.num_committed = cached, num_cached
         if not sequence.output:
             call.cached_tokens = min(cached, call.trace.prompt_tokens)
@@ -389,8 +392,6 @@ class Worker:
 
     def _drop(self, sequence: SimulatedSequence) -> None:
         """Takes a sequence out of all queues and frees its blocks."""
-        if sequence.request.role is not Role.PULL and (sequence.num_pending > 1 or not sequence.output):
-            self._prefill_tokens -= sequence.num_pending
         if sequence in self._waiting:
             self._unqueue(sequence)
         elif sequence in self._running:
@@ -425,6 +426,6 @@ class Worker:
             free_blocks=self.pool.num_free,
             num_blocks=self.pool.num_blocks,
             evictable_blocks=self.pool.num_evictable,
-            prefill_tokens=self._prefill_tokens,
+            prefill_tokens=self._waiting_tokens + sum(each.num_pending for each in self._running if each.num_pending > 1),
             context_tokens=sum(each.num_computed for each in self._running if each.num_pending == 1),
         )
