@@ -27,6 +27,7 @@ from bench import dynamo
 from bench.processes import ROOT
 from bench.report import RESULTS, Report, Row, compare, percentile
 from penstock.router.baselines import BASELINES
+from penstock.router.config import RouterConfig
 from penstock.router.placement.costs import attention_pairs
 from penstock.router.placement.journal import Guarded, Journal
 from penstock.router.placement.objective import Seconds
@@ -150,7 +151,8 @@ def run(path: Path, requests: int, kind_name: str, job: tuple[Cell, str, str]) -
     kind = find_kind(kind_name)
     trace = read(path, requests)
     trace = trace.at_speed(cell.load * cell.prefill * capacity(kind, trace) * trace.duration_s / len(trace.requests))
-    spec = ClusterSpec((kind,) * cell.prefill, (kind,) * cell.decode, **STRESSES.get(stress, {}))
+    ahead_s = RouterConfig.worker_ahead_s if name in (OURS, PAIRS) else None
+    spec = ClusterSpec((kind,) * cell.prefill, (kind,) * cell.decode, ahead_s=ahead_s, **STRESSES.get(stress, {}))
     return summarize(simulate(trace, spec, partial(policy, name)).outcomes, OBJECTIVES)
 
 
@@ -315,6 +317,10 @@ def notes(arguments: argparse.Namespace) -> Iterable[str]:
     yield (
         f"goodput: requests per second with TTFT <= {OBJECTIVES.ttft_s:g} s and a mean time per output token "
         f"<= {1000 * OBJECTIVES.tpot_s:g} ms; completed: those that ended while requests still arrived"
+    )
+    yield (
+        f"with our policy a worker is given {RouterConfig.worker_ahead_s:g} s of prompts ahead and the rest waits in the "
+        "router, as it does in a cluster; baselines place what comes at once, as their routers do"
     )
     yield "baselines know all caches exactly, where some originals guess"
     yield "bench/results/policies.csv has every policy in every cell"

@@ -35,15 +35,17 @@ def times(run: Run) -> list[tuple[float | None, float | None]]:
     shape=st.tuples(st.integers(0, 3), st.integers(1, 3)),
     name=st.sampled_from([*BASELINES, "ours"]),
     routers=st.integers(1, 3),
+    ahead_s=st.sampled_from([None, 0.25]),
     faults=st.lists(
         st.builds(Fault, st.floats(0, 12), st.sampled_from(["p0", "d0", "d1"]), st.floats(0.5, 5)), max_size=3
     ),
 )
 def test_every_request_ends_once_and_nothing_is_left_held(
-    seed: int, shape: tuple[int, int], name: str, routers: int, faults: list[Fault]
+    seed: int, shape: tuple[int, int], name: str, routers: int, ahead_s: float | None, faults: list[Fault]
 ) -> None:
     names = {*(f"p{number}" for number in range(shape[0])), *(f"d{number}" for number in range(shape[1]))}
-    chosen = spec(*shape, routers=routers, faults=tuple(fault for fault in faults if fault.url in names))
+    here = tuple(fault for fault in faults if fault.url in names)
+    chosen = spec(*shape, routers=routers, ahead_s=ahead_s, faults=here)
     requests = random_trace(seed)
     run = simulate(requests, chosen, Guarded if name == "ours" else lambda _: BASELINES[name](seed))
     assert run.held_blocks == 0
