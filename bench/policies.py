@@ -7,7 +7,8 @@ times (`penstock.simulator`). A load of 1 offers as many prompt tokens as the pr
 cached. Nothing is tuned to the trace: our costs are fitted by the router while it runs, from what the workers report.
 
 The peer of a row is the best single baseline by that row's figure: the one with the best geometric mean over all cells.
-With PENSTOCK_BENCH_DYNAMO the same trace also goes through Dynamo's own replay, to check the simulator itself.
+With PENSTOCK_BENCH_DYNAMO the same trace also goes through Dynamo's own replay, to check the simulator's scheduler, block
+pool and policy: those rows are of other workers, without messages, transfers and queue (bench/dynamo.py).
 """
 
 import argparse
