@@ -9,8 +9,8 @@ greedy and seeded ones, with penalties, with two answers. Every max(5 s, twice t
 process is struck, decode and prefill workers in turn (`router`: always the first of two; `redis`: the Redis that two
 routers share, frozen and killed in turn, and back empty). Right is what the same
 requests gave in peace before: every token and its log-probability, bit by bit. A stream whose router is killed is cut;
-its client asks the other router, from the beginning. Requests are placed by least work, which hands over every prompt, or
-by seconds, the router's default, which has workers read what others have cached.
+its client asks the other router, from the beginning. Requests are placed by least work, which hands over every prompt,
+or by seconds, the router's default, which has workers read what others have cached.
 """
 
 import argparse
@@ -70,7 +70,8 @@ def main() -> None:
 @contextmanager
 def cluster(scenario: str, wire: str, policy: str) -> Iterator[tuple[Deployment, Fault]]:
     """All processes, and what will be done to them."""
-    sizes: dict[str, Any] = {"prefill": NUM_PREFILL, "decode": NUM_DECODE, "routers": 2 if scenario in _OF_ROUTERS else 1}
+    num_routers = 2 if scenario in _OF_ROUTERS else 1
+    sizes: dict[str, Any] = {"prefill": NUM_PREFILL, "decode": NUM_DECODE, "routers": num_routers}
     router: dict[str, Any] = {"policy": policy}
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
@@ -83,7 +84,8 @@ def cluster(scenario: str, wire: str, policy: str) -> Iterator[tuple[Deployment,
             names = [f"{role}-{index}" for role in ("prefill", "decode") for index in range(sizes[role])]
             fault = Cut(stack.enter_context(archipelago(names)))
             sizes["place"] = fault.place
-        yield stack.enter_context(Deployment(MODEL_FOLDER, logs, wire=wire, engine=ENGINE, router=router, **sizes)), fault
+        made = Deployment(MODEL_FOLDER, logs, wire=wire, engine=ENGINE, router=router, **sizes)
+        yield stack.enter_context(made), fault
 
 
 def in_turn(deployment: Deployment) -> list[Worker]:
@@ -118,7 +120,13 @@ def rows_of(outcome: Outcome, scenario: str) -> list[Row]:
     return rows
 
 
-_RESTART = {"kill": "from kill", "router": "from kill", "redis": "from start", "stop": "from thaw", "partition": "from heal"}
+_RESTART = {
+    "kill": "from kill",
+    "router": "from kill",
+    "redis": "from start",
+    "stop": "from thaw",
+    "partition": "from heal",
+}
 _FLAWS = (("wrong token", "wrong"), ("duplicated token", "duplicated"), ("hang", "hang"))
 
 

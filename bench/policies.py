@@ -7,8 +7,8 @@ times (`penstock.simulator`). A load of 1 offers as many prompt tokens as the pr
 cached. Nothing is tuned to the trace: our costs are fitted by the router while it runs, from what the workers report.
 
 The peer of a row is the best single baseline by that row's figure: the one with the best geometric mean over all cells.
-With PENSTOCK_BENCH_DYNAMO the same trace also goes through Dynamo's own replay, to check the simulator's scheduler, block
-pool and policy: those rows are of other workers, without messages, transfers and queue (bench/dynamo.py).
+With PENSTOCK_BENCH_DYNAMO the same trace also goes through Dynamo's own replay, to check the simulator's scheduler,
+block pool and policy: those rows are of other workers, without messages, transfers and queue (bench/dynamo.py).
 """
 
 import argparse
@@ -320,8 +320,8 @@ def notes(arguments: argparse.Namespace) -> Iterable[str]:
         f"<= {1000 * OBJECTIVES.tpot_s:g} ms; completed: those that ended while requests still arrived"
     )
     yield (
-        f"with our policy a worker is given {RouterConfig.worker_ahead_s:g} s of prompts ahead and the rest waits in the "
-        "router, as it does in a cluster; baselines place what comes at once, as their routers do"
+        f"with our policy a worker is given {RouterConfig.worker_ahead_s:g} s of prompts ahead and the rest waits in "
+        "the router, as it does in a cluster; baselines place what comes at once, as their routers do"
     )
     yield "baselines know all caches exactly, where some originals guess"
     yield "bench/results/policies.csv has every policy in every cell"

@@ -1,4 +1,4 @@
-"""What the router's own choice of sources comes to with real workers: hot prefixes spread, and KV outlives its worker."""
+"""What the router's own choices come to with real workers: hot prefixes spread, and KV outlives its worker."""
 
 import signal
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from tests.e2e.processes import eventually, send_signal
 
 HOT = random_prompt(600, seed=1)
 """Takes longer to compute than to read."""
+READ, COMPUTED = "penstock_pulled_blocks_total", "penstock_prefill_tokens_total"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,8 @@ def busy(cluster: Deployment) -> list[Worker]:
 
 
 def test_a_hot_prefix_spreads_by_being_read(trio: Deployment) -> None:
-    prompts = [[*HOT, *random_prompt(20, seed=seed)] for seed in range(30, 38)]
+    """One worker has it, and more is asked for at once than that one could soon compute."""
+    prompts = [[*HOT, *random_prompt(300, seed=seed)] for seed in range(30, 38)]
     with new_client(trio.url) as client, ThreadPoolExecutor(len(prompts)) as threads:
         expected = [completion(client, prompt, salt=f"alone {index}") for index, prompt in enumerate(prompts)]
         completion(client, HOT, max_tokens=1)
@@ -46,7 +48,8 @@ def test_a_hot_prefix_spreads_by_being_read(trio: Deployment) -> None:
 
 
 def test_a_dead_worker_s_stream_goes_on_with_kv_that_another_has(trio: Deployment) -> None:
-    """Two of three workers run a stream with the same prompt; when one dies, the third reads it from the other."""
+    """Two of three workers run a stream with the same prompt; when one dies, the third reads it from the other: as a
+    source, or by its tickets, since any worker may compute for another what little is left."""
     options: dict[str, Any] = {"max_tokens": 900, "stream": True, "salt": "survives"}
     with new_client(trio.url) as client, ThreadPoolExecutor(2) as threads:
         expected = completion(client, HOT, **options | {"salt": "alone"})
@@ -57,11 +60,13 @@ def test_a_dead_worker_s_stream_goes_on_with_kv_that_another_has(trio: Deploymen
         eventually(lambda: len(busy(trio)) == 2, "the second stream on another worker")
         dying = busy(trio)[0]
         [idle] = set(trio.decode) - set(busy(trio))
-        before = sourced(idle)
+        surviving = [worker for worker in trio.decode if worker is not dying]
+        read, computed = idle.metric(READ), sum(worker.metric(COMPUTED) for worker in surviving)
         send_signal(dying.process.engine, signal.SIGKILL)
         replies = [stream.result() for stream in streams]
         assert [reply.answers for reply in replies] == [expected.answers] * 2
-        assert sourced(idle) - before >= len(HOT) // 8
+        assert idle.metric(READ) - read >= len(HOT) // 8
+        assert sum(worker.metric(COMPUTED) for worker in surviving) - computed < len(HOT) / 2
     dying.process.wait_gone()
     dying.restart()
     trio.wait_ready()

@@ -194,12 +194,14 @@ class Bridge:
         self.block = block
         self.num_unanswered = num_unanswered
         self.subscribed_at: list[float] = []
+        self.subscribed = asyncio.Event()
         self.subscription = Subscription("g")
 
     @contextmanager
     def subscribe(self) -> Iterator[Subscription]:
         self.subscribed_at.append(asyncio.get_running_loop().time())
         assert len(self.subscribed_at) < 10, "it subscribes again and again"
+        self.subscribed.set()
         self.subscription = Subscription("g")
         if len(self.subscribed_at) > self.num_unanswered:
             self.subscription.put(Events(generation="g", sequence=0, snapshot=True, stored=(self.block,)), None)
@@ -231,8 +233,7 @@ def test_subscribers_that_come_together_are_told_together() -> None:
         port = free_ports(1)[0]
         publisher = ZmqPublisher(f"tcp://*:{port}", "", "map")
         publishing = asyncio.create_task(publisher.run(cast("EngineBridge", bridge)))
-        while not bridge.subscribed_at:
-            await asyncio.sleep(0)
+        await bridge.subscribed.wait()
         for each in subscribers:
             each.subscribe(b"")
             each.connect(f"tcp://127.0.0.1:{port}")

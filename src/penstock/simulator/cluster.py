@@ -81,7 +81,15 @@ class _Cluster:
             url: new_worker(url, kind, self._clock, spec.hop_s, self._reported) for url, kind in kinds.items()
         }
         self._routers = [
-            Router(self._clock, new_policy, self._workers, roles, hop_s=spec.hop_s, ahead_s=spec.ahead_s, share=self._shared)
+            Router(
+                self._clock,
+                new_policy,
+                self._workers,
+                roles,
+                hop_s=spec.hop_s,
+                ahead_s=spec.ahead_s,
+                share=self._shared,
+            )
             for _ in range(spec.routers)
         ]
 

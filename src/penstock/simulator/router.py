@@ -13,7 +13,7 @@ from penstock.router.flow.room import Room
 from penstock.router.flow.turns import Busy, Turn, take_turn
 from penstock.router.placement.books import About, Booking, Books
 from penstock.router.placement.journal import Decision, Journal
-from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Policy
+from penstock.router.policy import Placement, PlacementRequest, Policy
 from penstock.simulator.call import Call, Node, Report
 from penstock.simulator.clock import Clock
 from penstock.simulator.line import Line

@@ -1,8 +1,8 @@
 """Publishes vLLM's KV events over ZMQ: three frames, topic, number of the batch (8 bytes, big-endian) and msgpack.
 
-The only module that imports zmq. vLLM leaves it to late subscribers to ask for what they missed. Here every new subscriber
-has the whole prefix cache published again, after an event that clears it (an XPUB socket hears of subscribers), so nobody
-is late. It goes to the others too: an XPUB socket speaks to all who want its topic.
+The only module that imports zmq. vLLM leaves it to late subscribers to ask for what they missed. Here every new
+subscriber has the whole prefix cache published again, after an event that clears it (an XPUB socket hears of
+subscribers), so nobody is late. It goes to the others too: an XPUB socket speaks to all who want its topic.
 """
 
 import asyncio
@@ -31,7 +31,10 @@ class ZmqPublisher:
     """One per worker."""
 
     def __init__(self, endpoint: str, topic: str, form: str) -> None:
-        """Listens at an endpoint with a star (`tcp://*:5557`), else connects to it, as vLLM does. Raises ConfigError."""
+        """Listens at an endpoint with a star (`tcp://*:5557`), else connects to it, as vLLM does.
+
+        Raises ConfigError.
+        """
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.XPUB)
         self._socket.set_hwm(_MOST_BEHIND)
@@ -50,8 +53,8 @@ class ZmqPublisher:
             raise ConfigError(f"--kv-events {endpoint!r}: {error}") from error
 
     async def run(self, bridge: EngineBridge) -> None:
-        """For ever: everything there is, then each change; after a pause again from the beginning, for a newcomer, where
-        the engine's subscription has ended because this loop was too slow, and where publishing failed."""
+        """For ever: everything there is, then each change; after a pause again from the beginning, for a newcomer,
+        where the engine's subscription has ended because this loop was too slow, and where publishing failed."""
         while True:
             try:
                 await self._tell(bridge)
