@@ -70,8 +70,11 @@ def main() -> None:
 @contextmanager
 def cluster(scenario: str, wire: str, policy: str) -> Iterator[tuple[Deployment, Fault]]:
     """All processes, and what will be done to them."""
-    num_routers = 2 if scenario in _OF_ROUTERS else 1
-    sizes: dict[str, Any] = {"prefill": NUM_PREFILL, "decode": NUM_DECODE, "routers": num_routers}
+    sizes: dict[str, Any] = {
+        "prefill": NUM_PREFILL,
+        "decode": NUM_DECODE,
+        "routers": 2 if scenario in _OF_ROUTERS else 1,
+    }
     router: dict[str, Any] = {"policy": policy}
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))

@@ -202,7 +202,7 @@ class Engine:
             assert self.pulls is not None
             self.pulls.begin(sequence, self._admit(sequence, matched), len(matched))
         if not plan.work:
-            return bool(plan.preempt)
+            return bool(plan.preempt or plan.pull)  # a pull may have joined the batch at once
         for sequence, rows in plan.work:
             self._make_room(sequence, rows)
         if self.pool.has_removed:

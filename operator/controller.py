@@ -69,10 +69,12 @@ class Controller:
             return
         begin = time.perf_counter()
         subject = read_subject(deployment, self._config)
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        decided = self._plan(key, subject, now)
+        now = datetime.now(UTC)
+        decided = self._plan(key, subject, _rfc3339(now))
         if decided.actions:
-            await self._execute(key, subject, decided, now)
+            await self._execute(key, subject, decided, _rfc3339(now))
+        if decided.look_again_at:
+            self._queue.add(key, (datetime.fromisoformat(decided.look_again_at) - now).total_seconds())
         changed = "true" if decided.actions else "false"
         self._metrics.reconcile_seconds.labels(changed).observe(time.perf_counter() - begin)
 
@@ -102,6 +104,10 @@ class Controller:
             self._queue.add(key, _REFUSED_RETRY_S)
         if outcome.failure is not None:
             raise outcome.failure
+
+
+def _rfc3339(when: datetime) -> str:
+    return when.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def read_subject(deployment: Deployment, config: OperatorConfig) -> Subject:

@@ -21,6 +21,7 @@ from penstock.operator.parents import Check, watch_parents
 from penstock.operator.server import serving
 from penstock.operator.store import Store
 from penstock.operator.verify import Verifier
+from penstock.operator.waiting import Waiting
 from penstock.operator.watch import STALLED_S, Watch
 from penstock.operator.work_queue import Queue
 from penstock.telemetry.logs import set_up_logs
@@ -80,6 +81,7 @@ class Operation:
         self._check = Check(client, config, self._store)
         self._verifier = Verifier(config, self._store)
         self._fetching = Fetching(client, self._store)
+        self._waiting = Waiting(client, self._store)
         self._leads = False
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -114,6 +116,7 @@ class Operation:
             group.create_task(self._check.run())
             group.create_task(self._measure())
             group.create_task(self._fetching.run())
+            group.create_task(self._waiting.run())
             if self._config.verify_transfers:
                 group.create_task(self._verifier.run())
 

@@ -48,6 +48,8 @@ class Plan:
 
     actions: tuple[Action, ...]
     status: api.Status
+    look_again_at: str = ""
+    """When time alone changes the plan (RFC 3339), if it does."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def plan(subject: Subject, observed: Observed, now: str) -> Plan:
     actions += _pool_statuses(subject, observed, state, status.revision)
     if status != observed.status:
         actions.append(WriteStatus(status))
-    return Plan(tuple(actions), status)
+    return Plan(tuple(actions), status, min(_router_ends(observed, now), default=""))
 
 
 def _noting_foreign(parent: Parent, observed: Observed) -> Observed:
@@ -166,12 +168,17 @@ def _serving(observed: Observed, workloads: Mapping[tuple[Role, str], Workload],
 def _routers_moved(parent: Parent, observed: Observed, target: Revision, now: str) -> bool:
     """Whether every router runs with the target's settings. One that is ending still takes requests for some seconds,
     and knows only the workers it began with; one whose grace is over is on a node that does not answer."""
-    if any(pod.role == "router" and now < pod.ends_at for pod in observed.pods):
+    if _router_ends(observed, now):
         return False
     found = observed.objects.get(("Deployment", names.workload_name(parent.name, "router", target.hash)))
     if found is None or found.workload is None or not found.workload.is_rolled_out:
         return False
     return covers(found.manifest()["spec"]["template"], target.router)
+
+
+def _router_ends(observed: Observed, now: str) -> list[str]:
+    """When the grace of each ending router is over."""
+    return [pod.ends_at for pod in observed.pods if pod.role == "router" and now < pod.ends_at]
 
 
 def _objects(subject: Subject, observed: Observed, state: _State) -> list[Manifest]:

@@ -4,6 +4,7 @@
 """
 
 import re
+from typing import Literal, TypeAlias
 
 from msgspec import Struct, field
 
@@ -55,6 +56,7 @@ class _State(Struct, frozen=True):
 class _Container(Struct, rename="camel"):
     name: str
     ready: bool = False
+    started: bool = False
     restart_count: int = 0
     image: str = ""
     state: _State = _State()
@@ -109,6 +111,9 @@ class PodState(Struct, frozen=True):
     """When its grace is over (RFC 3339), if it is being deleted."""
 
 
+Wait: TypeAlias = Literal["containers", "readiness"]
+"""What a pod waits for without a word in its status: that its containers can be made, or to become ready."""
+
 POD_FAILED = "PodFailed"
 _PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 _NO_MODEL = re.compile(
@@ -128,6 +133,18 @@ def state_of(pod: Pod) -> PodState:
     role, revision = labels.get(names.ROLE, ""), labels.get(names.REVISION, "")
     ends_at = pod.metadata.deletion_timestamp or ""
     return PodState(pod.metadata.name, role, revision, pod.is_ready, problem, is_fetching, ends_at)
+
+
+def wait_of(pod: Pod) -> Wait | None:
+    """What a pod waits for that has no problem which its status tells."""
+    if pod.is_ready or pod.metadata.deletion_timestamp or problem_of(pod) is not None:
+        return None
+    containers = pod.status.container_statuses
+    if pod.status.phase == "Running":
+        return "readiness" if all(container.started for container in containers) else None
+    states = [container.state for container in (*pod.status.init_container_statuses, *containers)]
+    has_begun = any(state.running or state.terminated for state in states)
+    return "containers" if pod.spec.node_name and not has_begun else None
 
 
 def problem_of(pod: Pod) -> Problem | None:
@@ -151,13 +168,13 @@ def _failed(status: _PodStatus) -> Problem | None:
     """The whole pod: evicted, refused by its node, its node shut down."""
     if status.phase != "Failed":
         return None
-    said = ": ".join(filter(None, (status.reason, _sentence(status.message)))) or "without a reason"
+    said = ": ".join(filter(None, (status.reason, sentence(status.message)))) or "without a reason"
     return Problem(2, POD_FAILED, f"a pod failed: {said}", is_lasting=False)
 
 
 def _unschedulable(condition: _Condition) -> Problem | None:
     if condition.type == "PodScheduled" and condition.status == "False" and condition.reason == "Unschedulable":
-        return Problem(5, "Unschedulable", f"no node fits: {_sentence(condition.message)}")
+        return Problem(5, "Unschedulable", f"no node fits: {sentence(condition.message)}")
     return None
 
 
@@ -166,10 +183,10 @@ def _waits(container: _Container) -> Problem | None:
     if waiting is None:
         return None
     if waiting.reason in _PULL:
-        said = _sentence(waiting.message) or waiting.reason
+        said = sentence(waiting.message) or waiting.reason
         return Problem(6, "ImagePullFailed", f"image {container.image} cannot be pulled: {said}")
     if waiting.reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
-        return Problem(5, "ContainerConfigInvalid", f"container {container.name}: {_sentence(waiting.message)}")
+        return Problem(5, "ContainerConfigInvalid", f"container {container.name}: {sentence(waiting.message)}")
     return None
 
 
@@ -196,10 +213,10 @@ def _ended(container: _Container) -> Problem | None:
 def _last_line(text: str) -> str:
     """The last line that says something."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return _sentence(lines[-1].removeprefix("penstock: ")) if lines else ""
+    return sentence(lines[-1].removeprefix("penstock: ")) if lines else ""
 
 
-def _sentence(text: str, longest: int = 500) -> str:
+def sentence(text: str, longest: int = 500) -> str:
     """One line, not too long. Pod names in back-off messages differ from pod to pod, which must not look like news."""
     line = re.sub(r" in pod \S+", "", " ".join(text.split()))
     return line if len(line) <= longest else line[: longest - 1] + "…"

@@ -35,7 +35,7 @@ def rules() -> list[Rule]:
         _rule("", ["pods"], ["list", "watch"]),
         _rule("", ["pods/log"], ["get"]),  # how far the fetching of a model is
         _rule("", ["secrets"], ["create"]),
-        _rule("", ["events"], ["create"]),
+        _rule("", ["events"], ["list", "create"]),  # why pods wait, and its own
         # What it grants to routers it must hold itself.
         _rule("discovery.k8s.io", ["endpointslices"], ["get", "list", "watch"]),
     ]

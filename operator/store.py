@@ -6,14 +6,16 @@ from contextlib import suppress
 from typing import Any, TypeAlias
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 from penstock.operator import api, names
 from penstock.operator.observed import Observed, Seen, Verification, seen
-from penstock.operator.problems import Metadata, Pod, PodState, state_of
+from penstock.operator.problems import Metadata, Pod, PodState, Problem, Wait, state_of, wait_of
 
 Key: TypeAlias = tuple[str, str]
 """Namespace and name of an LLMDeployment."""
+PodPlace: TypeAlias = tuple[str, str]
+"""Namespace and name of a pod."""
 
 
 class Deployment(Struct, frozen=True):
@@ -36,21 +38,23 @@ class Store:
         self.deployments: dict[Key, Deployment] = {}
         self._objects: dict[Key, dict[tuple[str, str], Seen]] = defaultdict(dict)
         self._pods: dict[Key, dict[str, PodState]] = defaultdict(dict)
-        self._pod_keys: dict[tuple[str, str], Key] = {}
-        """Namespace and name of a pod -> its LLMDeployment."""
+        self._pod_keys: dict[PodPlace, Key] = {}
         self._keys: dict[tuple[str, str, str], Key] = {}
         """(kind, namespace, name) of an object -> its LLMDeployment."""
         self.verifications: dict[Key, Verification] = {}
         self.refusals: dict[Key, tuple[str, ...]] = {}
         self.fetching: dict[Key, str] = {}
         """How far the fetching of models is."""
+        self._waits: dict[PodPlace, Wait] = {}
+        self._causes: dict[PodPlace, Problem] = {}
+        """Why pods wait, where somebody has asked."""
 
     def observe(self, key: Key) -> Observed:
         """What is known of one LLMDeployment."""
         deployment = self.deployments.get(key)
         return Observed(
             objects=dict(self._objects.get(key, {})),
-            pods=tuple(self._pods.get(key, {}).values()),
+            pods=tuple(self._with_cause(key[0], pod) for pod in self._pods.get(key, {}).values()),
             status=deployment.status if deployment else api.Status(),
             verification=self.verifications.get(key),
             refusals=self.refusals.get(key, ()),
@@ -116,8 +120,10 @@ class Store:
             self._pods[key][state.name] = state
             if is_news:
                 self._on_change(key)
+        self._put_wait(place, wait_of(pod))
 
     def drop_pod(self, namespace: str, name: str) -> None:
+        self._put_wait((namespace, name), None)
         key = self._pod_keys.pop((namespace, name), None)
         if key is None:
             return
@@ -157,6 +163,38 @@ class Store:
             if not said:
                 del self.fetching[key]
             self._on_change(key)
+
+    def waiting_pods(self) -> dict[PodPlace, Wait]:
+        """One pod per LLMDeployment, role and wait. A router is not ready before a decode worker is."""
+        found: dict[tuple[Key, str, Wait], PodPlace] = {}
+        for place, wait in sorted(self._waits.items()):
+            key = self._pod_keys[place]
+            pods = self._pods[key]
+            role = pods[place[1]].role
+            if role != "router" or any(pod.is_ready and pod.role == "decode" for pod in pods.values()):
+                found.setdefault((key, role, wait), place)
+        return {place: wait for (_, _, wait), place in found.items()}
+
+    def set_cause(self, place: PodPlace, cause: Problem | None) -> None:
+        """Why a pod waits."""
+        if self._causes.get(place) != cause and place in self._waits:
+            self._causes.pop(place, None)
+            if cause is not None:
+                self._causes[place] = cause
+            self._on_change(self._pod_keys[place])
+
+    def _put_wait(self, place: PodPlace, wait: Wait | None) -> None:
+        if self._waits.get(place) == wait:
+            return
+        self._waits.pop(place, None)
+        if wait is not None:
+            self._waits[place] = wait
+        if self._causes.pop(place, None) is not None:
+            self._on_change(self._pod_keys[place])
+
+    def _with_cause(self, namespace: str, pod: PodState) -> PodState:
+        cause = self._causes.get((namespace, pod.name))
+        return structs.replace(pod, problem=cause) if cause else pod
 
     def _forget_state(self, key: Key) -> None:
         self.verifications.pop(key, None)

@@ -65,7 +65,7 @@ class AnswerText:
                 self._pending.append(LoggedToken(token, logprobs[index], self._decoded))
             self._decoded += len(text)
             if text:
-                parts.append(text if self.num_tokens <= self._min_tokens else self._stops.push(text))
+                parts.append(self._stops.push(text, may_stop=self.num_tokens > self._min_tokens))
             if self.stopped:
                 return self._delta(parts, "stop")
         return self._delta(parts, None)

@@ -6,6 +6,8 @@ Without this a client that sends a header for ever, or opens connections for eve
 
 import asyncio
 import logging
+import socket
+import struct
 from dataclasses import dataclass
 from typing import cast
 
@@ -159,4 +161,7 @@ class ClientConnection(HttpToolsProtocol):
             return
         log.warning("a client accepted nothing for %g s: its connection is cut", STALL_S)
         self._check = None
+        # With a reset: to a client of HTTP/1.0, and a proxy that speaks it, a mere close is the good end of an answer.
+        no_linger = struct.pack("ii", 1, 0)
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
         self.transport.abort()

@@ -9,6 +9,7 @@ import uvicorn
 
 from penstock.address import bracketed
 from penstock.errors import Stopping
+from penstock.listen import bind
 from penstock.router.app import Direct, build_app
 from penstock.router.config import RouterConfig
 from penstock.router.connection import ClientConnection, ConnectionLimits
@@ -21,7 +22,8 @@ log = logging.getLogger(__name__)
 def run_router(config: RouterConfig) -> None:
     """Serves until stopped. Raises ConfigError before it listens when the configuration is wrong."""
     set_up_logs(config)
-    make_server(config).run()
+    listener = bind(config.host, config.port)
+    make_server(config).run(sockets=[listener])
 
 
 def make_server(config: RouterConfig) -> "RouterServer":

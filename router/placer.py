@@ -227,6 +227,8 @@ class Placer:
 
         Raises it when the request may not be placed again.
         """
+        if isinstance(error, DeadlineExceeded):  # nobody failed
+            raise error
         trial.last_error = error
         trial.streaming = num_output > 0
         self._metrics.replacements.labels(reason=error.code).inc()
@@ -245,7 +247,7 @@ class Placer:
             if trial.lost_at == num_output:
                 raise WorkerLost(f"a second worker was lost at the same place, maybe by this request: {error}")
             trial.lost_at = num_output
-        if isinstance(error, DeadlineExceeded) or trial.attempts >= self._max_attempts:
+        if trial.attempts >= self._max_attempts:
             raise error
 
     async def _in_turn(self, job: _Job, arrival: Arrival, deadline: float) -> Placed | None:

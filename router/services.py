@@ -148,14 +148,16 @@ class Services:
         return self.config.max_samples if served is None else min(served, self.config.max_samples)
 
     async def encode(self, text: str, *, add_special_tokens: bool, field: str) -> list[int]:
-        """Token ids of `text`, computed aside when it is long (the tokenizer releases the GIL).
+        """Token ids of `text`.
 
         Raises RequestError naming `field` for a text that cannot fit into the context, without tokenizing it: 5 MB take
         ten seconds (measured, one core).
         """
         self._check_length(text, field)
         tokenizer = self.model.tokenizer
-        return await self._aside(len(text), lambda: tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        return await self._tokenize_aside(
+            len(text), lambda: tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        )
 
     async def encode_conversation(self, text: str, salt: str, *, field: str) -> list[int]:
         """Token ids of a rendered conversation, of which only what is new to this router is tokenized.
@@ -167,7 +169,7 @@ class Services:
         pieces = turns.split(text)
         found = turns.recall(pieces, salt)
         missing = [piece for piece, ids in zip(pieces, found, strict=True) if ids is None]
-        new = await self._aside(sum(map(len, missing)), lambda: turns.tokenize(missing))
+        new = await self._tokenize_aside(sum(map(len, missing)), lambda: turns.tokenize(missing))
         return turns.join(pieces, salt, found, new)
 
     def _check_length(self, text: str, field: str) -> None:
@@ -179,9 +181,13 @@ class Services:
                 code="context_length_exceeded",
             )
 
-    async def _aside(self, num_chars: int, work: Callable[[], T]) -> T:
-        """The result of tokenizing so many characters, without holding up others for longer than a few ms."""
+    async def _tokenize_aside(self, num_chars: int, work: Callable[[], T]) -> T:
         with current().span("tokenize", chars=num_chars):
-            if num_chars <= self.config.encode_inline_chars:
-                return work()
-            return await asyncio.get_running_loop().run_in_executor(self._encoders, work)
+            return await self.aside(num_chars, work)
+
+    async def aside(self, size: int, work: Callable[[], T]) -> T:
+        """The result of `work` on so many characters or bytes, in a thread when they are many: until it is done no
+        stream would go on, and every worker would seem silent."""
+        if size <= self.config.encode_inline_chars:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._encoders, work)

@@ -15,15 +15,18 @@ class StopStrings:
         self._held = ""
         self.stopped = False
 
-    def push(self, text: str) -> str:
-        """The text that is certain to be part of the answer. A stop string itself never is."""
+    def push(self, text: str, *, may_stop: bool = True) -> str:
+        """The text that is certain to be part of the answer. The stop string that ends it never is.
+
+        Without `may_stop` one that ends in `text` does not count, but one that begins there does.
+        """
         if not self._automata:
             return text
         text = self._held + text
         for index in range(len(self._held), len(text)):
             char = text[index]
             complete = [len(automaton.stop) for automaton in self._automata if automaton.advance(char)]
-            if complete:
+            if complete and may_stop:
                 self.stopped = True
                 self._held = ""
                 return text[: index + 1 - max(complete)]
@@ -38,7 +41,7 @@ class StopStrings:
 
 
 class _Automaton:
-    """`matched` is the length of the longest start of `stop` that the text ends with."""
+    """`matched` is the length of the longest start of `stop`, shorter than itself, that the text ends with."""
 
     def __init__(self, stop: str) -> None:
         self.stop = stop
@@ -51,7 +54,10 @@ class _Automaton:
             self.matched = self._fallback[self.matched - 1]
         if self.stop[self.matched] == char:
             self.matched += 1
-        return self.matched == len(self.stop)
+        if self.matched < len(self.stop):
+            return False
+        self.matched = self._fallback[-1]
+        return True
 
 
 def _borders(word: str) -> list[int]:

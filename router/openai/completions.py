@@ -17,6 +17,12 @@ from penstock.router.openai.sampling import check_token
 _encoder = msgspec.json.Encoder()
 
 
+def num_prompts(request: CompletionRequest) -> int:
+    """How many prompts there are, before they are looked at one by one."""
+    prompt = request.prompt
+    return 1 if isinstance(prompt, str) or (prompt and type(prompt[0]) is int) else len(prompt)
+
+
 def prompts_of(request: CompletionRequest, vocab_size: int) -> list[str | list[int]]:
     """The prompts, each as text or token ids. Raises RequestError."""
     prompt = request.prompt

@@ -25,10 +25,14 @@ from penstock.router.services import Services
 
 async def prepare_chat(services: Services, arrival: Arrival) -> Call:
     """Raises RequestError."""
-    request = decode_request(arrival.body, ChatRequest)
-    check_model(request.model, services.model)
+
+    def read() -> tuple[ChatRequest, str]:
+        request = decode_request(arrival.body, ChatRequest)
+        check_model(request.model, services.model)
+        return request, chat.render_prompt(request, services.model)
+
+    request, text = await services.aside(len(arrival.body), read)
     form = chat.ChatForm(arrival.request_id, int(time.time()), services.model.vocabulary, request)
-    text = chat.render_prompt(request, services.model)
     prompt = await services.encode_conversation(text, arrival.tenant.salted(request.cache_salt or ""), field="messages")
     return _call(
         services,
@@ -45,12 +49,17 @@ async def prepare_chat(services: Services, arrival: Arrival) -> Call:
 
 async def prepare_completion(services: Services, arrival: Arrival) -> Call:
     """Raises RequestError."""
-    request = decode_request(arrival.body, CompletionRequest)
-    check_model(request.model, services.model)
-    completions.check_best_of(request)
+    most = _most_answers(services)
+
+    def read() -> tuple[CompletionRequest, list[str | list[int]]]:
+        request = decode_request(arrival.body, CompletionRequest)
+        check_model(request.model, services.model)
+        completions.check_best_of(request)
+        _check_count(request, completions.num_prompts(request), most)
+        return request, completions.prompts_of(request, services.model.vocab_size)
+
+    request, sources = await services.aside(len(arrival.body), read)
     form = completions.CompletionForm(arrival.request_id, int(time.time()), services.model.vocabulary, request)
-    sources = completions.prompts_of(request, services.model.vocab_size)
-    _check_count(request, len(sources), services)
     prompts = [
         await services.encode(source, add_special_tokens=True, field="prompt") if isinstance(source, str) else source
         for source in sources
@@ -79,10 +88,15 @@ def check_model(name: str, model: ServedModel) -> None:
         )
 
 
-def _check_count(request: ApiRequest, num_prompts: int, services: Services) -> None:
-    num_samples, most, most_in_all = request.n or 1, services.samples_per_prompt, services.config.max_samples
-    if num_samples > most:
-        raise RequestError(f"n={num_samples} asks for more than {most} answers to one prompt", field="n")
+def _most_answers(services: Services) -> tuple[int, int]:
+    """To one prompt, and to all of a request."""
+    return services.samples_per_prompt, services.config.max_samples
+
+
+def _check_count(request: ApiRequest, num_prompts: int, most: tuple[int, int]) -> None:
+    num_samples, (most_per_prompt, most_in_all) = request.n or 1, most
+    if num_samples > most_per_prompt:
+        raise RequestError(f"n={num_samples} asks for more than {most_per_prompt} answers to one prompt", field="n")
     if num_samples * num_prompts > most_in_all:
         asked = f"n={num_samples} for each of {num_prompts} prompts"
         raise RequestError(f"{asked} asks for more than {most_in_all} answers", field="prompt")
@@ -100,7 +114,7 @@ def _call(
     logprobs: int | None,
     prompt_field: str,
 ) -> Call:
-    _check_count(request, len(prompts), services)
+    _check_count(request, len(prompts), _most_answers(services))
     model, num_samples = services.model, request.n or 1
     stops = stop_strings(request)
     stop_ids = frozenset(request.stop_token_ids or ())

@@ -5,6 +5,7 @@ effect; `_UNSUPPORTED`, refused with a sentence unless they hold the value that 
 refused with the nearest valid name: a misspelt `temprature` must not silently give another answer.
 """
 
+import gc
 import re
 from typing import Annotated, Any, TypeVar
 
@@ -18,6 +19,9 @@ from penstock.router.openai.faults import find_fault
 _INT32 = 2**31 - 1
 Count = Annotated[int, Meta(ge=1, le=_INT32)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+MAX_MESSAGES = 16_384
+MAX_TOOLS = 1024
+MAX_TEMPLATE_VARIABLES = 64
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
 
@@ -76,14 +80,14 @@ class ApiRequest(Struct, kw_only=True, forbid_unknown_fields=True):
 class ChatRequest(ApiRequest, kw_only=True, forbid_unknown_fields=True):
     """The body of /v1/chat/completions."""
 
-    messages: list[dict[str, Any]]
+    messages: Annotated[list[dict[str, Any]], Meta(max_length=MAX_MESSAGES)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     reasoning_effort: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], Meta(max_length=MAX_TEMPLATE_VARIABLES)] | None = None
     add_generation_prompt: bool | None = None
 
     parallel_tool_calls: Any = UNSET
@@ -125,6 +129,7 @@ R = TypeVar("R", bound=ApiRequest)
 
 def decode_request(body: bytes, kind: type[R]) -> R:
     """The parsed and checked body. Raises RequestError naming the field."""
+    gc.disable()  # else a body of a million lists is traversed again and again while it is read: 0.3 s instead of 0.1 s
     try:
         request = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
@@ -134,6 +139,8 @@ def decode_request(body: bytes, kind: type[R]) -> R:
         where = f": {field}" if field else ""
         message = f"the request body is not valid JSON in UTF-8{where}: {reason}"
         raise RequestError(message, field=field or None) from error
+    finally:
+        gc.enable()
     for field, (neutral, reason) in _UNSUPPORTED.items():
         value = getattr(request, field, UNSET)
         if value is not UNSET and value is not None and value not in neutral:

@@ -21,6 +21,8 @@ MAX_LINE_BYTES = 64 * 2**20
 """Longest frame: a ticket of a million blocks. Only a reader that needs it holds so much."""
 
 _ONE_PIECE_BYTES = 2**16
+_LATE_S = 0.2
+"""A timer that goes off so late tells of this process, not of the peer."""
 
 
 class Refusal(msgspec.Struct):
@@ -184,7 +186,10 @@ class _FrameReader:
         self._timer = None
         if self._until is None:
             return
-        if self._loop.time() < self._until:
+        late_s = self._loop.time() - self._until
+        if late_s > _LATE_S:  # it was we who did nothing: what has come meanwhile waits to be read
+            self._until += late_s + _LATE_S
+        if late_s < 0 or late_s > _LATE_S:
             self._timer = self._loop.call_at(self._until, self._look)
         else:
             self._was_silent = True
@@ -202,8 +207,8 @@ async def _raise_refusal(url: str, response: aiohttp.ClientResponse) -> None:
         async with asyncio.timeout(SILENT_S):
             body = await response.read()
         refusal = msgspec.json.decode(body, type=Refusal)
-    except (aiohttp.ClientError, OSError, msgspec.DecodeError):
-        refusal = Refusal(message=f"{url} answered HTTP {response.status}")
+    except (aiohttp.ClientError, OSError, msgspec.DecodeError) as error:  # not a worker, or another version
+        raise Overloaded(f"{url} answered HTTP {response.status} without saying why") from error
     if 400 <= response.status < 500 and response.status != 429:
         raise RequestError(refusal.message, field=refusal.field, code=refusal.code, status=response.status)
     raise Overloaded(refusal.message, retry_after_s=refusal.retry_after_s)

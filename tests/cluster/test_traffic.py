@@ -140,6 +140,20 @@ BROKEN: dict[str, tuple[str, str, dict[str, Any]]] = {
         "was killed for using more memory than its limit",
         {"prefill": {"resources": {"limits": {"memory": "96Mi"}}}},
     ),
+    "volume": (
+        "PodCannotStart",
+        'secret "nowhere" not found',
+        {
+            "decode": {
+                "template": {
+                    "spec": {
+                        "volumes": [{"name": "more", "secret": {"secretName": "nowhere"}}],
+                        "containers": [{"name": "worker", "volumeMounts": [{"name": "more", "mountPath": "/more"}]}],
+                    }
+                }
+            }
+        },
+    ),
     "template": (
         "Refused",
         'spec.prefill: template.spec.containers[name="worker"].imagee: field not declared in schema',
@@ -170,6 +184,18 @@ def test_a_spec_that_cannot_work_says_why_and_the_running_revision_serves_on(bus
         busy.apply()
         busy.wait_complete()
     assert busy.status()["revision"] == serving
+
+
+def test_workers_that_run_and_never_become_ready_are_told_of(busy: Busy) -> None:
+    probe = {"name": "worker", "readinessProbe": {"httpGet": {"path": "/nowhere"}}}
+    with busy.traffic.unbroken():
+        busy.apply(decode={"template": {"spec": {"containers": [probe]}}})
+        took = eventually(lambda: busy.condition("Degraded").get("reason") == "NotReady", "Degraded says NotReady")
+        print(f"NotReady after {took:.1f} s: {busy.condition('Degraded')['message']}")
+        assert "Readiness probe failed: HTTP probe failed with statuscode: 404" in busy.condition("Degraded")["message"]
+        assert busy.condition("Progressing")["status"] == busy.condition("Ready")["status"] == "True"
+        busy.apply()
+        busy.wait_complete()
 
 
 @pytest.mark.parametrize(

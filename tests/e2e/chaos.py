@@ -361,8 +361,9 @@ def shared_through(redis: RedisServer, folder: Path) -> dict[str, Any]:
     """Router settings: everything goes through Redis, also the quota of these tests' own API key."""
     keys = folder / "keys.toml"
     digest = hashlib.sha256(API_KEY.encode()).hexdigest()
-    most = "requests_per_minute = 1000000\ntokens_per_minute = 100000000\n"
-    keys.write_text(f'[test]\nkey_sha256 = ["{digest}"]\n{most}')
+    keys.write_text(
+        f'[test]\nkey_sha256 = ["{digest}"]\nrequests_per_minute = 1000000\ntokens_per_minute = 100000000\n'
+    )
     return {"redis": redis.url, "keys": str(keys)}
 
 

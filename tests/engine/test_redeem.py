@@ -9,7 +9,7 @@ import torch
 from penstock.engine.engine import Engine
 from penstock.engine.sequence import Role
 from penstock.protocol import Accepted, Error, GenerateRequest, Ticket
-from tests.engine.harness import GENERATION, RecordingRunner, make_engine, prompt, request, run
+from tests.engine.harness import GENERATION, RecordingRunner, collect, make_engine, prompt, request, run
 from tests.engine.pair import Pair
 from tests.engine.test_engine import logits_of
 
@@ -79,6 +79,30 @@ def test_prefix_hits_do_not_change_logits(transport: str, dtype: torch.dtype, wh
         assert done.cached_tokens == (0 if where == "decode" else 24)
         assert done.pulled_blocks == (6 if where == "prefill" else 3)
         assert_same_stream(pair, reference)
+
+
+def test_a_prompt_that_is_all_here_goes_on_without_waiting_for_news() -> None:
+    """Every ticket comes before the step that admits the request and no block is to be read: nothing else will come."""
+    whole = prompt(48)
+    expected = run(make_engine(), request("a", whole))["a"].tokens
+    with Pair() as pair:
+        run(pair.prefill.engine, request("warm", whole))
+        run(pair.decode.engine, request("warm", whole))
+        decode, prefill = pair.decode, pair.prefill
+        decode.engine.add(request("a", whole), Role.PULL)
+        decode.redeemer.arrived("a", Accepted(GENERATION, prefill.peer))
+        prefill.engine.add(request("a", whole), Role.PREFILL)
+        while prefill.engine.step():
+            pass
+        for out in prefill.engine.outputs:
+            assert isinstance(out.frame, Ticket)
+            decode.redeemer.arrived("a", out.frame)
+        while decode.engine.step():
+            pass
+        answer = collect(decode.engine)["a"]
+        assert answer.done is not None
+        assert answer.done.pulled_blocks == 0
+        assert answer.tokens == expected
 
 
 def test_samples_at_temperature_one_equal_one_worker(transport: str) -> None:

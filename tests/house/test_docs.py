@@ -58,14 +58,14 @@ def test_the_walk_through_the_code_names_functions_of_every_component() -> None:
 
 
 NO_REASONS = re.compile(
-    r"True|False|Unknown|Failed|PodScheduled|\w*Available|(Err)?Image\w*|\w*Container\w*Error|Invalid\w*|\w*BackOff"
+    r"True|False|Unknown|Running|Unhealthy|Failed\w*|PodScheduled|\w*Available|(Err)?Image\w*|\w*Container\w*Error|Invalid\w*|\w*BackOff"
 )
 """Words of the operator's sources that look like reasons: statuses, and what kubelets say."""
 
 
 def test_the_page_of_troubles_knows_every_reason_of_a_condition() -> None:
     page = (ROOT / "docs/how-to/troubleshoot.md").read_text()
-    for name in ("conditions", "problems", "verify"):
+    for name in ("conditions", "problems", "verify", "waiting"):
         words = re.findall(r'"([A-Z][a-z]+[a-zA-Z]*)"', (ROOT / f"operator/{name}.py").read_text())
         reasons = {word for word in words if not NO_REASONS.fullmatch(word)} - set(TYPES)
         assert reasons, name

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from penstock.operator.problems import Pod, Problem, problem_of, state_of
+from penstock.operator.problems import Pod, Problem, problem_of, state_of, wait_of
 
 
 def pod(**status: Any) -> Pod:
@@ -117,3 +117,44 @@ def test_messages_do_not_differ_from_pod_to_pod() -> None:
 def test_long_messages_are_cut() -> None:
     last = {"terminated": {"exitCode": 1, "message": "x" * 5000}}
     assert len(found(containerStatuses=[container(lastState=last)]).message) < 600
+
+
+NODE: dict[str, Any] = {"nodeName": "one"}
+CREATING: dict[str, Any] = {"waiting": {"reason": "ContainerCreating"}}
+INITIALIZING: dict[str, Any] = {"waiting": {"reason": "PodInitializing"}}
+RUNNING: dict[str, Any] = {"running": {}}
+
+
+@pytest.mark.parametrize(
+    ("wait", "spec", "status"),
+    [
+        (None, {}, {"phase": "Pending"}),
+        ("containers", NODE, {"phase": "Pending"}),
+        ("containers", NODE, {"phase": "Pending", "containerStatuses": [container(state=CREATING)]}),
+        (
+            None,
+            NODE,
+            {
+                "phase": "Pending",
+                "initContainerStatuses": [container("fetch-model", state=RUNNING)],
+                "containerStatuses": [container(state=INITIALIZING)],
+            },
+        ),
+        (None, NODE, {"phase": "Running", "containerStatuses": [container(state=RUNNING, started=False)]}),
+        ("readiness", NODE, {"phase": "Running", "containerStatuses": [container(state=RUNNING, started=True)]}),
+        (
+            None,
+            NODE,
+            {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}], "containerStatuses": []},
+        ),
+        (
+            None,
+            NODE,
+            {"phase": "Pending", "containerStatuses": [container(state={"waiting": {"reason": "ErrImagePull"}})]},
+        ),
+    ],
+)
+def test_what_a_pod_waits_for_without_a_word(wait: str | None, spec: dict[str, Any], status: dict[str, Any]) -> None:
+    found = pod(**status)
+    found.spec.node_name = spec.get("nodeName", "")
+    assert wait_of(found) == wait

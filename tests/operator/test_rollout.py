@@ -64,9 +64,11 @@ def test_workers_of_another_model_stay_until_the_last_router_that_knows_them_has
     world.ending = [PodState("router", "router", "", False, None, ends_at="2026-11-21T03:00:40Z")]
     world.settle()
     assert old in world.replicas(), "an ending router takes requests still"
+    assert world.plan().look_again_at == "2026-11-21T03:00:40Z"
     world.ending = [PodState("router", "router", "", False, None, ends_at="2026-11-21T02:59:59Z")]  # its node is gone
     world.settle()
     assert old not in world.replicas()
+    assert not world.plan().look_again_at
 
 
 def test_a_revision_that_cannot_work_leaves_the_running_one_and_says_why(world: World) -> None:

@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,8 @@ import openai
 import pytest
 
 from penstock.router.config import RouterConfig
+from penstock.router.openai import prepare
+from penstock.router.openai.requests import decode_request
 from tests.router.fake_worker import FakeWorker
 from tests.router.serving import LoopThread, RunningRouter, running_router
 
@@ -139,6 +142,10 @@ BAD = [
     (text(prompt=["a"] * 129), "prompt", "more than 128"),
     (text(logprobs=21), "logprobs", "<= 20"),
     (text(best_of=3, n=2), "best_of", "equal n"),
+    (text(prompt=[[1]] * 9_000), "prompt", "for each of 9000 prompts"),
+    (chat(messages=[{}] * 16_385), "messages", "<= 16384"),
+    (chat(tools=[{}] * 1025), "tools", "<= 1024"),
+    (chat(chat_template_kwargs={str(number): 1 for number in range(65)}), "chat_template_kwargs", "<= 64"),
     (text(echo=True), "echo", "not repeated"),
     (text(suffix="end"), "suffix", "not before a suffix"),
 ]
@@ -195,6 +202,23 @@ def test_a_bad_field_is_named(post: Post, request_: tuple[str, dict[str, Any]], 
     assert error["param"] == field
     assert message in error["message"]
     assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("large", [chat(user="x" * 20_000, n=0), text(user="x" * 20_000, n=0)], ids=["chat", "text"])
+def test_a_large_body_is_read_aside(
+    post: Post, large: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Megabytes take seconds to check, in which no stream would go on and every worker would seem silent."""
+    readers = []
+
+    def noted(body: bytes, kind: Any) -> Any:
+        readers.append(threading.current_thread().name)
+        return decode_request(body, kind)
+
+    monkeypatch.setattr(prepare, "decode_request", noted)
+    assert post(f"/v1/{large[0]}", json.dumps(large[1]).encode())[0] == 400
+    assert len(readers) == 1
+    assert readers[0].startswith("encode")
 
 
 @pytest.mark.parametrize(

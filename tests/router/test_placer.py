@@ -3,8 +3,9 @@
 import asyncio
 
 import aiohttp
+import pytest
 
-from penstock.errors import Stopping, WorkerLost
+from penstock.errors import DeadlineExceeded, Stopping, WorkerLost
 from penstock.protocol import GenerateRequest, Sample, SamplingParams
 from penstock.router.cluster import Cluster, Member
 from penstock.router.flow.arrival import Arrival
@@ -87,6 +88,26 @@ def test_only_the_answers_that_are_placed_are_booked() -> None:
                 placed = await placer.place(request, num_answers, Trial(), arrival.began + 1, arrival)
                 assert cluster.snapshot().decode[0].output_tokens == 20 * num_answers
                 placed.reservation.release()
+            await cluster.close()
+
+    asyncio.run(test())
+
+
+def test_a_deadline_that_passes_is_no_workers_failure() -> None:
+    async def test() -> None:
+        async with aiohttp.ClientSession() as session:
+            cluster = Cluster(session, 1.0)
+            cluster.add(Member("http://d", "decode"))
+            cluster.workers[0].ready = True
+            placer = new_placer(session, cluster, PrefixIndex(9))
+            request = GenerateRequest(
+                request_id="r", prompt=(1, 2), sampling=SamplingParams(max_tokens=20), samples=(Sample(0, 1),)
+            )
+            trial, arrival = Trial(), just_arrived()
+            placed = await placer.place(request, 1, trial, arrival.began + 1, arrival)
+            with pytest.raises(DeadlineExceeded):
+                placer.failed(placed, trial, DeadlineExceeded("too late"), num_output=0)
+            assert not trial.excluded
             await cluster.close()
 
     asyncio.run(test())

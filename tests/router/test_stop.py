@@ -9,9 +9,9 @@ TEXT = st.text("abc", max_size=30)
 STOPS = st.lists(st.text("abc", min_size=1, max_size=5), max_size=3)
 
 
-def expected(text: str, stops: list[str]) -> tuple[str, bool]:
+def expected(text: str, stops: list[str], after: int = 0) -> tuple[str, bool]:
     """By definition: at the first character with which any stop string is complete, cut before the longest of them."""
-    for end in range(1, len(text) + 1):
+    for end in range(after + 1, len(text) + 1):
         complete = [stop for stop in stops if text[:end].endswith(stop)]
         if complete:
             return text[: end - len(max(complete, key=len))], True
@@ -43,3 +43,16 @@ def test_a_long_near_miss_costs_one_step_per_character() -> None:
     scanner = StopStrings(["a" * 1000 + "b"])
     text = "".join(scanner.push("a") for _ in range(50_000)) + scanner.finish()
     assert text == "a" * 50_000
+
+
+@given(text=TEXT, stops=STOPS, after=st.integers(0, 30))
+@example(text="aaa", stops=["aa"], after=2)
+@example(text="abab", stops=["ab", "ba"], after=2)
+def test_one_that_ends_too_early_does_not_count(text: str, stops: list[str], after: int) -> None:
+    scanner = StopStrings(stops)
+    out = scanner.push(text[:after], may_stop=False)
+    assert not scanner.stopped
+    out += scanner.push(text[after:])
+    if not scanner.stopped:
+        out += scanner.finish()
+    assert (out, scanner.stopped) == expected(text, stops, after)

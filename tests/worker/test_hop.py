@@ -1,18 +1,20 @@
 """The calling side of a hop, where the other side is not a well-behaved worker."""
 
 import asyncio
+import time
 
 import pytest
 from aiohttp import web
 
 from penstock import hop
-from penstock.errors import WorkerLost
+from penstock.errors import Overloaded, WorkerLost
 from penstock.protocol import Accepted, BlockTicket, Ticket, encode_line
 from tests.worker.requests import call, request, run
 
 
-async def read_tickets(*lines: bytes, pieces: int = 1, pause_s: float = 0.0) -> list[object]:
-    """What a hop reads from a server that answers with an accepted frame and `lines`, each in so many pieces."""
+async def read_tickets(*lines: bytes, pieces: int = 1, pause_s: float = 0.0, path: str = "/prefill") -> list[object]:
+    """What a hop reads from a server that answers calls of /prefill with an accepted frame and `lines`, each in so many
+    pieces with a pause after each."""
 
     async def answer(http: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -32,7 +34,7 @@ async def read_tickets(*lines: bytes, pieces: int = 1, pause_s: float = 0.0) -> 
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         frames: list[object] = []
-        async with call(f"http://127.0.0.1:{runner.addresses[0][1]}/prefill", request()) as stream:
+        async with call(f"http://127.0.0.1:{runner.addresses[0][1]}{path}", request()) as stream:
             async for frame in stream.frames():
                 frames.append(frame)
                 if len(frames) == len(lines):
@@ -88,3 +90,26 @@ def test_a_slow_peer_whose_lines_come_in_time_is_not(monkeypatch: pytest.MonkeyP
 def test_an_end_within_a_line_is_a_lost_worker() -> None:
     with pytest.raises(WorkerLost, match="ended without a last frame"):
         run(lambda: read_tickets(b'{"type":"ticket"'))
+
+
+def test_silence_of_this_process_is_not_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides share a loop here, which stands still for longer than a worker may be silent."""
+    monkeypatch.setattr(hop, "SILENT_S", 0.3)
+    tickets = [Ticket(generation="g", first_position=number, blocks=()) for number in range(2)]
+
+    async def stalled() -> list[object]:
+        asyncio.get_running_loop().call_later(0.1, time.sleep, 0.8)
+        return await read_tickets(*map(encode_line, tickets), pause_s=0.2)
+
+    assert run(stalled) == tickets
+
+
+def test_a_worker_that_is_silent_for_too_long_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hop, "SILENT_S", 0.3)
+    with pytest.raises(WorkerLost, match="silent for"):
+        run(lambda: read_tickets(encode_line(Ticket(generation="g", first_position=0, blocks=())), pause_s=0.8))
+
+
+def test_an_answer_that_no_worker_would_give_is_not_the_clients_fault() -> None:
+    with pytest.raises(Overloaded, match="answered HTTP 404 without saying why"):
+        run(lambda: read_tickets(path="/other"))

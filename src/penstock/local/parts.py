@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from penstock.address import base_url
+from penstock.listen import bind
 from penstock.local.child import Child, process_ended
 from penstock.local.config import LocalConfig
 from penstock.local.forks import Forks
@@ -17,7 +18,6 @@ from penstock.local.logs import Logs
 from penstock.telemetry.config import telemetry_of
 from penstock.worker.config import Role, WorkerConfig
 from penstock.worker.lifetime import describe_exit
-from penstock.worker.listen import bind
 
 GRACE_S = 1.0
 """How long streams may go on when local mode stops: all must be gone within 3 s."""

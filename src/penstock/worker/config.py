@@ -45,7 +45,9 @@ class WorkerConfig(LogConfig, TraceConfig):
     )
     kv_events_topic: str = option("", "Topic of these events; llm-d wants kv@ADDRESS:PORT@MODEL.")
     kv_events_form: str = option(
-        "map", "How each event is written: as vLLM does since June 2026, or as an array, as before.", choices=("map", "array")
+        "map",
+        "How each event is written: as vLLM does since June 2026, or as an array, as before.",
+        choices=("map", "array"),
     )
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ from penstock.address import bracketed
 from penstock.engine.messages import Started, StartFailed, Stop, decode_from_engine
 from penstock.errors import ConfigError, Stopping, WorkerLost
 from penstock.hop import new_session
+from penstock.listen import bind
 from penstock.telemetry.logs import set_up_logs
 from penstock.telemetry.trace import check_tracing, open_tracer
 from penstock.worker.app import build_app
@@ -29,7 +30,6 @@ from penstock.worker.bridge import EngineBridge
 from penstock.worker.config import WorkerConfig
 from penstock.worker.front import Front
 from penstock.worker.lifetime import EngineMain, describe_exit, fork_engine
-from penstock.worker.listen import bind
 from penstock.worker.metrics import WorkerMetrics
 
 log = logging.getLogger(__name__)

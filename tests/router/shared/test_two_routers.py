@@ -9,9 +9,9 @@ from pathlib import Path
 import openai
 import pytest
 
+from tests.redis_server import RedisServer
 from tests.router.conftest import TEXTS, StartRouter
 from tests.router.fake_worker import FakeWorker
-from tests.redis_server import RedisServer
 from tests.router.serving import (
     MESSAGES,
     LoopThread,
