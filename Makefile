@@ -45,9 +45,12 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.handover
 	$(BIN)/python -m bench.router_overhead
 	$(BIN)/python -m bench.gateways
+	$(BIN)/python -m bench.placement
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.prefix_index
 	$(BIN)/python -m bench.cached_tokens
+	$(BIN)/python -m bench.chaos kill
+	$(BIN)/python -m bench.fairness
 	$(BIN)/python -m bench.start
 	$(BIN)/python -m bench.cpu_vs_vllm
 	$(BIN)/python -m bench.step_times

@@ -5,20 +5,25 @@
 A decision is to match the prompt, to take the snapshot and to choose; tokenizing and hashing come before. Before every
 decision every worker reports a step, so that no part of the snapshot is left over from the last one; every worker has
 a part of the prompt, a queue or streams, and no memory that is not full of cached blocks: nothing makes it easy.
+
+A turn that finds no room is what a queued request costs at most when it is tried: on each of the workers something is full.
 """
 
 import argparse
 import gc
 import random
 import time
+from dataclasses import replace
 
 from bench.prefix_index import BLOCK_TOKENS, million_blocks
 from bench.report import Report, compare, percentile
 from penstock.protocol import Events, Load, StepTiming
+from penstock.router.flow.room import Room
+from penstock.router.flow.turns import Busy, Turn, take_turn
 from penstock.router.index.keys import PromptKeys
 from penstock.router.placement.books import About, Booking, Books
 from penstock.router.placement.objective import Seconds
-from penstock.router.policy import PlacementRequest
+from penstock.router.policy import ClusterSnapshot, PlacementRequest, WorkerState
 
 LIMIT_MS = 1.0
 
@@ -36,7 +41,28 @@ def main() -> None:
             compare(f"{what}, p50", "ms", percentile(times, 50)),
             compare(f"{what}, p99", "ms", percentile(times, 99), limit=limit),
         ]
+    turns = measure_turns(arguments.decisions)
+    report.rows += [compare(f"a turn that finds no room, p{share}", "ms", percentile(turns, share)) for share in (50, 99)]
     report.finish()
+
+
+def measure_turns(turns: int) -> list[float]:
+    """Milliseconds of each: prefill workers have prompts enough, decode workers hold no memory that is free."""
+    policy, wanted = Seconds(), PlacementRequest(100_000, {"d0": 50_000, "p1": 90_000}, output_tokens=300)
+    busy = {"num_tokens": 10**6, "streams": 20, "max_streams": 64, "prefill_tokens": 10**5, "prompts": 1}
+    cluster = ClusterSnapshot(
+        prefill=tuple(WorkerState(f"p{number}", role="prefill", **busy) for number in range(32)),
+        decode=tuple(WorkerState(f"d{number}", **busy) for number in range(32)),
+    )
+    times = []
+    for _ in range(turns):
+        began = time.perf_counter()
+        found = take_turn(
+            lambda full: policy.choose(replace(wanted, excluded=full), cluster), wanted, cluster, Room(0.25), Turn()
+        )
+        times.append(1e3 * (time.perf_counter() - began))
+        assert isinstance(found, Busy)
+    return times
 
 
 def measure(decisions: int) -> tuple[list[float], list[float]]:
@@ -56,7 +82,7 @@ def measure(decisions: int) -> tuple[list[float], list[float]]:
     for number in range(decisions):
         now_s = number * 0.05
         for url in urls:
-            books.observed(url, report_of_a_step(rng))
+            books.observed(url, report_of_a_step(rng), now_s)
         began = time.perf_counter()
         request = PlacementRequest(len(tokens), index.match(keys), output_tokens=300)
         matched = time.perf_counter()

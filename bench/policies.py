@@ -30,7 +30,8 @@ from bench.report import RESULTS, Report, Row, compare, percentile
 from penstock.router.baselines import BASELINES
 from penstock.router.config import RouterConfig
 from penstock.router.placement.costs import attention_pairs
-from penstock.router.placement.journal import Guarded, Journal
+from penstock.router.placement.guarded import Guarded
+from penstock.router.placement.journal import Journal
 from penstock.router.placement.objective import Seconds
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Policy
 from penstock.simulator.cluster import ClusterSpec, Fault, simulate

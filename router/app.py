@@ -19,8 +19,9 @@ from penstock.router.openai.endpoint import Endpoint
 from penstock.router.openai.errors import error_body
 from penstock.router.openai.prepare import check_model, prepare_chat, prepare_completion
 from penstock.router.openai.responses import Model, ModelList
+from penstock.router.placement.drift import DRIFTS
 from penstock.router.placement.explain import explain
-from penstock.router.placement.journal import DRIFTS, REMEMBERED
+from penstock.router.placement.journal import REMEMBERED
 from penstock.router.probe import Probe
 from penstock.router.services import Services
 
@@ -111,15 +112,16 @@ def _add_operation(app: FastAPI, services: Services) -> None:
         return Response(msgspec.json.encode(status), 200 if services.ready else 503, media_type=JSON)
 
     async def metrics(_: Request) -> Response:
+        found, books = services.metrics, services.cluster.books
+        for gauge in (found.refused_timings, found.worker_ready, found.worker_streams):
+            gauge.clear()  # a worker that has left must not seem ready for ever
         for worker in services.cluster.workers:
-            services.metrics.refused_timings.labels(worker.url).set(services.cluster.books.model.refused(worker.url))
-            services.metrics.worker_ready.labels(worker.url, worker.role).set(worker.ready)
-            services.metrics.worker_streams.labels(worker.url, worker.role).set(
-                services.cluster.books.in_flight(worker.url)[0]
-            )
+            found.refused_timings.labels(worker.url).set(books.model.refused(worker.url))
+            found.worker_ready.labels(worker.url, worker.role).set(worker.ready)
+            found.worker_streams.labels(worker.url, worker.role).set(books.in_flight(worker.url)[0])
         for name in DRIFTS:
-            services.metrics.drift_alarm.labels(name).set(name in services.journal.alarms)
-        return Response(services.metrics.render(), media_type="text/plain; version=0.0.4")
+            found.drift_alarm.labels(name).set(name in services.journal.alarms)
+        return Response(found.render(), media_type="text/plain; version=0.0.4")
 
     async def drain(request: Request) -> Response:
         """Nothing turns it back, so it is not for everyone who may ask the model."""

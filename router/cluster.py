@@ -57,6 +57,11 @@ class Worker:
     def role(self) -> Role:
         return self.member.role
 
+    @property
+    def weights(self) -> str:
+        """Fingerprint; empty while unknown."""
+        return self.said.weights if self.said is not None else ""
+
 
 class Cluster:
     """The set of workers and their state."""
@@ -145,9 +150,14 @@ class Cluster:
         limits = [limit(worker.said) for worker in ready or decode if worker.said is not None]
         return min((each for each in limits if each is not None), default=None)
 
-    def snapshot(self) -> ClusterSnapshot:
-        """What a policy sees: the ready workers."""
-        return self.books.snapshot((url for url, worker in self._workers.items() if worker.ready), self._now())
+    def weights(self, url: str) -> str:
+        worker = self._workers.get(url)
+        return worker.weights if worker is not None else ""
+
+    def snapshot(self, weights: str = "") -> ClusterSnapshot:
+        """What a policy sees: the ready workers, or those of them that have no other `weights`."""
+        fit = (each.url for each in self.workers if each.ready and (not weights or each.weights in ("", weights)))
+        return self.books.snapshot(fit, self._now())
 
     async def changed(self) -> None:
         """Returns when a worker has become ready or unready."""
@@ -159,9 +169,17 @@ class Cluster:
 
     def observed(self, url: str, events: Events) -> None:
         """A frame of a worker's `/events`, for its load and its step timings."""
-        if self.books.observed(url, events) and url not in self._liars:
+        if self.books.observed(url, events, self._now()) and url not in self._liars:
             self._liars.add(url)
-            log.warning("%s sends step timings that cannot be true; they are left out, and counted in /metrics", url)
+            log.warning(
+                "%s sends step timings that cannot be true, or are nothing like those of its kind; "
+                "they are left out, and counted in /metrics",
+                url,
+            )
+
+    def unheard(self, url: str) -> None:
+        """No frames of a worker's `/events` come now: what it said last is no longer its load."""
+        self.books.unheard(url)
 
     async def _watch(self, worker: Worker) -> None:
         while True:
@@ -203,6 +221,10 @@ class Cluster:
             worker.told = ready
             why = "" if ready else f": {answer}"
             log.info("%s worker %s is %sready%s", worker.role, worker.url, "" if ready else "not ", why)
+            revision = worker.member.revision
+            known = {each.weights for each in self.workers if each.ready and each.member.revision == revision}
+            if ready and worker.weights and known - {"", worker.weights}:
+                log.warning("%s has other weights than other workers: answers differ by who is asked", worker.url)
 
     def _set_ready(self, worker: Worker, ready: bool) -> None:
         if worker.ready != ready:

@@ -70,7 +70,7 @@ class RouterConfig(LogConfig, TraceConfig):
         "too much leaves tenants' order to chance.",
         unit="seconds",
     )
-    max_attempts: int = option(4, "How often one request is placed before it fails.")
+    max_attempts: int = option(4, "How often one request is placed without progress before it fails.")
     worker_wait_s: float = option(
         1.5, "How long a request waits for a worker to become ready before it fails.", unit="seconds"
     )
@@ -93,7 +93,8 @@ class RouterConfig(LogConfig, TraceConfig):
     )
     index_blocks: int = option(
         5_000_000,
-        "Most cached blocks that the prefix index remembers, in equal shares for all workers; each takes 200 bytes.",
+        "Most cached blocks that the prefix index remembers, in equal shares for all workers; each takes "
+        "up to 200 bytes, and 130 more for each further worker that has it.",
         unit="blocks",
     )
     secret: str = option("", "Key of what workers are told of tenants' salts, equal on all routers of a deployment.")

@@ -35,7 +35,9 @@ from penstock.protocol import (
 from penstock.router.answer import Answer
 from penstock.router.flow.arrival import Arrival
 from penstock.router.merge import merge
-from penstock.router.placer import Placed, Placer, Trial
+from penstock.router.placed import Placed
+from penstock.router.placer import Placer
+from penstock.router.trial import Trial
 from penstock.telemetry.trace import current
 
 
@@ -152,18 +154,18 @@ class Generation:
         """One call to one decode worker, to its last frame or to a RetryableError."""
         by_index = {answer.index: answer for answer in answers}
         async with open_hop(self._placer.session, f"{placed.decode}/generate", self._body(answers, placed)) as hop:
-            self._placer.accepted(placed, hop.accepted.generation)
+            self._placer.expectations.accepted(placed, hop.accepted.generation)
             yield Started(self, placed.decode, placed.prefill)
             async with aclosing(hop.frames()) as frames:
                 async for frame in frames:
                     if isinstance(frame, Done):
-                        self._done(frame, placed)
+                        self._done(frame, placed, answers)
                         break
                     event = self._event(frame, by_index, placed)
                     if event is not None:
                         yield event
                     if all(answer.finish_reason for answer in answers) and any(answer.is_cut for answer in answers):
-                        self._placer.learned(placed, [answer.output for answer in self._answers])
+                        self._placer.expectations.learned(placed, [answer.output for answer in answers])
                         return  # leaving closes the connection, which cancels what the worker would still generate
         if any(answer.finish_reason is None for answer in answers):
             raise WorkerLost(f"{placed.decode} was done before every answer was")
@@ -189,11 +191,11 @@ class Generation:
         self._placer.computed(placed, frame.cached_tokens)
         return Output(self._first_choice + answer.index, tuple(tokens), tuple(logprobs)) if tokens else None
 
-    def _done(self, frame: Done, placed: Placed) -> None:
-        self._placer.finished(placed, frame)
+    def _done(self, frame: Done, placed: Placed, answers: list[Answer]) -> None:
+        self._placer.expectations.finished(placed, frame)
         if self.cached_tokens is None and not placed.is_resume:
             self.cached_tokens = frame.cached_tokens
-        self._placer.learned(placed, [answer.output for answer in self._answers])
+        self._placer.expectations.learned(placed, [answer.output for answer in answers])
 
     def _body(self, answers: list[Answer], placed: Placed) -> GenerateRequest:
         remaining_s = self._deadline - asyncio.get_running_loop().time()

@@ -182,7 +182,8 @@ class Reply:
         """The request's body is not read to its end: the connection cannot be used again."""
 
     async def json(self, body: bytes, status: int = 200) -> None:
-        """The whole answer."""
+        """The whole answer, also of a stream that has not begun."""
+        self._rest()  # while a paused connection holds this up, no comment may come between
         self.status = status
         headers = [*self.headers, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         if self.is_early:

@@ -64,7 +64,8 @@ class Metrics:
         )
         self.regret = Counter(
             "penstock_router_placement_regret_seconds",
-            "Time by which first tokens came later than another choice was predicted to bring them",
+            "Time by which first tokens came later than another choice was predicted to bring them, estimated from one "
+            "placement in 16",
             registry=self.registry,
         )
         self.drift_alarm = Gauge(
@@ -75,7 +76,7 @@ class Metrics:
         )
         self.refused_timings = Gauge(
             "penstock_router_worker_refused_timings",
-            "Step timings of a worker that could not be true",
+            "Step timings of a worker that were left out: impossible, or nothing like those of its kind",
             ["worker"],
             registry=self.registry,
         )

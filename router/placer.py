@@ -1,95 +1,35 @@
-"""Asks the policy, keeps the books (reservations, prefix index, who failed whom) and judges failures.
+"""Asks the policy when a request's turn has come, and books what was chosen.
 
-The policy is pure and forgets; this is its memory and its hands.
+The policy is pure and forgets; this is its hands. Its memory: trial.py (who failed whom) and expectations.py.
 """
 
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import aiohttp
 
-from penstock.errors import (
-    DeadlineExceeded,
-    Overloaded,
-    PrefillLost,
-    PrefillRefused,
-    RetryableError,
-    Stopping,
-    TransferError,
-    WorkerLost,
-)
-from penstock.protocol import Done, GenerateRequest
-from penstock.router.cluster import Cluster, Reservation
+from penstock.errors import DeadlineExceeded, Overloaded, RetryableError
+from penstock.protocol import GenerateRequest
+from penstock.router.cluster import Cluster
+from penstock.router.expectations import Expectations
+from penstock.router.flow.admission import Claim
 from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.fair_queue import work_of
-from penstock.router.flow.gate import Claim, Gate
-from penstock.router.flow.room import Room, has_any
-from penstock.router.flow.tenants import ANYONE, Tenant
+from penstock.router.flow.gate import Gate
+from penstock.router.flow.room import Room
 from penstock.router.flow.turns import Busy, Turn, take_turn
 from penstock.router.index.keys import PromptKeys
-from penstock.router.index.prefix_index import Prediction, PrefixIndex
+from penstock.router.index.prefix_index import PrefixIndex
 from penstock.router.metrics import Metrics
-from penstock.router.placement.journal import Decision, Journal
+from penstock.router.placed import Placed
+from penstock.router.placement.journal import Journal
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Policy
+from penstock.router.trial import Trial, blamed, is_loss
 from penstock.telemetry.trace import current
 
-CONFIRMATION_S = 1.0
-"""So long after a worker has computed what it was given, its events must have told of it."""
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Trial:
-    """The history of one request's placements."""
-
-    attempts: int = 0
-    excluded: dict[str, int] = field(default_factory=dict)
-    """Workers that failed it, with the number of their arrival: after a restart they are worth a try again."""
-    last_error: RetryableError | None = None
-    keys: PromptKeys | None = None
-    """Of the prompt, made when first needed."""
-    streaming: bool = False
-    lost_at: int | None = None
-    """How many output tokens there were when a worker that had taken the request was last lost."""
-    leaving: "Placed | None" = None
-    """The placement whose worker has just handed the request over: for a moment all of its KV can be read there."""
-
-    def copy(self) -> "Trial":
-        return replace(self, excluded=dict(self.excluded))
-
-
-@dataclass(slots=True)
-class Placed:
-    """A placement with what was booked for it."""
-
-    decode: str
-    prefill: str | None
-    source: str | None
-    revision: str
-    reservation: Reservation
-    keys: PromptKeys
-    """Of the prompt."""
-    cached_tokens: int
-    """Prompt tokens that the computing worker is predicted to find in its cache."""
-    predictions: list[Prediction]
-    """What its workers will hold because of it."""
-    decision: Decision
-    placed_at: float
-    """On the event loop's clock."""
-    tenant: Tenant = ANYONE
-    work: float = 0.0
-    """Charged to the tenant, in tokens."""
-    output_work: float = 0.0
-    """The part of it that is expected to be the answer's."""
-    num_output: int = 0
-    priority: int = 0
-    """Among the worker's requests."""
-    is_resume: bool = False
-    is_accepted: bool = False
-    is_computed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +68,12 @@ class Placer:
         self._index = index
         self._metrics = metrics
         self._journal = journal
+        self.expectations = Expectations(index, journal, metrics)
         self._max_attempts = max_attempts
         self._wait_s = wait_s
         self._room = room
         self.gate: Gate[Placed] = Gate(
-            has_room=lambda: has_any(cluster.snapshot()),
+            has_room=self._has_room,
             undo=self.ended,
             most_waiting=most_waiting,
             longest_wait_s=longest_wait_s,
@@ -158,69 +99,38 @@ class Placer:
         trial.keys = trial.keys or PromptKeys(request.salt, request.prompt)
         keys = trial.keys.followed_by(output) if output else trial.keys
         job = _Job(request, num_answers, trial, trial.keys, keys)
-        give_up = min(asyncio.get_running_loop().time() + self._wait_s, deadline)
+        loop = asyncio.get_running_loop()
+        wait_s = self._wait_s  # without any worker; the wait for its turn before others does not count
         while True:
             placed = await self._in_turn(job, arrival, deadline)
             if placed is not None:
                 return placed
             if isinstance(trial.last_error, Overloaded):
-                await self._back_off(trial)
+                await asyncio.sleep(trial.pause_s(self._wait_s))
                 continue
+            began = loop.time()
             try:
-                async with asyncio.timeout_at(give_up):
+                async with asyncio.timeout_at(min(began + wait_s, deadline)):
                     await self._cluster.changed()
+                wait_s -= loop.time() - began
             except TimeoutError:
-                if give_up == deadline:
+                if deadline < began + wait_s:
                     raise DeadlineExceeded("the request's deadline passed while no worker was ready") from None
                 reason = trial.last_error or f"no decode worker became ready within {self._wait_s} s"
                 raise Overloaded(f"no worker for this request: {reason}", retry_after_s=1.0) from None
 
-    def accepted(self, placed: Placed, generation: str) -> None:
-        """A decode worker answered; another process than before has an empty cache."""
-        placed.is_accepted = True
-        self._index.met(placed.decode, generation)
-
     def computed(self, placed: Placed, cached_tokens: int | None) -> None:
-        """The first token came, with what was really found in a cache, so the decode worker holds the prompt or soon
-        will: until now another request for it would have found nothing there, and computing it on the prefill worker
-        was the better choice."""
-        if placed.is_computed:
-            return
-        placed.is_computed = True
-        if not placed.is_resume:
-            self._came_true(placed, cached_tokens)
-        if placed.prefill is not None:
-            placed.predictions.append(self._index.predict(placed.decode, placed.keys))
-        if cached_tokens is not None and not placed.is_resume:
-            outcome = _outcome(placed.cached_tokens, cached_tokens)
-            self._metrics.predictions.labels(outcome).inc()
-            if outcome != "exact":
-                log.debug("%s found %d of %d cached tokens", placed.decode, cached_tokens, placed.cached_tokens)
-        self._retract_soon(placed.predictions)
-        self.gate.changed()
-
-    def learned(self, placed: Placed, outputs: Sequence[Sequence[int]]) -> None:
-        """Answers have ended with these `outputs`, of which the decode worker now holds the first with its prompt, but
-        for the last token, which was never fed to it.
-
-        If each had but one token, the prefill worker sampled them and had no reason to hand over the prompt.
-        """
-        self._journal.answered(placed.decision, max(map(len, outputs)))
-        if placed.prefill is not None and max(map(len, outputs)) <= 1:
-            _retract(placed.predictions[1:])
-            return
-        self._retract_soon([self._index.predict(placed.decode, placed.keys.followed_by(outputs[0][:-1]))])
+        """The first token came, with what was really found in a cache. Calls after the first are ignored."""
+        if not placed.is_computed:
+            self.expectations.computed(placed, cached_tokens)
+            self.gate.changed()
 
     def ended(self, placed: Placed) -> None:
-        """In whatever way. Call once."""
+        """In whatever way. Call once. The tenant pays for what was done."""
         placed.reservation.release()
-        if not placed.is_computed:
-            _retract(placed.predictions)
-        self.gate.done(placed.tenant, work_of(0, placed.num_output) - placed.output_work)
-
-    def finished(self, placed: Placed, done: Done) -> None:
-        """The stream's last frame came."""
-        self._journal.finished(placed.decision, done)
+        self.expectations.ended(placed)
+        prompt_work = placed.work - placed.output_work if placed.is_computed else 0.0
+        self.gate.done(placed.tenant, prompt_work + work_of(0, placed.num_output) - placed.work)
 
     def failed(self, placed: Placed, trial: Trial, error: RetryableError, *, num_output: int) -> None:
         """Notes what `error` says about the workers, after `num_output` output tokens.
@@ -229,26 +139,13 @@ class Placer:
         """
         if isinstance(error, DeadlineExceeded):  # nobody failed
             raise error
-        trial.last_error = error
-        trial.streaming = num_output > 0
         self._metrics.replacements.labels(reason=error.code).inc()
         log.warning("%s with %s failed a request (%s): %s", placed.decode, placed.prefill, error.code, error)
-        if isinstance(error, (PrefillLost, PrefillRefused, TransferError)) and placed.prefill is not None:
-            trial.excluded[placed.prefill] = self._cluster.arrivals(placed.prefill)
-            if isinstance(error, PrefillLost):
-                self._cluster.mark_lost(placed.prefill)
-        else:
-            trial.excluded[placed.decode] = self._cluster.arrivals(placed.decode)
-            if isinstance(error, Stopping):
-                trial.leaving = placed
-            if isinstance(error, WorkerLost):
-                self._cluster.mark_lost(placed.decode)
-        if isinstance(error, WorkerLost) and placed.is_accepted:
-            if trial.lost_at == num_output:
-                raise WorkerLost(f"a second worker was lost at the same place, maybe by this request: {error}")
-            trial.lost_at = num_output
-        if trial.attempts >= self._max_attempts:
-            raise error
+        worker = blamed(placed, error)
+        if is_loss(placed, error):
+            self._cluster.mark_lost(worker)
+        arrival = self._cluster.arrivals(worker)
+        trial.failed(placed, error, arrival=arrival, num_output=num_output, max_attempts=self._max_attempts)
 
     async def _in_turn(self, job: _Job, arrival: Arrival, deadline: float) -> Placed | None:
         """A request waits for its turn once; whoever was under way when a worker failed goes on at once."""
@@ -257,11 +154,17 @@ class Placer:
         prompt_work = max(1, wanted.prompt_tokens - max(wanted.cached_tokens.values(), default=0))
         claim = Claim(arrival, job.request.priority, prompt_work + output_work, deadline)
         if job.trial.attempts:
-            cluster = replace(self._cluster.snapshot(), waiting=len(self.gate))
+            weights = job.trial.weights if job.trial.streaming else ""  # an answer is that of one model
+            cluster = replace(self._cluster.snapshot(weights), waiting=len(self.gate))
             found = self._choose(wanted, job.trial, cluster)
             if found is None:
                 return None
-            return self._book(self._take_over(found, job.trial), wanted, cluster, job, claim)
+            found = job.trial.take_over(found, self._cluster.revision(found.decode))
+            placed = self._book(found, wanted, cluster, job, claim)
+            if not job.trial.streaming:  # nothing was done yet, nor paid for
+                placed.work, placed.output_work = claim.work, output_work
+                self.gate.charge(claim.tenant, claim.work)
+            return placed
 
         def attempt(turn: Turn) -> Placed | Busy | None:
             latest = self._wanted(job) if turn.is_later else wanted
@@ -277,6 +180,10 @@ class Placer:
 
         with current().span("queue", tenant=arrival.tenant.name):
             return await self.gate.enter(claim, attempt)
+
+    def _has_room(self, turn: Turn) -> bool:
+        limits = self._room.of(in_line=turn.in_line, heavy=turn.heavy)
+        return limits.any(self._cluster.snapshot(), kept=turn.kept)
 
     def _wanted(self, job: _Job) -> PlacementRequest:
         """To a worker prompt and output so far are all prompt."""
@@ -299,25 +206,9 @@ class Placer:
         """Without the workers that failed this request; else also with those that came back since."""
         placement = self._policy.choose(replace(wanted, excluded=frozenset(trial.excluded) | full), cluster)
         if placement is None and trial.excluded:
-            still = frozenset(url for url, arrival in trial.excluded.items() if self._cluster.arrivals(url) == arrival)
-            placement = self._policy.choose(replace(wanted, excluded=still | full), cluster)
+            excluded = trial.still_excluded(self._cluster.arrivals) | full
+            placement = self._policy.choose(replace(wanted, excluded=excluded), cluster)
         return placement
-
-    def _take_over(self, placement: Placement, trial: Trial) -> Placement:
-        """From a worker that hands its streams over all KV can be read: nothing is left for a prefill worker."""
-        leaving, trial.leaving = trial.leaving, None
-        if leaving is None or leaving.revision != self._cluster.revision(placement.decode):
-            return placement
-        return Placement(placement.decode, source=leaving.decode)
-
-    async def _back_off(self, trial: Trial) -> None:
-        """Every worker left is full: a new request is the client's to repeat, a running stream is ours to save."""
-        assert trial.last_error is not None
-        if not trial.streaming:
-            raise trial.last_error
-        await asyncio.sleep(min(trial.last_error.retry_after_s or 0.1 * 2**trial.attempts, self._wait_s))
-        trial.last_error = None
-        trial.excluded.clear()
 
     def _book(
         self,
@@ -330,6 +221,7 @@ class Placer:
         heavy: bool = False,
     ) -> Placed:
         job.trial.attempts += 1
+        job.trial.weights = self._cluster.weights(placement.decode)
         decision = self._journal.placed(job.request.request_id, wanted, cluster, placement)
         computing = placement.prefill or placement.decode
         cached = max(wanted.cached_tokens.get(url or "", 0) for url in (computing, placement.source))
@@ -343,29 +235,9 @@ class Placer:
             reservation=reservation,
             keys=job.prompt_keys,
             cached_tokens=cached,
-            predictions=[self._index.predict(computing, job.keys)],
+            predictions=self.expectations.placed(computing, job.keys),
             decision=decision,
             placed_at=asyncio.get_running_loop().time(),
             tenant=claim.tenant,
             priority=claim.wire_priority(heavy=heavy),
         )
-
-    def _came_true(self, placed: Placed, cached_tokens: int | None) -> None:
-        decision = placed.decision
-        self._journal.came_true(decision, asyncio.get_running_loop().time() - placed.placed_at, cached_tokens)
-        prediction = decision.placement.prediction
-        if prediction is not None and decision.ttft_s is not None:
-            self._metrics.ttft_error.observe(abs(decision.ttft_s - prediction.ttft_s))
-            self._metrics.regret.inc(decision.regret_s or 0.0)
-
-    def _retract_soon(self, predictions: list[Prediction]) -> None:
-        asyncio.get_running_loop().call_later(CONFIRMATION_S, _retract, predictions)
-
-
-def _retract(predictions: list[Prediction]) -> None:
-    for prediction in predictions:
-        prediction.retract()
-
-
-def _outcome(predicted: int, actual: int) -> str:
-    return "exact" if actual == predicted else "fewer" if actual < predicted else "more"

@@ -109,8 +109,6 @@ class PlacementRequest:
     output_tokens: int = EXPECTED_OUTPUT_TOKENS
     """Expected, per answer."""
     num_answers: int = 1
-    hashes: tuple[bytes, ...] = ()
-    """Chained hashes of the prompt's full blocks, for policies that remember prefixes themselves."""
 
     def uncached(self, worker: WorkerState) -> int:
         """Prompt tokens `worker` would have to compute; the last one is always computed."""
@@ -140,6 +138,8 @@ class Prediction:
     """What it will take to compute the evicted KV again, as often as it is expected to be asked for."""
     cached_tokens: int = 0
     """Prompt tokens that nobody computes."""
+    trusted: bool = True
+    """Not while predictions are known to be off: then it is only compared with what comes true."""
 
     @property
     def ttft_s(self) -> float:
@@ -161,6 +161,13 @@ class Placement:
     source: str | None = None
     """Whose cached KV the computing worker pulls before it computes the rest of the prompt."""
     prediction: Prediction | None = field(default=None, compare=False)
+    by: str = field(default="load", compare=False)
+    """What decided: "load", "seconds", or the "hand-over" of a worker that leaves."""
+
+    @property
+    def computing(self) -> str:
+        """Who computes the prompt."""
+        return self.prefill or self.decode
 
 
 class Policy(Protocol):
@@ -169,34 +176,3 @@ class Policy(Protocol):
     def choose(self, request: PlacementRequest, cluster: ClusterSnapshot) -> Placement | None:
         """None when no decode worker is left. Must not choose an excluded worker, nor a pair of two revisions."""
         ...
-
-
-class LeastWork:
-    """Each pool's worker with the least work ahead, counting what this prompt adds there after its prefix match.
-
-    The prompt runs on the decode worker alone when handing over is not worth it:
-    - fewer than `min_prefill_tokens` are uncached there: a hand-over costs a hop and a transfer (some ms), while so few
-      rows ride along in one decode step without making it longer in a way the other streams could feel;
-    - or the prefill worker would compute four times as much, because the conversation's cache is on the decode worker.
-    Otherwise a long prompt on a decode worker would hold up every stream that runs there.
-    """
-
-    def __init__(self, min_prefill_tokens: int = 16) -> None:
-        self._min_prefill_tokens = min_prefill_tokens
-
-    def choose(self, request: PlacementRequest, cluster: ClusterSnapshot) -> Placement | None:
-        decode = _least(request, cluster.decode)
-        if decode is None:
-            return None
-        prefill = _least(request, tuple(state for state in cluster.prefill if state.revision == decode.revision))
-        if prefill is None or prefill.url == decode.url:
-            return Placement(decode.url)
-        on_decode, on_prefill = request.uncached(decode), request.uncached(prefill)
-        if on_decode < self._min_prefill_tokens or 4 * on_decode <= on_prefill:
-            return Placement(decode.url)
-        return Placement(decode.url, prefill.url)
-
-
-def _least(request: PlacementRequest, workers: tuple[WorkerState, ...]) -> WorkerState | None:
-    candidates = [worker for worker in workers if worker.url not in request.excluded]
-    return min(candidates, key=lambda worker: worker.work + request.uncached(worker), default=None)

@@ -1,15 +1,13 @@
 """What all requests of one router share, put together once."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
 
 from starlette.types import Scope
 
-from penstock.errors import ConfigError, RequestError
+from penstock.errors import ConfigError
 from penstock.hop import new_session
 from penstock.router.cluster import Cluster, Member
 from penstock.router.config import RouterConfig
@@ -24,17 +22,14 @@ from penstock.router.index.follower import Follower
 from penstock.router.index.prefix_index import PrefixIndex
 from penstock.router.metrics import Metrics
 from penstock.router.model import load_model
-from penstock.router.placement.journal import Guarded, Journal
+from penstock.router.placement.guarded import Guarded
+from penstock.router.placement.journal import Journal
+from penstock.router.placement.least_work import LeastWork
 from penstock.router.placer import Placer
-from penstock.router.policy import LeastWork, Policy
+from penstock.router.policy import Policy
 from penstock.router.shared.replicas import open_replicas
-from penstock.router.turns import TurnTokenizer
-from penstock.telemetry.trace import current, open_tracer
-
-T = TypeVar("T")
-
-_MOST_CHARS_PER_TOKEN = 128
-"""Vocabularies have no longer tokens than this, and those only for runs of spaces and dashes."""
+from penstock.router.tokenizing import Tokenizing
+from penstock.telemetry.trace import open_tracer
 
 
 class Services:
@@ -61,8 +56,7 @@ class Services:
         self.tracer = open_tracer(config, "penstock-router")
         self.lifelines = Lifelines()
         self.draining = False
-        self._turns = self._new_turns()
-        self._encoders = ThreadPoolExecutor(max_workers=2, thread_name_prefix="encode")
+        self.tokenizing = Tokenizing(self.model, config, lambda: self.context_tokens)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -72,7 +66,7 @@ class Services:
             self.metrics.index_blocks.set_function(lambda: len(index))
             follower = Follower(session, index, self.metrics, lambda url, events: self.cluster.observed(url, events))
             self.cluster = Cluster(session, self.config.poll_s, follower.follow, model=self.model.fingerprint)
-            self.journal = Journal(self.cluster.books.model)
+            self.journal = Journal(self.cluster.books.model, follower.judge)
             self.placer = Placer(
                 session,
                 self.cluster,
@@ -107,19 +101,13 @@ class Services:
                 await self._replicas.close()
                 await self.cluster.close()
                 await follower.close()
-                self._encoders.shutdown(wait=False, cancel_futures=True)
+                self.tokenizing.close()
                 await asyncio.to_thread(self.tracer.close)
 
     def _policy(self) -> Policy:
         if self.config.policy == "least-work":
             return LeastWork(self.config.min_prefill_tokens)
         return Guarded(self.journal, self.config.min_prefill_tokens)
-
-    def _new_turns(self) -> TurnTokenizer:
-        tokenizer, template = self.model.tokenizer, self.model.chat_template
-        contents = [token.content for token in tokenizer.added_tokens]
-        marks = [content for content in contents if template is not None and template.writes(content)]
-        return TurnTokenizer(tokenizer, marks, self.config.turn_cache_bytes)
 
     async def _discover(self) -> None:
         if self._api is not None:
@@ -146,48 +134,3 @@ class Services:
         """Most answers to one prompt: they all run on one worker, in one batch."""
         served = self.cluster.smallest(lambda worker: worker.max_samples)
         return self.config.max_samples if served is None else min(served, self.config.max_samples)
-
-    async def encode(self, text: str, *, add_special_tokens: bool, field: str) -> list[int]:
-        """Token ids of `text`.
-
-        Raises RequestError naming `field` for a text that cannot fit into the context, without tokenizing it: 5 MB take
-        ten seconds (measured, one core).
-        """
-        self._check_length(text, field)
-        tokenizer = self.model.tokenizer
-        return await self._tokenize_aside(
-            len(text), lambda: tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        )
-
-    async def encode_conversation(self, text: str, salt: str, *, field: str) -> list[int]:
-        """Token ids of a rendered conversation, of which only what is new to this router is tokenized.
-
-        Raises RequestError as `encode` does.
-        """
-        self._check_length(text, field)
-        turns = self._turns
-        pieces = turns.split(text)
-        found = turns.recall(pieces, salt)
-        missing = [piece for piece, ids in zip(pieces, found, strict=True) if ids is None]
-        new = await self._tokenize_aside(sum(map(len, missing)), lambda: turns.tokenize(missing))
-        return turns.join(pieces, salt, found, new)
-
-    def _check_length(self, text: str, field: str) -> None:
-        if len(text) > _MOST_CHARS_PER_TOKEN * self.context_tokens:
-            raise RequestError(
-                f"the prompt has {len(text)} characters, which is more than the context holds, "
-                f"{self.context_tokens} tokens",
-                field=field,
-                code="context_length_exceeded",
-            )
-
-    async def _tokenize_aside(self, num_chars: int, work: Callable[[], T]) -> T:
-        with current().span("tokenize", chars=num_chars):
-            return await self.aside(num_chars, work)
-
-    async def aside(self, size: int, work: Callable[[], T]) -> T:
-        """The result of `work` on so many characters or bytes, in a thread when they are many: until it is done no
-        stream would go on, and every worker would seem silent."""
-        if size <= self.config.encode_inline_chars:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(self._encoders, work)

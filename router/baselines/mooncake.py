@@ -1,7 +1,7 @@
 """Mooncake's KVCache-centric scheduling."""
 
 from penstock.router.baselines.pools import Pool, TwoPools
-from penstock.router.placement.costs import attention_pairs
+from penstock.router.placement.prompts import prefill_s, queue_s
 from penstock.router.policy import WorkerState
 
 
@@ -36,7 +36,8 @@ class MooncakeAlgorithm1(TwoPools):
             best = self._best(pool)
             most = pool.request.cached_tokens.get(best.url, 0)
             transfer_s, cached = pool.cluster.link(best, worker).seconds(most - cached), most
-        return _queue_s(worker) + transfer_s + _prefill_s(worker, pool.request.prompt_tokens, cached)
+        queued_s = queue_s(worker, pool.cluster.now_s)
+        return queued_s + transfer_s + prefill_s(worker, pool.request.prompt_tokens, cached)
 
     def _copies(self, pool: Pool, worker: WorkerState) -> bool:
         """Whether the best match is so much longer that its KV is copied."""
@@ -45,14 +46,3 @@ class MooncakeAlgorithm1(TwoPools):
 
     def _best(self, pool: Pool) -> WorkerState:
         return max(pool.workers, key=pool.cached_share)
-
-
-def _queue_s(worker: WorkerState) -> float:
-    steps = -(-worker.prefill_tokens // worker.step_tokens)
-    return worker.cost.seconds(prefill_tokens=worker.prefill_tokens, prefill_pairs=worker.prefill_pairs, steps=steps)
-
-
-def _prefill_s(worker: WorkerState, tokens: int, cached: int) -> float:
-    new = max(1, tokens - cached)
-    steps = -(-new // worker.step_tokens)
-    return worker.cost.seconds(prefill_tokens=new, prefill_pairs=attention_pairs(tokens, tokens - new), steps=steps)

@@ -3,7 +3,7 @@
 from collections import defaultdict, deque
 
 from penstock.router.baselines.pools import Pool, TwoPools
-from penstock.router.placement.costs import attention_pairs
+from penstock.router.placement.prompts import prefill_s
 from penstock.router.policy import PlacementRequest, WorkerState
 
 
@@ -58,9 +58,7 @@ class PrebleE2(TwoPools):
 
 
 def _prefill_s(request: PlacementRequest, worker: WorkerState) -> float:
-    new = request.uncached(worker)
-    pairs = attention_pairs(request.prompt_tokens, request.prompt_tokens - new)
-    return worker.cost.seconds(prefill_tokens=new, prefill_pairs=pairs)
+    return prefill_s(worker, request.prompt_tokens, request.cached_tokens.get(worker.url, 0))
 
 
 def _decode_s(request: PlacementRequest, worker: WorkerState) -> float:

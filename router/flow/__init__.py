@@ -8,6 +8,9 @@ promises         keeps what was advised: who comes back in time is let in before
 fair_queue       the order of those who wait: fair between tenants by tokens of work
 usage            who has had far more than others lately
 room, turns      whether a worker should take a request yet; where a request goes whose turn it is
-gate             the waiting itself, and the refusal at once of what would wait too long
+speed            how fast those who wait are let through
+admission        the refusal at once of what would wait too long
+tries            who of those that wait is tried again, and for whom a worker is kept
+gate             the waiting itself
 bodies           the memory that request bodies may take
 """

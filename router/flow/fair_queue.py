@@ -60,17 +60,22 @@ class FairQueue(Generic[T]):
 
     def __init__(self) -> None:
         self._lines: dict[str, _Line[T]] = {}
+        """Of all tenants that ever came: there are no more than keys."""
+        self._waiting: dict[str, _Line[T]] = {}
+        """Those in which somebody waits. What is asked often goes through these only."""
+        self._num = 0
+        self._work = 0.0
         self._numbers = itertools.count()
         self._clock = 0.0
         """The counter that whoever was last let through began from."""
 
     def __len__(self) -> int:
-        return sum(len(line.waiting) for line in self._lines.values())
+        return self._num
 
     @property
     def work(self) -> float:
         """Of all who wait."""
-        return sum(line.work for line in self._lines.values())
+        return self._work
 
     def waiting(self, tenant: Tenant) -> int:
         """How many requests of `tenant` wait."""
@@ -89,7 +94,10 @@ class FairQueue(Generic[T]):
             line.counter = self._lifted(line)
         entry = Entry(tenant, item, work, (priority, next(self._numbers)))
         bisect.insort(line.waiting, entry)
+        self._waiting[tenant.name] = line
         line.work += work
+        self._work += work
+        self._num += 1
         return entry
 
     def first(self, most: int) -> Iterator[Entry[T]]:
@@ -97,7 +105,7 @@ class FairQueue(Generic[T]):
 
         Stop when the queue has changed.
         """
-        lines = heapq.nsmallest(most, (line for line in self._lines.values() if line.waiting), key=_rank)
+        lines = heapq.nsmallest(most, self._waiting.values(), key=_rank)
         left = most
         for depth in range(most):
             for line in lines:
@@ -111,7 +119,14 @@ class FairQueue(Generic[T]):
             entry.gone = True
             line = self._lines[entry.tenant.name]
             del line.waiting[bisect.bisect_left(line.waiting, entry)]
-            line.work = line.work - entry.work if line.waiting else 0.0
+            line.work -= entry.work
+            self._work -= entry.work
+            self._num -= 1
+            if not line.waiting:
+                line.work = 0.0  # sums of fractions need not end there
+                del self._waiting[entry.tenant.name]
+            if not self._num:
+                self._work = 0.0
 
     def charge(self, tenant: Tenant, work: float) -> None:
         """Work begins for `tenant`, also when nobody waits."""
@@ -133,10 +148,11 @@ class FairQueue(Generic[T]):
         own = mine.work + expected.get(tenant.name, 0.0)
         start = (mine.counter if mine.waiting else self._lifted(mine)) + own / tenant.weight
         ahead = own
-        for name, line in self._lines.items():
-            work = line.work + expected.get(name, 0.0)
-            if line is mine or not work or line.tenant.priority > tenant.priority:
+        for name in dict.fromkeys((*self._waiting, *expected)):
+            line = self._lines.get(name)
+            if line is None or line is mine or line.tenant.priority > tenant.priority:
                 continue
+            work = line.work + expected.get(name, 0.0)
             if line.tenant.priority < tenant.priority:
                 ahead += work
             else:
@@ -145,10 +161,9 @@ class FairQueue(Generic[T]):
 
     def longest(self) -> Entry[T] | None:
         """The last in line of the tenant with most work waiting for its weight: who makes room when there is none."""
-        lines = [line for line in self._lines.values() if line.waiting]
-        if not lines:
+        if not self._waiting:
             return None
-        line = max(lines, key=lambda line: line.work / line.tenant.weight)
+        line = max(self._waiting.values(), key=lambda line: line.work / line.tenant.weight)
         return line.waiting[-1]
 
     def _line(self, tenant: Tenant) -> _Line[T]:
@@ -160,8 +175,7 @@ class FairQueue(Generic[T]):
 
     def _lifted(self, line: _Line[T]) -> float:
         """Where a tenant of whom nobody waits begins."""
-        others = [other.counter for other in self._lines.values() if other.waiting]
-        return max(line.counter, min(others, default=self._clock))
+        return max(line.counter, min((other.counter for other in self._waiting.values()), default=self._clock))
 
 
 def _rank(line: _Line[T]) -> tuple[int, float, int]:

@@ -6,7 +6,7 @@ worker never runs dry between two requests, and no more streams than its engine 
 
 from dataclasses import dataclass
 
-from penstock.router.placement.costs import attention_pairs
+from penstock.router.placement.prompts import prefill_s, queue_s
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, WorkerState
 
 _SPARE = 4.0
@@ -24,56 +24,78 @@ class Room:
     ahead_s: float
     """Seconds of prompts to compute, from which on a worker has enough."""
 
-    def lacking(
-        self, cluster: ClusterSnapshot, placement: Placement, *, num_answers: int, in_line: bool, heavy: bool
-    ) -> frozenset[str]:
-        """The workers of `placement` that have no room.
+    def of(self, *, in_line: bool, heavy: bool) -> "Limits":
+        """For a request whose tenant has more waiting behind it (`in_line`), or had far more lately than others
+        (`heavy`)."""
+        return Limits(self.ahead_s if in_line or heavy else _SPARE * self.ahead_s, heavy)
 
-        `in_line`: the tenant has more waiting behind this; `heavy`: it has had far more lately than other tenants.
-        """
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a worker may have before a request of one kind."""
+
+    most_s: float
+    """Of prompts to compute."""
+    heavy: bool
+
+    def any(self, cluster: ClusterSnapshot, *, kept: str = "") -> bool:
+        """Whether the smallest request might find room on other workers than `kept`: else looking for placements is in
+        vain. True as well where no decode worker is at all: those who wait must be told."""
+        workers = (*cluster.prefill, *cluster.decode)
+        return not cluster.decode or (
+            any(self._streams(worker) for worker in cluster.decode if worker.url != kept)
+            and any(self._computes(worker, cluster) for worker in workers if worker.url != kept)
+        )
+
+    def lacking(self, cluster: ClusterSnapshot, placement: Placement, *, num_answers: int) -> frozenset[str]:
+        """The workers of `placement` that have no room."""
         decode, computing = workers_of(cluster, placement)
-        most_s = self.ahead_s if in_line or heavy else _SPARE * self.ahead_s
-        prediction = placement.prediction
         found = set()
-        if computing is not None and computing.prefill_tokens:
-            wait_s = prediction.queue_s if prediction else queue_s(computing)
-            if wait_s >= most_s:
-                found.add(computing.url)
-        if decode is not None and decode.streams:  # an idle one takes whatever it is: there will never be more room
-            most = _most_streams(decode, heavy=heavy)
-            if (most and decode.streams + num_answers > most) or (
-                prediction is not None and prediction.admit_s >= most_s
-            ):
+        if computing is not None and not self._computes(computing, cluster):
+            found.add(computing.url)
+        if decode is not None:
+            prediction = placement.prediction
+            waits_s = prediction.admit_s if prediction and prediction.trusted else 0.0
+            if not self._streams(decode, num_answers) or (decode.streams and waits_s >= self.most_s):
                 found.add(decode.url)
         return frozenset(found)
 
+    def full(self, cluster: ClusterSnapshot, *, num_answers: int) -> frozenset[str]:
+        """The workers that can have no part in a placement now."""
+        return frozenset(
+            [worker.url for worker in cluster.prefill if not self._computes(worker, cluster)]
+            + [worker.url for worker in cluster.decode if not self._streams(worker, num_answers)]
+        )
 
-def has_any(cluster: ClusterSnapshot) -> bool:
-    """Whether some decode worker might take another stream: else looking for placements is in vain."""
-    return any(not worker.max_streams or worker.streams < _most_streams(worker) for worker in cluster.decode)
+    def pressed(self, cluster: ClusterSnapshot, request: PlacementRequest) -> frozenset[str]:
+        """The decode workers that can have only some: they have prompts to compute, or must wait for memory."""
+        return frozenset(
+            worker.url
+            for worker in cluster.decode
+            if not self._computes(worker, cluster) or (worker.streams and _is_short(worker, request))
+        )
 
+    def _computes(self, worker: WorkerState, cluster: ClusterSnapshot) -> bool:
+        """Whether `worker` takes another prompt."""
+        return not worker.prefill_tokens or queue_s(worker, cluster.now_s) < self.most_s
 
-def _most_streams(worker: WorkerState, *, heavy: bool = False) -> int:
-    part = worker.max_streams // _PART
-    return worker.max_streams - part if heavy else worker.max_streams + part
-
-
-def queue_s(worker: WorkerState) -> float:
-    """Seconds of prompts that are with the worker, where the policy predicts nothing."""
-    return worker.cost.seconds(worker.prefill_tokens, worker.prefill_pairs, steps=max(1, worker.prompts))
+    def _streams(self, worker: WorkerState, num: int = 1) -> bool:
+        """Whether `worker` takes so many more streams. An idle one takes any number: there will never be more room."""
+        if not worker.streams or not worker.max_streams:
+            return True
+        part = worker.max_streams // _PART
+        return worker.streams + num <= (worker.max_streams - part if self.heavy else worker.max_streams + part)
 
 
 def compute_s(cluster: ClusterSnapshot, placement: Placement, request: PlacementRequest) -> float:
-    """Seconds to the first token once its worker begins with it."""
+    """Seconds to the first token once its worker begins with it; 0 while predictions are off."""
     prediction = placement.prediction
     if prediction is not None:
-        return prediction.ttft_s - prediction.queue_s
+        return prediction.ttft_s - prediction.queue_s if prediction.trusted else 0.0
     _, computing = workers_of(cluster, placement)
     if computing is None:
         return 0.0
-    tokens = request.uncached(computing)
-    pairs = attention_pairs(request.prompt_tokens, request.prompt_tokens - tokens)
-    return computing.cost.seconds(tokens, pairs, steps=-(-tokens // computing.step_tokens))
+    return prefill_s(computing, request.prompt_tokens, request.cached_tokens.get(computing.url, 0))
 
 
 def workers_of(cluster: ClusterSnapshot, placement: Placement) -> tuple[WorkerState | None, WorkerState | None]:
@@ -84,3 +106,9 @@ def workers_of(cluster: ClusterSnapshot, placement: Placement) -> tuple[WorkerSt
 
 def _find(workers: tuple[WorkerState, ...], url: str) -> WorkerState | None:
     return next((worker for worker in workers if worker.url == url), None)
+
+
+def _is_short(worker: WorkerState, request: PlacementRequest) -> bool:
+    """Of memory for the prompt."""
+    needed = request.prompt_tokens + 1 - request.cached_tokens.get(worker.url, 0)
+    return bool(worker.num_tokens) and needed > worker.free_tokens

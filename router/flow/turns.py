@@ -27,6 +27,8 @@ class Turn:
     """The tenant has more waiting behind this one."""
     heavy: bool = False
     """The tenant has had far more lately than others (usage.py)."""
+    kept: str = ""
+    """A worker that is kept for another request."""
     waited_s: float = 0.0
     """Since it could first have gone to a worker that was not its best."""
     remaining_s: float = math.inf
@@ -41,6 +43,8 @@ class Busy:
     """To the first token, once its worker begins with it."""
     could_go: bool = False
     """Another worker than its best has room."""
+    waits_for: str = ""
+    """The decode worker that is the best for it, if it does not fit anywhere."""
 
 
 def take_turn(
@@ -50,31 +54,36 @@ def take_turn(
     room: Room,
     turn: Turn,
 ) -> Placement | Busy | None:
-    """`choose` gives the policy's choice without some workers. None when there is no worker at all.
+    """`choose` gives the policy's choice without some workers, and is asked three times at most, however many are full.
+    None when there is no worker at all.
 
     Raises RequestError for a prompt that takes longer to compute than its client waits.
     """
-    full: frozenset[str] = frozenset()
-    best_s = 0.0
-    while (placement := choose(full)) is not None:
-        seconds = compute_s(cluster, placement, wanted)
-        if not full:
-            best_s = seconds
-            _check_time(turn, seconds, cluster, placement)
-        lacking = room.lacking(
-            cluster, placement, num_answers=wanted.num_answers, in_line=turn.in_line, heavy=turn.heavy
-        )
-        if not lacking:
-            may_go = turn.waited_s >= seconds - best_s
-            return placement if may_go else Busy(best_s, could_go=True)
-        full |= lacking
-    return Busy(best_s) if full else None
+    kept = frozenset([turn.kept] if turn.kept else ())
+    best = choose(kept) or choose(frozenset())
+    if best is None:
+        return None
+    best_s = compute_s(cluster, best, wanted)
+    _check_time(turn, best_s, cluster, best)
+    limits = room.of(in_line=turn.in_line, heavy=turn.heavy)
+    lacking = limits.lacking(cluster, best, num_answers=wanted.num_answers)
+    if not lacking and best.decode != turn.kept:
+        return best
+    full = kept | lacking | limits.full(cluster, num_answers=wanted.num_answers)
+    placement = choose(full)
+    if placement is not None and limits.lacking(cluster, placement, num_answers=wanted.num_answers):
+        placement = choose(full | limits.pressed(cluster, wanted))
+    if placement is None:
+        return Busy(best_s, waits_for=best.decode)
+    if turn.waited_s < compute_s(cluster, placement, wanted) - best_s:
+        return Busy(best_s, could_go=True)
+    return placement
 
 
 def _check_time(turn: Turn, seconds: float, cluster: ClusterSnapshot, placement: Placement) -> None:
     """Not even an idle cluster could begin to answer in time, as far as its speed is known."""
     computing = workers_of(cluster, placement)[1]
-    if computing is not None and computing.cost != PRIOR_STEP and seconds > _SURELY * turn.remaining_s:
+    if computing is not None and computing.cost != PRIOR_STEP and seconds > _SURELY * max(0.0, turn.remaining_s):
         raise RequestError(
             f"the prompt takes about {seconds:.3g} s to compute, but the client waits {turn.remaining_s:.3g} s",
             field="timeout",

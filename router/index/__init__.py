@@ -3,6 +3,7 @@
 keys.py          tokens -> chained block keys, the router's own
 holders.py       block key -> the set of workers that hold it
 mirror.py        one worker's event frames -> its blocks in that table
-prefix_index.py  match, predict, forget: what placement asks
+claims.py        whether requests find what a worker told of
+prefix_index.py  match, expect, forget: what placement asks
 follower.py      the open stream to each worker; the only part with I/O
 """

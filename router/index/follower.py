@@ -18,6 +18,7 @@ from aiohttp.http_exceptions import LineTooLong
 from penstock.errors import WorkerLost
 from penstock.protocol import SILENT_S, Events
 from penstock.router.cluster import Cluster, Worker
+from penstock.router.index.claims import Claims, Untrue
 from penstock.router.index.mirror import BadEvents, Gap
 from penstock.router.index.prefix_index import PrefixIndex, Subscription
 from penstock.router.metrics import Metrics
@@ -53,41 +54,54 @@ class Follower:
         self._index = index
         self._metrics = metrics
         self._heard = heard
+        self._claims: dict[str, Claims] = {}
+        """Of those that are followed."""
         self._sweeper: asyncio.Task[None] | None = None
 
     async def follow(self, worker: Worker, cluster: Cluster) -> None:
         """Follows one worker until cancelled, when it is forgotten."""
         broken, distrusted = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S), Backoff(DISTRUST_S, LONGEST_DISTRUST_S)
         url, loop = worker.url, asyncio.get_running_loop()
+        claims = self._claims[url] = Claims()
         try:
             while True:
                 while not worker.ready:
                     await cluster.changed()
                 began = loop.time()
                 try:
-                    await self._listen(url)
+                    await self._listen(url, claims)
                 except Gap as error:
                     self._count(url, "gap")
                     pause_s = broken.pause_s(loop.time() - began)
                     log.debug("events of %s: %s; subscribing again", url, error)
                 except BadEvents as error:
-                    self._forget(url)
+                    self._forget(url, cluster)
                     self._count(url, "nonsense")
-                    pause_s = distrusted.pause_s(loop.time() - began)
+                    # That it was believed for long is no merit of one that was found out.
+                    pause_s = distrusted.pause_s(0.0 if isinstance(error, Untrue) else loop.time() - began)
                     log.warning("%s is not believed about cache and speed for %.0f s: %s", url, pause_s, error)
                 except (aiohttp.ClientError, OSError, WorkerLost) as error:
-                    self._forget(url)
+                    self._forget(url, cluster)
                     self._count(url, "lost")
                     pause_s = broken.pause_s(loop.time() - began)
                     log.info("no events of %s: %s", url, str(error) or type(error).__name__)
                 except Exception:  # a fault of ours must not leave the worker unfollowed, and its last word true
-                    self._forget(url)
+                    self._forget(url, cluster)
                     self._count(url, "fault")
                     pause_s = distrusted.pause_s(loop.time() - began)
                     log.exception("events of %s could not be applied; again in %.0f s", url, pause_s)
                 await asyncio.sleep(pause_s)
         finally:
-            self._forget(url)
+            if self._claims.get(url) is claims:
+                del self._claims[url]
+            self._forget(url, cluster)
+            self._metrics.event_errors.remove_by_labels({"worker": url})
+
+    def judge(self, url: str, told_tokens: int, found_tokens: int) -> bool:
+        """A request found so many cached tokens on a worker that had told of so many. Whether it is still believed: if
+        not, it is forgotten at its next frame."""
+        claims = self._claims.get(url)
+        return claims is None or claims.add(told_tokens, found_tokens)
 
     async def close(self) -> None:
         """Call when nobody is followed any more."""
@@ -95,9 +109,10 @@ class Follower:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
 
-    async def _listen(self, url: str) -> None:
+    async def _listen(self, url: str, claims: Claims) -> None:
         async with asyncio.timeout(SILENT_S):
             response = await self._session.get(f"{url}/events")
+        claims.begin()
         subscription = self._index.subscribe(url)
         try:
             if response.status != 200:
@@ -105,10 +120,12 @@ class Follower:
             share = _Share()
             while True:
                 line = await _read_line(response)
+                claims.check()
                 await self._apply(url, subscription, line, share)
         finally:
             response.close()
             subscription.close()
+            self._sweep_soon()
 
     async def _apply(self, url: str, subscription: Subscription, line: bytes, share: "_Share") -> None:
         dropped = subscription.num_dropped
@@ -120,12 +137,19 @@ class Follower:
             with share:
                 is_over = next(slices, slices) is slices
             await share.pause()
+        if frame.snapshot:  # a whole one retires what an earlier stream told
+            self._sweep_soon()
         if subscription.num_dropped and not dropped:
             log.warning("not all cached blocks of %s are remembered; raise --index-blocks", url)
-        self._heard(url, frame)
+        with share:
+            self._heard(url, frame)
 
-    def _forget(self, url: str) -> None:
+    def _forget(self, url: str, cluster: Cluster) -> None:
         self._index.forget(url)
+        cluster.unheard(url)
+        self._sweep_soon()
+
+    def _sweep_soon(self) -> None:
         if self._sweeper is None or self._sweeper.done():
             self._sweeper = asyncio.create_task(self._sweep(), name="sweep the prefix index")
 

@@ -17,7 +17,13 @@ from penstock.router.index.keys import MASK, block_key, name_key, packer, root_k
 
 MOST_ORPHANS = 4096
 """Blocks whose parent is not there. They match nothing until it is; more of them are not remembered."""
+LONGEST_BLOCK = 2**16
+"""Tokens of a block. No engine has longer ones."""
 LONGEST_STEP_S = 3600.0
+MOST_REQUESTS = 10**6
+"""That one worker has, in whatever state."""
+MOST_TIMINGS = 256
+"""In one frame: workers send one after each step. Learning from so many takes a few milliseconds."""
 
 
 class Gap(PenstockError):
@@ -45,7 +51,7 @@ class Mirror:
         """Blocks that were not remembered for want of room."""
         self.known: dict[int, int] = {}
         """The worker's name of each block -> ours."""
-        self.predicted: dict[int, Any] = {}
+        self.expected: dict[int, Any] = {}
         """Keys for which the worker's bit is set although it has said nothing of them yet."""
         self._holders = holders
         self._orphans = _Orphans()
@@ -58,6 +64,8 @@ class Mirror:
             self.generation, self.block_size = frame.generation, frame.block_size
             if not frame.snapshot or frame.part != 0:
                 raise Gap("the stream does not begin with a snapshot")
+            if not 0 <= self.block_size <= LONGEST_BLOCK:
+                raise BadEvents(f"blocks of {self.block_size} tokens")
         elif frame.generation != self.generation:
             raise Gap(f"generation {frame.generation} follows {self.generation}")
         elif frame.sequence != self._sequence + 1:
@@ -105,6 +113,16 @@ class Mirror:
         except struct.error as error:
             raise BadEvents(f"a block that is not {size} token ids: {error}") from None
 
+    def drop(self, count: int) -> int:
+        """Forgets so many blocks for want of room, the last ones first: none of them is the parent of one that stays.
+
+        Returns `count`.
+        """
+        for _ in range(count):
+            self._holders.discard(self.known.popitem()[1], self.bit)
+        self.num_dropped += count
+        return count
+
     def _add(self, name: int, key: int, most: int) -> None:
         known, masks, bit = self.known, self._holders.masks, self.bit
         before = known.get(name)
@@ -120,7 +138,7 @@ class Mirror:
             masks[key] = bit
         elif not mask & bit:
             self._holders.add(key, bit)
-        elif self.predicted.pop(key, None) is None:
+        elif self.expected.pop(key, None) is None:
             return  # the same tokens under a second name: the first one counts
         known[name] = key
 
@@ -171,8 +189,11 @@ class _Orphans:
 
 def check_report(frame: Events) -> None:
     """Raises BadEvents when the load or a timing in `frame` is not a possible one."""
-    if frame.load is not None and not _are_counts(frame.load):
-        raise BadEvents(f"an impossible load: {frame.load}")
+    if len(frame.timings) > MOST_TIMINGS:
+        raise BadEvents(f"{len(frame.timings)} steps at once")
+    load = frame.load
+    if load is not None and not (_are_counts(load) and max(load.running, load.waiting, load.leased) <= MOST_REQUESTS):
+        raise BadEvents(f"an impossible load: {load}")
     for timing in frame.timings:
         if not (_are_counts(timing) and 0 <= timing.seconds <= LONGEST_STEP_S):
             raise BadEvents(f"an impossible step: {timing}")

@@ -1,11 +1,11 @@
 """What placement asks: how much of a prompt does each worker have, counting what it was just given to compute.
 
-Each worker's own account (mirror.py) is the truth; a prediction fills the time until the worker tells of what it was
+Each worker's own account (mirror.py) is the truth; an expectation fills the time until the worker tells of what it was
 given, and ends with that, or with its failure. Memory is bounded by `max_blocks`, of which every worker has its share:
 a block takes at most 200 bytes, and 130 for each further worker that holds it (bench.prefix_index).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 
@@ -18,7 +18,7 @@ SLICE = 512
 """Blocks that are applied in one go: about a millisecond."""
 
 
-class Prediction:
+class Expectation:
     """Blocks that a worker is about to hold. Those it has not told of when this is retracted, it does not hold."""
 
     def __init__(self, index: "PrefixIndex", url: str) -> None:
@@ -35,7 +35,7 @@ class Prediction:
 @dataclass(slots=True, eq=False)
 class _Worker:
     mirror: Mirror | None = None
-    predicted: dict[int, Prediction] = field(default_factory=dict)
+    expected: dict[int, Expectation] = field(default_factory=dict)
 
 
 class PrefixIndex:
@@ -53,11 +53,6 @@ class PrefixIndex:
     def __len__(self) -> int:
         """Blocks that some worker holds or held, each counted once."""
         return len(self._holders.masks)
-
-    @staticmethod
-    def keys(tokens: Sequence[int], salt: str) -> PromptKeys:
-        """The names of a prompt's blocks; `salt` as the workers are told (`opaque_salt`)."""
-        return PromptKeys(salt, tokens)
 
     def match(self, prompt: PromptKeys) -> dict[str, int]:
         """Per worker URL, how many tokens of the prompt it will find in its cache. Workers that have none are left out.
@@ -79,9 +74,9 @@ class PrefixIndex:
             self._note(found, held, most * size)
         return found
 
-    def predict(self, url: str, prompt: PromptKeys) -> Prediction:
+    def expect(self, url: str, prompt: PromptKeys) -> Expectation:
         """`url` is about to hold all full blocks of `prompt`."""
-        prediction = Prediction(self, url)
+        expectation = Expectation(self, url)
         worker = self._workers.get(url)
         if worker is not None and worker.mirror is not None and worker.mirror.block_size:
             masks, bit = self._holders.masks, worker.mirror.bit
@@ -93,15 +88,15 @@ class PrefixIndex:
                     self._holders.add(key, bit)
                 else:
                     masks[key] = bit
-                worker.predicted[key] = prediction
-                prediction.keys.append(key)
-        return prediction
+                worker.expected[key] = expectation
+                expectation.keys.append(key)
+        return expectation
 
     def forget(self, url: str) -> None:
         """`url` holds nothing that we know of."""
         worker = self._workers.pop(url, None)
         if worker is not None and worker.mirror is not None:
-            self._retire(worker.mirror, worker.predicted)
+            self._retire(worker.mirror, worker.expected)
 
     def met(self, url: str, generation: str) -> None:
         """The process of this generation answers at `url`: what another one held there is gone."""
@@ -111,6 +106,7 @@ class PrefixIndex:
 
     def subscribe(self, url: str) -> "Subscription":
         """For what comes over a new stream of `url`'s events."""
+        self._workers.setdefault(url, _Worker())  # from now on it has a share of the memory
         return Subscription(self, url, Mirror(self._holders))
 
     def sweep(self, at_most: int) -> bool:
@@ -124,42 +120,55 @@ class PrefixIndex:
             found[self._url_of[bit]] = tokens
             mask ^= bit
 
-    def _retract(self, url: str, prediction: Prediction) -> None:
+    def _retract(self, url: str, expectation: Expectation) -> None:
         worker = self._workers.get(url)
         if worker is None or worker.mirror is None:
             return
-        for key in prediction.keys:
-            if worker.predicted.get(key) is prediction:
-                del worker.predicted[key]
+        for key in expectation.keys:
+            if worker.expected.get(key) is expectation:
+                del worker.expected[key]
                 self._holders.discard(key, worker.mirror.bit)
 
     def _room(self, mirror: Mirror) -> int:
         """How many blocks a worker may have here: its share, and no more than there is room for."""
-        share = self._max_blocks // max(1, len(self._workers))
-        return min(share, len(mirror.known) + max(0, self._max_blocks - len(self)))
+        return min(self._share, len(mirror.known) + max(0, self._max_blocks - len(self)))
+
+    @property
+    def _share(self) -> int:
+        return self._max_blocks // max(1, len(self._workers))
+
+    def _make_room(self, mirror: Mirror, wanted: int) -> None:
+        """For so many more blocks, as far as they are within the worker's share, where others have more than theirs:
+        they came when they were fewer."""
+        lacking = min(wanted, self._share - len(mirror.known)) - (self._max_blocks - len(self))
+        if lacking <= 0:
+            return
+        for other in [each.mirror for each in self._workers.values() if each.mirror is not None]:
+            excess = max(0, len(other.known) - self._share)
+            lacking -= other.drop(min(lacking, excess))
 
     def _install(self, url: str, mirror: Mirror) -> None:
-        """From now on `mirror` says what `url` holds; predictions that it does not confirm stay predictions."""
+        """From now on `mirror` says what `url` holds; expectations that it does not confirm stay expectations."""
         worker = self._workers.setdefault(url, _Worker())
         before, worker.mirror = worker.mirror, mirror
         if before is not None:
-            self._retire(before, worker.predicted)
-        for key in [key for key in worker.predicted if self._holders.masks.get(key, 0) & mirror.bit]:
-            del worker.predicted[key]
-        for key in worker.predicted:
+            self._retire(before, worker.expected)
+        for key in [key for key in worker.expected if self._holders.masks.get(key, 0) & mirror.bit]:
+            del worker.expected[key]
+        for key in worker.expected:
             self._holders.add(key, mirror.bit)
-        mirror.predicted = worker.predicted
+        mirror.expected = worker.expected
         self._url_of[mirror.bit] = url
         if mirror.block_size:
             self._bits[mirror.block_size] = self._bits.get(mirror.block_size, 0) | mirror.bit
 
-    def _retire(self, mirror: Mirror, predicted: Iterable[int] = ()) -> None:
+    def _retire(self, mirror: Mirror, expected: Iterable[int] = ()) -> None:
         """What `mirror` said counts no more, at once."""
         mirror.is_retired = True
         self._url_of.pop(mirror.bit, None)
         if left := self._bits.pop(mirror.block_size, 0) & ~mirror.bit:
             self._bits[mirror.block_size] = left
-        self._holders.forget(mirror.bit, chain(mirror.known.values(), list(predicted)))
+        self._holders.forget(mirror.bit, chain(mirror.known.values(), list(expected)))
 
 
 class Subscription:
@@ -189,7 +198,9 @@ class Subscription:
             yield
             self._check_wanted()
         for start in range(0, len(frame.stored), SLICE):
-            mirror.store(frame.stored[start : start + SLICE], index._room(mirror))
+            stored = frame.stored[start : start + SLICE]
+            index._make_room(mirror, len(stored))
+            mirror.store(stored, index._room(mirror))
             yield
             self._check_wanted()
         mirror.end(frame)

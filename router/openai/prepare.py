@@ -31,9 +31,10 @@ async def prepare_chat(services: Services, arrival: Arrival) -> Call:
         check_model(request.model, services.model)
         return request, chat.render_prompt(request, services.model)
 
-    request, text = await services.aside(len(arrival.body), read)
+    request, text = await services.tokenizing.aside(len(arrival.body), read)
     form = chat.ChatForm(arrival.request_id, int(time.time()), services.model.vocabulary, request)
-    prompt = await services.encode_conversation(text, arrival.tenant.salted(request.cache_salt or ""), field="messages")
+    salt = arrival.tenant.salted(request.cache_salt or "")
+    prompt = await services.tokenizing.conversation(text, salt, field="messages")
     return _call(
         services,
         request,
@@ -58,10 +59,11 @@ async def prepare_completion(services: Services, arrival: Arrival) -> Call:
         _check_count(request, completions.num_prompts(request), most)
         return request, completions.prompts_of(request, services.model.vocab_size)
 
-    request, sources = await services.aside(len(arrival.body), read)
+    request, sources = await services.tokenizing.aside(len(arrival.body), read)
     form = completions.CompletionForm(arrival.request_id, int(time.time()), services.model.vocabulary, request)
+    encode = services.tokenizing.text
     prompts = [
-        await services.encode(source, add_special_tokens=True, field="prompt") if isinstance(source, str) else source
+        await encode(source, add_special_tokens=True, field="prompt") if isinstance(source, str) else source
         for source in sources
     ]
     return _call(

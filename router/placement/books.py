@@ -3,14 +3,17 @@
 Pure: every call is told the time. The router's Cluster keeps it with real workers, the simulator with modelled ones.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from penstock.protocol import Events, Load
+from penstock.protocol import Events, Load, StepTiming
 from penstock.router.placement.costs import StepCost, attention_pairs
 from penstock.router.placement.model import CostModel
 from penstock.router.placement.totals import NOTHING, Totals
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Role, WorkerState
+
+STEPS_PER_S = 100.0
+"""Costs are learned from so many steps of one worker in a second: who reports more is not heard more than others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,18 @@ class Account:
     """KV of prompts that are booked and not computed yet: the worker's own figures may not count it."""
     others: Totals = NOTHING
     """What the other routers have booked."""
+    steps_left: float = STEPS_PER_S
+    steps_at_s: float = 0.0
     state: WorkerState | None = None
     """As last given, until something changes."""
+
+    def sampled(self, timings: Sequence[StepTiming], now_s: float) -> Sequence[StepTiming]:
+        """Those of a worker's steps that costs are learned from."""
+        self.steps_left = min(STEPS_PER_S, self.steps_left + STEPS_PER_S * (now_s - self.steps_at_s))
+        self.steps_at_s = now_s
+        taken = timings[: int(self.steps_left)]
+        self.steps_left -= len(taken)
+        return taken
 
     def totals(self) -> Totals:
         """What is booked here."""
@@ -179,14 +192,15 @@ class Books:
 
     def book(self, placement: Placement, request: PlacementRequest, now_s: float) -> Booking:
         """Counts a request's work on the workers that it was placed on."""
-        computing = placement.prefill or placement.decode
-        cached = request.cached_tokens.get(computing, 0)
+        cached = request.cached_tokens.get(placement.computing, 0)
         if placement.source is not None:
             cached = max(cached, request.cached_tokens.get(placement.source, 0))
-        return Booking(self._accounts.get(placement.decode), self._accounts.get(computing), request, cached, now_s)
+        decode, computing = self._accounts.get(placement.decode), self._accounts.get(placement.computing)
+        return Booking(decode, computing, request, cached, now_s)
 
-    def observed(self, url: str, events: Events) -> int:
-        """A frame of a worker's `/events`. How many of its timings cannot be true."""
+    def observed(self, url: str, events: Events, now_s: float) -> int:
+        """A frame of a worker's `/events`. How many of its timings were left out: they cannot be true, or are nothing
+        like what others of its kind report."""
         account = self._accounts.get(url)
         if account is None:
             return 0
@@ -194,7 +208,13 @@ class Books:
             account.load, account.state = events.load, None
         if not events.timings:
             return 0
-        return self.model.stepped(url, account.about.kind, events.timings)
+        return self.model.stepped(url, account.about.kind, account.sampled(events.timings, now_s))
+
+    def unheard(self, url: str) -> None:
+        """A worker says nothing any more, or nothing that is believed: only what is booked there counts."""
+        account = self._accounts.get(url)
+        if account is not None:
+            account.load = account.state = None
 
     def snapshot(self, ready: Iterable[str], now_s: float) -> ClusterSnapshot:
         """Of the workers named."""

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 from msgspec import Struct
 
-from penstock.router.placement.journal import Decision
+from penstock.router.placement.journal import Decision, regret_s
 from penstock.router.placement.objective import Seconds
 from penstock.router.policy import Placement, Prediction
 
@@ -50,10 +50,10 @@ def explain(decision: Decision) -> Explanation:
         request_id=decision.request_id,
         prompt_tokens=decision.request.prompt_tokens,
         output_tokens=decision.request.output_tokens,
-        by=decision.by,
+        by=chosen.by,
         ttft_s=decision.ttft_s,
         cached_tokens=decision.cached_tokens,
-        regret_s=decision.regret_s,
+        regret_s=regret_s(decision),
         num_candidates=len(candidates),
         candidates=tuple(_candidate(each, chosen=each is chosen) for each in (chosen, *others[: MOST_CANDIDATES - 1])),
     )
@@ -89,7 +89,7 @@ def table(explanation: Explanation) -> str:
 def _story(explanation: Explanation) -> list[str]:
     story = [
         f"{explanation.request_id}: {explanation.prompt_tokens} prompt tokens, about {explanation.output_tokens} to "
-        f"answer; placed by {explanation.by}; best of {explanation.num_candidates} candidates, in milliseconds"
+        f"answer; placed by {explanation.by}; {explanation.num_candidates} candidates, in milliseconds"
     ]
     if explanation.ttft_s is None:
         story.append("its first token has not come")

@@ -40,9 +40,9 @@ class RatioFit:
 
     def add(self, parts: Sequence[float], seconds: float, sort: int = 0) -> bool:
         """Takes one sample. False: it cannot be true (not finite, not positive) and was not taken."""
-        by_prior = math.fsum(parts)
-        if not (LEAST_SECONDS <= seconds <= MOST_SECONDS and 0 < by_prior < math.inf and min(parts) >= 0):
+        if not is_possible(parts, seconds):
             return False
+        by_prior = math.fsum(parts)
         self.num_samples += 1
         self._log_scale += (math.log(seconds / by_prior) - self._log_scale) / min(self.num_samples, FORGET_SAMPLES)
         weight = self._trust(parts, seconds) / seconds**2
@@ -94,6 +94,11 @@ class RatioFit:
             targets[i] += PRIOR_SAMPLES / centre
         self._solved_once = True
         return non_negative_solution(products, targets)
+
+
+def is_possible(parts: Sequence[float], seconds: float) -> bool:
+    """Whether a sample can be true."""
+    return LEAST_SECONDS <= seconds <= MOST_SECONDS and 0 < math.fsum(parts) < math.inf and min(parts) >= 0
 
 
 def non_negative_solution(products: _Matrix, targets: Sequence[float]) -> tuple[float, ...]:

@@ -1,27 +1,26 @@
-"""The log of decisions: what was predicted, what came true, and what that says about the predictions.
-
-When predictions are off for a while, cost-based placement is worse than none that is simple: `Guarded` then places by
-load alone, and goes on predicting, so that it sees when predictions are good again.
-"""
+"""The log of decisions: what was predicted, what came true, and what that says about the predictions."""
 
 import logging
-from collections import OrderedDict, deque
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from penstock.protocol import Done
+from penstock.router.placement.drift import DRIFTS, Drift, is_off
 from penstock.router.placement.model import CostModel
 from penstock.router.placement.objective import Seconds
-from penstock.router.policy import ClusterSnapshot, LeastWork, Placement, PlacementRequest, Prediction, link_class
+from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Prediction, link_class
 
 REMEMBERED = 1000
 """Decisions that can be explained; one holds its snapshot, about 20 KB with 64 workers."""
-WINDOW = 64
-"""Decisions that drift is judged by."""
-_FACTOR, _SLACK_S, _SLACK_TOKENS = 2.0, 0.1, 64
-"""A prediction is off when it is wrong by more than this factor and this much."""
+REGRET_OF = 16
+"""Regret takes one more choice, so it is computed for one decision in so many, and when a decision is explained."""
+_SLACK_S, _SLACK_TOKENS = 0.1, 64
+"""Predictions are not off by less."""
 
-DRIFTS = ("ttft", "cached_tokens")
-"""What may turn out to be unpredictable."""
+Judge: TypeAlias = Callable[[str, int, int], bool]
+"""Takes a worker, the cached tokens that it told of, and those that were found; whether it is still believed."""
 
 log = logging.getLogger(__name__)
 
@@ -34,38 +33,24 @@ class Decision:
     request: PlacementRequest
     cluster: ClusterSnapshot
     placement: Placement
-    by: str
-    """"seconds", or "load" while predictions drift."""
     ttft_s: float | None = None
     """Measured from the placement to the first token; None while it has not come."""
     cached_tokens: int | None = None
     """By the account of the worker that computed the prompt."""
     regret_s: float | None = None
-    """Seconds by which the first token came later than the best other choice would have brought it, as predicted."""
-
-
-class Drift:
-    """Whether predictions of one sort hold: alarmed when most of a window are off, calm when at most a quarter are."""
-
-    def __init__(self) -> None:
-        self.alarmed = False
-        self._off: deque[bool] = deque(maxlen=WINDOW)
-
-    def add(self, *, off: bool) -> None:
-        self._off.append(off)
-        share = sum(self._off) / WINDOW  # of a whole window: a few samples alarm nobody
-        self.alarmed = share > 0.5 or (self.alarmed and share > 0.25)
+    """See `regret_s`; of one decision in REGRET_OF."""
 
 
 class Journal:
     """The last decisions, and the drift of predicted times and of predicted cached tokens."""
 
-    def __init__(self, model: CostModel) -> None:
+    def __init__(self, model: CostModel, judge: Judge = lambda *_: True) -> None:
+        self._judge = judge
         self.ttft = Drift()
         self.cached = Drift()
         self._model = model
-        self._policy = Seconds()
         self._decisions: OrderedDict[str, Decision] = OrderedDict()
+        self._num_true = 0
 
     @property
     def alarms(self) -> tuple[str, ...]:
@@ -76,8 +61,7 @@ class Journal:
         self, request_id: str, request: PlacementRequest, cluster: ClusterSnapshot, placement: Placement
     ) -> Decision:
         """A request was placed. A second placement of the same request replaces the first."""
-        by = "load" if self.alarms else "seconds"
-        decision = self._decisions[request_id] = Decision(request_id, request, cluster, placement, by)
+        decision = self._decisions[request_id] = Decision(request_id, request, cluster, placement)
         self._decisions.move_to_end(request_id)
         if len(self._decisions) > REMEMBERED:
             self._decisions.popitem(last=False)
@@ -87,16 +71,23 @@ class Journal:
         """The first token came. Learns from it."""
         prediction = decision.placement.prediction
         decision.ttft_s, decision.cached_tokens = ttft_s, cached_tokens
+        worker, told = _relied_on(decision)
+        is_believed = cached_tokens is None or self._judge(worker, told, cached_tokens)
         if prediction is None:
             return
-        if prediction.queue_s == 0:
-            self._model.hops.add(
-                pair=decision.placement.prefill is not None, seconds=ttft_s - prediction.prefill_s - prediction.pull_s
-            )
-        self.ttft.add(off=_off(ttft_s, prediction.ttft_s, _SLACK_S))
-        if cached_tokens is not None:
-            self.cached.add(off=_off(cached_tokens, prediction.cached_tokens, _SLACK_TOKENS))
-        decision.regret_s = self._regret_s(decision, ttft_s)
+        if is_believed:
+            if prediction.queue_s == 0:
+                rest_s = ttft_s - prediction.prefill_s - prediction.pull_s
+                self._model.hops.add(pair=decision.placement.prefill is not None, seconds=rest_s)
+            self.ttft.add(worker, off=is_off(ttft_s, prediction.ttft_s, _SLACK_S))
+            if cached_tokens is not None:
+                self.cached.add(worker, off=is_off(cached_tokens, told, _SLACK_TOKENS))
+        else:  # what is wrong with one worker says nothing about the others
+            self.ttft.leave_out(worker)
+            self.cached.leave_out(worker)
+        if self._num_true % REGRET_OF == 0:
+            decision.regret_s = regret_s(decision)
+        self._num_true += 1
         log.debug("the first token has come", extra=_facts(decision, prediction))
 
     def finished(self, decision: Decision, done: Done) -> None:
@@ -117,43 +108,31 @@ class Journal:
         """The last decision about a request, as long as it is remembered."""
         return self._decisions.get(request_id)
 
-    def _regret_s(self, decision: Decision, ttft_s: float) -> float:
-        """Against the best choice that has another worker compute the prompt."""
-        chosen = decision.placement.prefill or decision.placement.decode
-        others = replace(decision.request, excluded=decision.request.excluded | {chosen})
-        other = self._policy.choose(others, decision.cluster)
-        if other is None or other.prediction is None:
-            return 0.0
-        return max(0.0, ttft_s - other.prediction.ttft_s)
+
+def regret_s(decision: Decision) -> float | None:
+    """Seconds by which the first token came later than the best choice that has another worker compute the prompt would
+    have brought it, as predicted. None while it has not come."""
+    if decision.ttft_s is None:
+        return None
+    others = replace(decision.request, excluded=decision.request.excluded | {decision.placement.computing})
+    other = Seconds().choose(others, decision.cluster)
+    if other is None or other.prediction is None:
+        return 0.0
+    return max(0.0, decision.ttft_s - other.prediction.ttft_s)
 
 
-class Guarded:
-    """The router's policy: seconds, or load alone while the journal's predictions are off."""
-
-    def __init__(self, journal: Journal, min_prefill_tokens: int = 16) -> None:
-        self._journal = journal
-        self._seconds = Seconds()
-        self._load = LeastWork(min_prefill_tokens)
-
-    def choose(self, request: PlacementRequest, cluster: ClusterSnapshot) -> Placement | None:
-        """See policy.Policy."""
-        if not self._journal.alarms:
-            return self._seconds.choose(request, cluster)
-        placement = self._load.choose(replace(request, cached_tokens={}), cluster)
-        if placement is None:
-            return None
-        return replace(placement, prediction=self._seconds.predict(request, cluster, placement))
-
-
-def _off(actual: float, predicted: float, slack: float) -> bool:
-    return actual > _FACTOR * predicted + slack or predicted > _FACTOR * actual + slack
+def _relied_on(decision: Decision) -> tuple[str, int]:
+    """The worker on whose word about its cache the prediction rests, and the cached tokens by that word."""
+    placement, told = decision.placement, decision.request.cached_tokens
+    worker = max(placement.computing, placement.source or "", key=lambda url: told.get(url, 0))
+    return worker, told.get(worker, 0)
 
 
 def _facts(decision: Decision, prediction: Prediction) -> dict[str, object]:
     """Fields of a log line."""
     return {
         "placed": decision.request_id,
-        "by": decision.by,
+        "by": decision.placement.by,
         "decode": decision.placement.decode,
         "prefill": decision.placement.prefill,
         "source": decision.placement.source,

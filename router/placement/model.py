@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from penstock.protocol import StepTiming
 from penstock.router.placement.costs import PRIOR_LINK, PRIOR_STEP, LinkCost, StepCost
-from penstock.router.placement.fit import RatioFit
+from penstock.router.placement.fit import RatioFit, is_possible
 from penstock.router.policy import EXPECTED_OUTPUT_TOKENS, LinkClass
 
 REFIT_SAMPLES = 16
@@ -22,7 +22,12 @@ _FIRST_ZEROS, _MOST_RESTS = 15, 64
 _MOST_TOKENS = 10**9
 """No step has more tokens, nor as many pairs as its square."""
 _SLOWEST = math.log(4)
-"""A single worker is taken to be at most four times slower or faster than its kind."""
+"""A single worker is taken to be at most four times slower or faster than its kind. One that is further from the usual
+of its kind, by its own account, teaches the kind nothing."""
+_FARTHEST = 2 * _SLOWEST
+"""More than this by which one step is slower or faster counts as this."""
+_JUDGED_SAMPLES, _MAJORITY = 64, 3
+"""From so many samples on a worker is judged, by so many workers of its kind at least: of two, none is the odd one."""
 
 
 class StepFit:
@@ -33,19 +38,24 @@ class StepFit:
         self._since_solved = 0
         self.cost = PRIOR_STEP
 
-    def add(self, timing: StepTiming) -> float | None:
-        """Takes one step; log(measured / fitted before), or None when it cannot be true."""
+    def add(self, timing: StepTiming, *, learn: bool = True) -> float | None:
+        """Takes one step, and learns from it; log(measured / fitted before), or None when it cannot be true."""
         counts = (timing.prefill_tokens, timing.prefill_pairs, timing.decode_tokens, timing.context_tokens)
         if min(counts) < 0 or max(counts) > _MOST_TOKENS**2 or timing.prefill_tokens + timing.decode_tokens < 1:
             return None
         parts = step_parts(timing)
-        if not self._fit.add(parts, timing.seconds, sort=0 if timing.prefill_tokens else 1):
+        if not is_possible(parts, timing.seconds):
             return None
+        if learn:
+            self._learn(parts, timing)
+        return self._fit.error(parts, timing.seconds)
+
+    def _learn(self, parts: tuple[float, ...], timing: StepTiming) -> None:
+        self._fit.add(parts, timing.seconds, sort=0 if timing.prefill_tokens else 1)
         self._since_solved += 1
         if self._since_solved >= REFIT_SAMPLES or self._fit.num_samples < REFIT_SAMPLES:
             self._since_solved = 0
             self.cost = _scaled(self._fit.solve())
-        return self._fit.error(parts, timing.seconds)
 
 
 def step_parts(timing: StepTiming) -> tuple[float, ...]:
@@ -74,18 +84,22 @@ def _scaled(ratios: tuple[float, ...]) -> StepCost:
 class WorkerFit:
     """How one worker differs from its kind, and whether what it reports can be believed."""
 
+    kind: str = ""
     log_slowness: float = 0.0
+    num_samples: int = 0
+    is_odd: bool = False
+    """Whether what it reports is nothing like what others of its kind do."""
     refused: int = 0
-    """Timings that cannot be true."""
+    """Timings that were left out: they cannot be true, or the worker is odd."""
     of_kind: StepCost = PRIOR_STEP
     cost: StepCost = PRIOR_STEP
     """`of_kind` times the slowness, the same object until the kind's cost changes."""
 
     def add(self, error: float | None) -> None:
-        if error is None:
-            self.refused += 1
-        else:
-            self.log_slowness += (max(-_SLOWEST, min(_SLOWEST, error)) - self.log_slowness) / _MEMORY
+        self.refused += error is None or self.is_odd
+        if error is not None:
+            self.num_samples += 1
+            self.log_slowness += (_within(_FARTHEST, error) - self.log_slowness) / _MEMORY
 
 
 class Average:
@@ -139,13 +153,30 @@ class CostModel:
         self._computed_tokens = Average(0.0)
 
     def stepped(self, url: str, kind: str, timings: Iterable[StepTiming]) -> int:
-        """A worker's steps. How many of them cannot be true and were left out."""
+        """A worker's steps. How many of them were left out."""
         fit = self._steps.setdefault(kind, StepFit())
         worker = self._workers.setdefault(url, WorkerFit())
-        refused = worker.refused
+        worker.kind = kind
+        refused, cost = worker.refused, fit.cost
         for timing in timings:
-            worker.add(fit.add(timing))
+            worker.add(fit.add(timing, learn=not worker.is_odd))
+        if fit.cost is not cost:
+            self._judge(kind)
         return worker.refused - refused
+
+    def _judge(self, kind: str) -> None:
+        """Finds those who report what is nothing like what most of their kind do: if they have taught the kind more
+        than the others (they may report more), it is learned anew, without them."""
+        judged = [each for each in self._workers.values() if each.kind == kind and each.num_samples >= _JUDGED_SAMPLES]
+        if len(judged) < _MAJORITY:
+            return
+        usual = statistics.median(each.log_slowness for each in judged)
+        for worker in judged:
+            worker.is_odd = abs(worker.log_slowness - usual) > (_SLOWEST / 2 if worker.is_odd else _SLOWEST)
+        if abs(usual) > _SLOWEST / 2 and any(worker.is_odd for worker in judged):
+            self._steps[kind] = StepFit()
+            for worker in judged:
+                worker.log_slowness -= usual
 
     def pulled(self, link: LinkClass, *, reads: int, tokens: int, seconds: float) -> None:
         """A request's KV came over a link of this class, in `reads` reads one after another."""
@@ -162,7 +193,7 @@ class CostModel:
         self._computed_tokens.add(max(1, prompt_tokens - cached_tokens))
 
     def refused(self, url: str) -> int:
-        """Timings of this worker that could not be true."""
+        """Timings of this worker that were left out."""
         worker = self._workers.get(url)
         return worker.refused if worker is not None else 0
 
@@ -178,7 +209,7 @@ class CostModel:
         if worker is None:
             return of_kind
         if worker.of_kind is not of_kind:
-            worker.of_kind, worker.cost = of_kind, of_kind.times(math.exp(worker.log_slowness))
+            worker.of_kind, worker.cost = of_kind, of_kind.times(math.exp(_within(_SLOWEST, worker.log_slowness)))
         return worker.cost
 
     @property
@@ -190,3 +221,7 @@ class CostModel:
     def reuse(self) -> float:
         """Tokens found in a cache per token computed: what a computed token was worth later, on average."""
         return self._cached_tokens.value / max(1.0, self._computed_tokens.value)
+
+
+def _within(most: float, value: float) -> float:
+    return max(-most, min(most, value))

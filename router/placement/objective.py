@@ -14,10 +14,12 @@ there are in the queue on average; and as many streams share the steps of an ans
 """
 
 import math
+import statistics
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 from penstock.router.placement.costs import PRIOR_LINK, attention_pairs
+from penstock.router.placement.prompts import chunks, left_s
 from penstock.router.policy import (
     ClusterSnapshot,
     Placement,
@@ -28,6 +30,8 @@ from penstock.router.policy import (
 
 _NEVER_S = 1e9
 """For memory that will not come free: chosen only where nothing else is left."""
+_FEW_PROMPTS = 8
+"""More than others have is no sign of a lie."""
 
 
 class Computing(NamedTuple):
@@ -182,14 +186,14 @@ class Scene:
             evict_s=decoding.evict_s + (self._evict_s(prefill, self._prompt) if prefill else 0.0),
             cached_tokens=computing.cached_tokens,
         )
-        return Placement(decode.url, prefill.url if prefill else None, computing.source, prediction)
+        return Placement(decode.url, prefill.url if prefill else None, computing.source, prediction, "seconds")
 
     def computing(self, worker: WorkerState, source: WorkerState | None = None) -> Computing:
         """The prompt on `worker`, which pulls KV from `source`, or from the best holder if that is cheaper."""
         cost, streams = worker.cost, worker.streams
-        shared_s = streams * cost.decode_token_s + worker.context_tokens * cost.context_token_s + cost.step_s
-        chunk = max(1, worker.step_tokens - streams)
-        queue_s = self._left_s(worker, cost.prefill_token_s + shared_s / chunk) if worker.prefill_tokens else 0.0
+        chunk, shared_s = chunks(worker)
+        token_s = cost.prefill_token_s + shared_s / chunk
+        queue_s = left_s(worker, token_s, self._now_s) if worker.prefill_tokens else 0.0
         waiting = self._waiting[worker.role]
         found: Computing | None = None
         for cached, pull_s, url in self._beginnings(worker, source):
@@ -245,15 +249,8 @@ class Scene:
             missing = request.prompt_tokens + 1 - request.cached_tokens.get(worker.url, 0) - worker.free_tokens
             if missing > 0:
                 admit_s = self._admit_s(worker, missing, step_s)
-        stall_s = self._left_s(worker, cost.prefill_token_s) if worker.prefill_tokens else 0.0
+        stall_s = left_s(worker, cost.prefill_token_s, self._now_s) if worker.prefill_tokens else 0.0
         return Decoding(decode_s + others_s + evict_s, decode_s, stall_s, others_s, evict_s, admit_s)
-
-    def _left_s(self, worker: WorkerState, token_s: float) -> float:
-        """Of the prompts queued on `worker`: the first has been computing for a while."""
-        pair_s = worker.cost.prefill_pair_s
-        all_s = worker.prefill_tokens * token_s + worker.prefill_pairs * pair_s
-        head_s = worker.head_tokens * token_s + worker.head_pairs * pair_s
-        return max(0.0, all_s - min(head_s, self._now_s - worker.head_since_s))
 
     def _admit_s(self, worker: WorkerState, missing: int, step_s: float) -> float:
         """Until so many tokens are free: streams end evenly over twice the time that is left to them on average."""
@@ -292,8 +289,16 @@ class Scene:
 
 
 def _mean_prompts(pool: tuple[WorkerState, ...], more: int) -> float:
-    """That wait for each of `pool`, with as many `more` in the router."""
-    return (sum(worker.prompts for worker in pool) + more) / len(pool) if pool else 0.0
+    """That wait for each of `pool`, with as many `more` in the router.
+
+    Part of it is what workers claim, so none counts for much more than is usual: else one that lies would make all of
+    them look too busy for any prompt.
+    """
+    if not pool:
+        return 0.0
+    prompts = [worker.prompts for worker in pool]
+    most = 2 * statistics.median_low(prompts) + _FEW_PROMPTS
+    return (sum(min(each, most) for each in prompts) + more) / len(pool)
 
 
 def _first(item: tuple[Any, ...]) -> Any:

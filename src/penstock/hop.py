@@ -52,6 +52,8 @@ class Readiness(msgspec.Struct):
     """Fingerprint of tokenizer and architecture (fingerprint.py): a router uses only workers of its own model."""
     layout: str = ""
     """Fingerprint of the KV cache's layout: only workers with equal ones are paired."""
+    weights: str = ""
+    """Fingerprint of the weights: an answer that began with some goes on with no others."""
 
 
 def new_session() -> aiohttp.ClientSession:

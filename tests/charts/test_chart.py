@@ -276,13 +276,23 @@ def test_the_chart_brings_a_redis_that_only_routers_reach(helm: Helm, tmp_path: 
     values.write_text(yaml.safe_dump({"redis": {"enabled": True, "namespaces": ["team-a", "team-b"]}}))
     objects = helm.template("--values", str(values))
     found = {each["kind"]: each for each in objects if "redis" in each["metadata"]["name"]}
-    secrets = [each for each in objects if each["kind"] == "Secret"]
-    assert [each["metadata"]["namespace"] for each in secrets] == ["team-a", "team-b"]
-    url = urlsplit(secrets[0]["stringData"][api.RedisSecret(name="penstock-redis").key])
+    secrets = {each["metadata"]["namespace"]: each for each in objects if each["kind"] == "Secret"}
+    own = secrets.pop("penstock-system")
+    assert list(secrets) == ["team-a", "team-b"]
+    url = urlsplit(secrets["team-a"]["stringData"][api.RedisSecret(name="penstock-redis").key])
     service, pod = found["Service"], found["Deployment"]["spec"]["template"]
     assert url.scheme == "redis"
     assert url.hostname == f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc"
     assert url.port == service["spec"]["ports"][0]["port"]
+    (container,) = pod["spec"]["containers"]
+    (variable,) = container["env"]
+    reference = variable["valueFrom"]["secretKeyRef"]
+    assert (container["args"][-2:], reference["name"]) == (
+        ["--requirepass", f"$({variable['name']})"],
+        own["metadata"]["name"],
+    )
+    assert own["stringData"][reference["key"]] == url.password
+    assert len(url.password or "") == 32
     labels = pod["metadata"]["labels"].items()
     policy = found["NetworkPolicy"]["spec"]
     for selector in (
@@ -293,5 +303,15 @@ def test_the_chart_brings_a_redis_that_only_routers_reach(helm: Helm, tmp_path: 
         assert selector.items() <= labels
     ((rule,),) = [each["from"] for each in policy["ingress"]]
     assert rule["podSelector"]["matchLabels"].items() <= names.labels("demo", "router").items()
+    (admitted,) = rule["namespaceSelector"]["matchExpressions"]
+    assert admitted == {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["team-a", "team-b"]}
     operators = next(each for each in objects if each["kind"] == "Deployment" and each is not found["Deployment"])
     assert not operators["spec"]["selector"]["matchLabels"].items() <= labels, "it would be taken for an operator"
+
+
+def test_the_password_of_the_charts_redis_may_be_given(helm: Helm) -> None:
+    given = ("--set", "redis.enabled=true", "--set", "redis.password=A-b.9")
+    urls = [each["stringData"].get("url", "") for each in helm.template(*given) if each["kind"] == "Secret"]
+    assert "redis://:A-b.9@penstock-redis.penstock-system.svc:6379/0" in urls
+    assert helm.template(*given) == helm.template(*given)
+    assert "password" in helm.refusal("--set", "redis.password=a@b")

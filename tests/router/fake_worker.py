@@ -108,7 +108,7 @@ class FakeWorker(LocalServer):
         self.ready = True
         self.max_context_tokens: int | None = None
         self.max_samples: int | None = None
-        self.model = ""
+        self.model = self.weights = ""
         self.cached_tokens = 3
         self.stored: list[StoredBlock] = []
         """Its prefix cache, of blocks of 2 tokens, as new subscribers of /events hear of it."""
@@ -145,9 +145,8 @@ class FakeWorker(LocalServer):
     async def _ready(self, _: web.Request) -> web.Response:
         if not self.ready:
             return web.Response(status=503)
-        return web.Response(
-            body=msgspec.json.encode(Readiness(True, self.max_context_tokens, self.max_samples, model=self.model))
-        )
+        said = Readiness(True, self.max_context_tokens, self.max_samples, model=self.model, weights=self.weights)
+        return web.Response(body=msgspec.json.encode(said))
 
     async def _events(self, http: web.Request) -> web.StreamResponse:
         self.subscriptions += 1

@@ -11,7 +11,8 @@ import uvloop
 from penstock.hop import Readiness, new_session
 from penstock.router.cluster import Cluster, Member
 from penstock.router.placement.books import About, Books
-from penstock.router.policy import LeastWork, Placement, PlacementRequest
+from penstock.router.placement.least_work import LeastWork
+from penstock.router.policy import Placement, PlacementRequest
 from tests.router.fake_worker import FakeWorker
 
 POLL_S = 0.05
@@ -183,6 +184,28 @@ def test_a_worker_of_another_model_is_not_used(caplog: pytest.LogCaptureFixture)
         assert f"{wrong.url} is not ready: it serves another model" in caplog.text
 
     with caplog.at_level(logging.INFO):
+        uvloop.run(run())
+
+
+def test_workers_with_other_weights_than_the_rest_of_their_list_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        workers = {revision + weights: FakeWorker([[1]]) for revision in "ab" for weights in ("1", "1 too", "2", "")}
+        async with new_session() as session:
+            cluster = Cluster(session, POLL_S)
+            for number, (name, worker) in enumerate(workers.items(), 1):
+                worker.weights = name[1:2] if name[0] == "a" else "3"
+                await worker.start()
+                cluster.add(Member(worker.url, "decode", name[0]))
+                await until(cluster, lambda: len(cluster.snapshot().decode) == number)  # noqa: B023
+            odd, silent = workers["a2"], workers["a"]
+            assert [record.args[0] for record in caplog.records if record.levelname == "WARNING"] == [odd.url]  # type: ignore[index]
+            same = {worker.url for name, worker in workers.items() if name in ("a1", "a1 too")} | {silent.url}
+            assert {state.url for state in cluster.snapshot("1").decode} == same, "as far as is known"
+            await cluster.close()
+            for worker in workers.values():
+                await worker.stop()
+
+    with caplog.at_level(logging.INFO, "penstock.router"):
         uvloop.run(run())
 
 

@@ -1,9 +1,12 @@
 """`penstock explain` against a running router."""
 
+from collections.abc import Callable
+
 import openai
 import pytest
 
 from penstock.cli import main
+from tests.router.conftest import StartRouter
 from tests.router.fake_worker import FakeWorker
 from tests.router.serving import RunningRouter
 
@@ -15,8 +18,21 @@ def test_a_placement_is_explained(
     assert main(["explain", "asked", "--url", router.url]) == 0
     out = capsys.readouterr().out
     assert out.startswith("asked: ")
+    assert "placed by seconds" in out
     assert "first token after" in out
     assert worker.url in out
+
+
+def test_what_was_placed_by_load_is_said_to_be(
+    start_router: StartRouter,
+    worker: FakeWorker,
+    connect: Callable[[RunningRouter], openai.OpenAI],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    router = start_router((worker,), policy="least-work")
+    connect(router).completions.create(model="tiny", prompt="why there?", extra_headers={"x-request-id": "asked"})
+    assert main(["explain", "asked", "--url", router.url]) == 0
+    assert "placed by load" in capsys.readouterr().out
 
 
 def test_an_unknown_request_is_said_to_be_unknown(router: RunningRouter, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,26 @@ def test_a_broken_stream_goes_on_elsewhere(
     assert len(worker.requests) == 2
 
 
+def test_an_answer_goes_on_only_with_the_weights_that_it_began_with(
+    start_router: StartRouter, worker: FakeWorker, second_worker: FakeWorker, connect: Connect
+) -> None:
+    worker.weights, second_worker.weights = "1", "2"
+    second_worker.scripts = worker.scripts  # whichever is asked first
+    worker.scripts.append(fake.die_after(5))
+    assert stream_text(connect(start_router((worker, second_worker)))) == [TEXTS[0]]
+    assert sorted([len(worker.requests), len(second_worker.requests)]) == [0, 2]
+
+
+def test_a_prompt_whose_answer_has_not_begun_may_go_to_other_weights(
+    start_router: StartRouter, worker: FakeWorker, second_worker: FakeWorker, connect: Connect
+) -> None:
+    worker.weights, second_worker.weights = "1", "2"
+    second_worker.scripts = worker.scripts
+    worker.scripts.append(fake.die_after(0))
+    assert stream_text(connect(start_router((worker, second_worker)))) == [TEXTS[0]]
+    assert [len(worker.requests), len(second_worker.requests)] == [1, 1]
+
+
 def test_a_resume_carries_all_that_was_received(
     client_of_two: openai.OpenAI, worker: FakeWorker, second_worker: FakeWorker, outputs: list[list[int]]
 ) -> None:
@@ -92,6 +112,18 @@ def test_each_of_n_samples_resumes_on_its_own(
     for request in resumed:
         sample = request.samples[0]
         assert list(sample.output) == outputs[sample.index][: len(sample.output)]
+
+
+def test_what_an_answer_that_resumed_teaches_is_its_own_length(
+    start_router: StartRouter, worker: FakeWorker, outputs: list[list[int]], connect: Connect
+) -> None:
+    router = start_router((worker,))
+    lengths: list[int] = []
+    model = router.services.cluster.books.model
+    model.answered = lambda **answer: lengths.append(answer["output_tokens"])  # type: ignore[method-assign]
+    worker.scripts.append(fake.die_after(2))
+    assert stream_text(connect(router), n=3) == list(TEXTS)
+    assert sorted(lengths) == sorted(map(len, outputs)), "not three times that of the longest"
 
 
 def test_a_finished_answer_whose_last_frames_were_lost_is_not_asked_for_again(

@@ -14,6 +14,7 @@ from aiohttp import web
 from penstock.hop import new_session
 from penstock.protocol import SILENT_S, Events, Load, StepTiming, StoredBlock, encode_line
 from penstock.router.cluster import Cluster, Member
+from penstock.router.index import follower
 from penstock.router.index.follower import MAX_FRAME_BYTES, Backoff, Follower
 from penstock.router.index.keys import PromptKeys
 from penstock.router.index.prefix_index import PrefixIndex
@@ -58,9 +59,14 @@ def in_world(test: Callable[[World], Awaitable[None]], *scripts: EventScript, ot
         async with new_session() as session:
             index, metrics = PrefixIndex(1000), Metrics()
             heard: list[tuple[str, Events]] = []
-            follower = Follower(session, index, metrics, lambda url, events: heard.append((url, events)))
-            cluster = Cluster(session, 0.05, follower.follow)
-            world = World(cluster, index, metrics, worker, other, follower, heard)
+
+            def hear(url: str, events: Events) -> None:
+                heard.append((url, events))
+                cluster.observed(url, events)
+
+            following = Follower(session, index, metrics, hear)
+            cluster = Cluster(session, 0.05, following.follow)
+            world = World(cluster, index, metrics, worker, other, following, heard)
             for each in (worker, other):
                 cluster.add(Member(each.url, "decode"))
             try:
@@ -70,7 +76,7 @@ def in_world(test: Callable[[World], Awaitable[None]], *scripts: EventScript, ot
                 assert other.subscriptions == 1 or not others_go_on
             finally:
                 await cluster.close()
-                await follower.close()
+                await following.close()
                 for each in (worker, other):
                     await each.stop()
         while index.sweep(1000):
@@ -157,6 +163,25 @@ def test_a_cut_stream_is_opened_again() -> None:
     in_world(test, cut, cut)
 
 
+def test_a_cut_stream_takes_the_load_along() -> None:
+    asked = asyncio.Event()
+
+    async def busy_then_cut(worker: FakeWorker, response: web.StreamResponse) -> None:
+        await tell(response, worker.snapshot())
+        await tell(response, Events(generation="g1", sequence=1, load=Load(running=30)))
+        await asked.wait()
+
+    async def test(world: World) -> None:
+        def streams() -> int:
+            return sum(state.streams for state in world.cluster.snapshot().decode)
+
+        await until(lambda: streams() == 30)
+        asked.set()
+        await until(lambda: streams() == 0)
+
+    in_world(test, busy_then_cut)
+
+
 def test_a_gap_is_healed_by_a_snapshot() -> None:
     async def test(world: World) -> None:
         world.worker.stored.append(SECOND)
@@ -164,6 +189,32 @@ def test_a_gap_is_healed_by_a_snapshot() -> None:
         assert (world.worker.subscriptions, world.errors("gap")) == (2, 1)
 
     in_world(test, after(Events(generation="g1", sequence=5)))
+
+
+def gap_after(*frames: Events) -> EventScript:
+    """These, and then one that does not follow."""
+
+    async def script(_: FakeWorker, response: web.StreamResponse) -> None:
+        for frame in frames:
+            await tell(response, frame)
+        await tell(response, Events(generation="g1", sequence=99))
+        await asyncio.Event().wait()
+
+    return script
+
+
+@pytest.mark.parametrize("more", [False, True], ids=["a whole snapshot", "a part of one"])
+def test_what_was_told_before_a_gap_is_swept_away_without_more_trouble(more: bool) -> None:
+    """Else a worker could fill the memory with snapshots and gaps."""
+    stored = tuple(StoredBlock(b"%d" % number, b"root", (number, number), "") for number in range(100))
+    snapshot = Events(generation="g1", sequence=0, snapshot=True, block_size=2, stored=stored, more=more)
+
+    async def test(world: World) -> None:
+        await until(lambda: world.errors("gap") == 2 and world.known() == 2)
+        await until(lambda: len(world.index) == 1)
+        assert world.worker.subscriptions == 3
+
+    in_world(test, gap_after(snapshot), gap_after(snapshot))
 
 
 def test_a_silent_worker_is_forgotten() -> None:
@@ -205,6 +256,30 @@ def test_a_worker_that_talks_nonsense_is_distrusted(script: EventScript, caplog:
     assert len(caplog.records) == 1
 
 
+def test_a_worker_whose_cache_is_not_what_it_tells_is_found_out_again_and_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "DISTRUST_S", 0.1)
+    monkeypatch.setattr(follower, "STABLE_S", 0.0)
+
+    async def test(world: World) -> None:
+        for times in (1, 2):
+            await until(lambda: world.known() == 2)
+            for _ in range(100):
+                assert world.follower.judge(world.worker.url, 1000, 900), "about what it told of"
+                assert world.follower.judge(world.worker.url, 50, 0), "a few blocks are soon evicted"
+            asked = [world.follower.judge(world.worker.url, 1000, 100) for _ in range(16)]
+            assert asked.index(False) == 8, "most of the last 16"
+            await until(lambda: world.errors("nonsense") == times)  # noqa: B023
+            assert world.known() == 0
+            assert world.follower.judge(world.other.url, 1000, 900)
+
+    with caplog.at_level(logging.WARNING, "penstock.router.index"):
+        in_world(test)
+    first_s, second_s = (record.args[1] for record in caplog.records)  # type: ignore[index]
+    assert first_s <= 0.1 < 0.15 <= second_s, "longer each time, however long it was believed"
+
+
 def test_a_worker_without_events_is_used_all_the_same() -> None:
     async def gone(_: web.Request) -> web.Response:
         return web.Response(status=404)
@@ -231,12 +306,15 @@ def test_a_worker_without_events_is_used_all_the_same() -> None:
     uvloop.run(run())
 
 
-def test_a_flood_of_frames_leaves_time_for_others() -> None:
-    flood = b"".join(encode_line(Events(generation="g1", sequence=number)) for number in range(1, 40_000))
+@pytest.mark.parametrize(("num_frames", "num_timings"), [(30_000, 0), (200, 256)], ids=["frames", "timings"])
+def test_a_flood_leaves_time_for_others(num_frames: int, num_timings: int) -> None:
+    timings = (StepTiming(10, 1, 100, 0.01, 500),) * num_timings
+    frames = (Events(generation="g1", sequence=1 + number, timings=timings) for number in range(num_frames + 99))
+    flood = b"".join(map(encode_line, frames))
 
     async def test(world: World) -> None:
         longest, last = 0.0, time.process_time()
-        while len(world.heard) < 30_000:
+        while len(world.heard) < num_frames:
             await asyncio.sleep(0)
             longest, last = max(longest, time.process_time() - last), time.process_time()
         assert longest < 0.2, "CPU seconds between two turns of another coroutine"

@@ -47,6 +47,15 @@ def test_readiness_follows_the_workers(start_router: StartRouter, worker: FakeWo
     assert get(router, "/health")[0] == 200, "the router itself is well"
 
 
+def test_a_worker_that_has_left_is_in_no_metric(start_router: StartRouter, worker: FakeWorker) -> None:
+    """Its last value would be read as its state for ever."""
+    router = start_router((worker,))
+    router.services.metrics.event_errors.labels(worker.url, "gap").inc()
+    assert f'penstock_router_worker_ready{{role="decode",worker="{worker.url}"}} 1.0' in get(router, "/metrics")[1]
+    router.server._loop.call_soon_threadsafe(router.services.cluster.remove, worker.url)
+    wait_until(lambda: worker.url not in get(router, "/metrics")[1], "the end of its series")
+
+
 def test_a_drained_router_is_unready_but_still_serves(router: RunningRouter, client: openai.OpenAI) -> None:
     assert get(router, "/drain", "POST") == (200, '{"running":0}')
     assert get(router, "/ready")[0] == 503

@@ -1,23 +1,29 @@
-"""What the placer books."""
+"""What the placer books, and how long it waits for workers."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
 
-from penstock.errors import DeadlineExceeded, Stopping, WorkerLost
+from penstock.errors import DeadlineExceeded, Overloaded, Stopping, WorkerLost
 from penstock.protocol import GenerateRequest, Sample, SamplingParams
-from penstock.router.cluster import Cluster, Member
+from penstock.router.cluster import Cluster, Member, Worker
 from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.patience import Patience
 from penstock.router.flow.room import Room
-from penstock.router.flow.tenants import ANYONE
+from penstock.router.flow.tenants import ANYONE, Tenant
 from penstock.router.index.prefix_index import PrefixIndex
 from penstock.router.metrics import Metrics
+from penstock.router.placed import Placed
+from penstock.router.placement.books import About
 from penstock.router.placement.journal import Journal
+from penstock.router.placement.least_work import LeastWork
 from penstock.router.placement.model import CostModel
-from penstock.router.placer import Placer, Trial
-from penstock.router.policy import LeastWork
+from penstock.router.placer import Placer
+from penstock.router.trial import Trial
+from tests.router.flow.virtual_time import run
 
 
 def new_placer(session: aiohttp.ClientSession, cluster: Cluster, index: PrefixIndex) -> Placer:
@@ -36,8 +42,8 @@ def new_placer(session: aiohttp.ClientSession, cluster: Cluster, index: PrefixIn
     )
 
 
-def just_arrived() -> Arrival:
-    return Arrival("r", ANYONE, Patience(1, 1, 1), asyncio.get_running_loop().time())
+def just_arrived(tenant: Tenant = ANYONE) -> Arrival:
+    return Arrival("r", tenant, Patience(1, 1, 1), asyncio.get_running_loop().time())
 
 
 def test_what_resumes_is_placed_by_all_tokens_that_it_has_and_reads_only_from_its_own_revision() -> None:
@@ -91,6 +97,153 @@ def test_only_the_answers_that_are_placed_are_booked() -> None:
             await cluster.close()
 
     asyncio.run(test())
+
+
+class ToldCluster(Cluster):
+    """Nobody is asked whether it is ready: the test tells."""
+
+    async def _watch(self, worker: Worker) -> None:
+        """Never."""
+
+    def tell(self, *, ready: bool) -> None:
+        for worker in self.workers:
+            self._set_ready(worker, ready)
+
+
+@asynccontextmanager
+async def one_decode_worker(max_streams: int) -> AsyncIterator[tuple[Placer, ToldCluster]]:
+    async with aiohttp.ClientSession() as session:
+        cluster = ToldCluster(session, 1.0)
+        cluster.add(Member("http://d", "decode"))
+        cluster.books.describe("http://d", About(max_streams=max_streams))
+        cluster.tell(ready=True)
+        yield new_placer(session, cluster, PrefixIndex(9)), cluster
+        await cluster.close()
+
+
+async def place_one(placer: Placer, tenant: Tenant = ANYONE, prompt: tuple[int, ...] = (1, 2)) -> Placed:
+    """Its client waits for ten minutes."""
+    sampling, samples = SamplingParams(max_tokens=20), (Sample(0, 1),)
+    request = GenerateRequest(request_id="r", prompt=prompt, sampling=sampling, samples=samples)
+    arrival = just_arrived(tenant)
+    return await placer.place(request, 1, Trial(), arrival.began + 600, arrival)
+
+
+def test_when_the_last_worker_goes_those_who_wait_are_told_as_soon_as_those_who_come() -> None:
+    async def test() -> None:
+        async with one_decode_worker(max_streams=1) as (placer, cluster):
+            await place_one(placer)
+            waiting = asyncio.ensure_future(place_one(placer))
+            await asyncio.sleep(20)
+            assert not waiting.done()
+            cluster.tell(ready=False)
+            with pytest.raises(Overloaded, match="no decode worker became ready"):
+                await waiting
+            assert asyncio.get_running_loop().time() == pytest.approx(21, abs=0.1)
+
+    run(test())
+
+
+def test_who_has_waited_for_its_turn_still_waits_for_a_worker_that_is_back_in_a_moment() -> None:
+    async def test() -> None:
+        async with one_decode_worker(max_streams=1) as (placer, cluster):
+            first = await place_one(placer)
+            waiting = asyncio.ensure_future(place_one(placer))
+            await asyncio.sleep(20)
+            cluster.tell(ready=False)
+            placer.ended(first)
+            await asyncio.sleep(0.5)
+            cluster.tell(ready=True)
+            assert (await waiting).decode == "http://d"
+
+    run(test())
+
+
+def test_workers_that_come_and_go_prolong_no_wait() -> None:
+    """Only decode workers help, but every worker's change is a reason to look."""
+
+    async def test() -> None:
+        async with one_decode_worker(max_streams=1) as (placer, cluster):
+            cluster.tell(ready=False)
+            loop, ended_s = asyncio.get_running_loop(), list[float]()
+            waiting = asyncio.ensure_future(place_one(placer))
+            waiting.add_done_callback(lambda _: ended_s.append(loop.time()))
+            cluster.add(Member("http://p", "prefill"))
+            for number in range(40):
+                cluster._set_ready(cluster.workers[1], number % 2 == 0)
+                await asyncio.sleep(0.1)
+            with pytest.raises(Overloaded):
+                await waiting
+            assert ended_s == [pytest.approx(1.0, abs=0.1)]
+
+    run(test())
+
+
+def test_a_tenant_does_not_pay_for_a_prompt_that_was_not_computed() -> None:
+    """It left before that, or the worker refused."""
+    leaving, other, third = (Tenant(name=name) for name in ("leaving", "other", "third"))
+
+    async def test() -> None:
+        async with one_decode_worker(max_streams=1) as (placer, _):
+            placer.ended(await place_one(placer, leaving, prompt=(1,) * 1000))
+            served = await place_one(placer, other)
+            placer.computed(served, None)
+            served.num_output = 20
+            placer.ended(served)
+            running = await place_one(placer, third)
+            waiting = [asyncio.ensure_future(place_one(placer, tenant)) for tenant in (other, other, leaving)]
+            order = []
+            for _ in range(3):
+                placer.ended(running)
+                [task], _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                waiting.remove(task)
+                running = task.result()
+                order.append(running.tenant)
+            assert order == [leaving, other, other], "at a tie, who wants least is first"
+
+    run(test())
+
+
+def test_an_attempt_that_fails_is_paid_for_as_far_as_it_went(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with one_decode_worker(max_streams=9) as (placer, _):
+            paid: list[float] = []
+            monkeypatch.setattr(placer.gate, "charge", lambda _, work: paid.append(work))
+            monkeypatch.setattr(placer.gate, "done", lambda _, more_work: paid.append(more_work))
+            request = GenerateRequest(
+                request_id="r", prompt=(1,) * 100, sampling=SamplingParams(max_tokens=20), samples=(Sample(0, 1),)
+            )
+            trial, arrival = Trial(), just_arrived()
+            for had, more, total in ((0, 0, 0), (0, 5, 100 + 2 * 5), (5, 3, 100 + 2 * 8)):
+                placed = await placer.place(request, 1, trial, arrival.began + 600, arrival, output=(2,) * had)
+                if more:
+                    placer.computed(placed, None)
+                placed.num_output = more
+                placer.ended(placed)
+                assert sum(paid) == total
+                placer.failed(placed, trial, Stopping("it leaves"), num_output=had + more)
+                trial.excluded.clear()
+
+    run(test())
+
+
+def test_a_prompt_is_looked_up_when_it_comes_and_when_its_turn_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not at every look at the queue while no worker has room."""
+
+    async def test() -> None:
+        async with one_decode_worker(max_streams=1) as (placer, _):
+            looked_up: list[float] = []
+            match, loop = placer._index.match, asyncio.get_running_loop()
+            monkeypatch.setattr(placer._index, "match", lambda keys: looked_up.append(loop.time()) or match(keys))
+            first = await place_one(placer)
+            assert looked_up == [0]
+            waiting = asyncio.ensure_future(place_one(placer))
+            await asyncio.sleep(5)
+            placer.ended(first)
+            await waiting
+            assert looked_up == [0, 0, 5]
+
+    run(test())
 
 
 def test_a_deadline_that_passes_is_no_workers_failure() -> None:

@@ -101,39 +101,39 @@ def test_workers_may_differ_in_block_size() -> None:
     assert match(index, TOKENS[:19]) == {"four": 16, "ten": 10}
 
 
-def test_a_prediction_counts_at_once_and_until_it_is_retracted() -> None:
+def test_an_expectation_counts_at_once_and_until_it_is_retracted() -> None:
     worker = CacheModel("a")
     index = index_of(worker)
-    prediction = index.predict("a", PromptKeys("", TOKENS))
+    expectation = index.expect("a", PromptKeys("", TOKENS))
     assert match(index) == {"a": 20}
     assert match(index, salt="one") == {}
-    prediction.retract()
-    prediction.retract()
+    expectation.retract()
+    expectation.retract()
     assert match(index) == {}
     assert len(index) == 0
-    assert index.predict("a stranger", PromptKeys("", TOKENS)).keys == []
+    assert index.expect("a stranger", PromptKeys("", TOKENS)).keys == []
 
 
-def test_what_the_worker_has_told_of_is_no_prediction_any_more() -> None:
+def test_what_the_worker_has_told_of_is_no_expectation_any_more() -> None:
     worker = CacheModel("a")
     index = index_of(worker)
-    prediction = index.predict("a", PromptKeys("", TOKENS))
+    expectation = index.expect("a", PromptKeys("", TOKENS))
     assert worker.begin(TOKENS)
     worker.compute(worker.running[0], num_blocks=4)
     worker.tell()
     read(worker)
-    prediction.retract()
+    expectation.retract()
     assert match(index) == {"a": 8}
 
 
-def test_a_prediction_survives_a_new_subscription() -> None:
+def test_an_expectation_survives_a_new_subscription() -> None:
     worker = CacheModel("a")
     worker.serve(TOKENS[:5])
     index = index_of(worker)
-    prediction = index.predict("a", PromptKeys("", TOKENS))
+    expectation = index.expect("a", PromptKeys("", TOKENS))
     hear(index, worker)
     assert match(index) == {"a": 20}
-    prediction.retract()
+    expectation.retract()
     assert match(index) == {"a": 4}
 
 
@@ -142,7 +142,7 @@ def test_a_worker_that_goes_is_forgotten_at_once_and_its_memory_soon() -> None:
     a.serve(TOKENS)
     b.serve(TOKENS[:9])
     index = index_of(a, b)
-    index.predict("a", PromptKeys("one", TOKENS))
+    index.expect("a", PromptKeys("one", TOKENS))
     index.forget("a")
     assert match(index) == {"b": 8}
     assert match(index, salt="one") == {}
@@ -212,6 +212,34 @@ def test_memory_is_bounded_and_shared_out() -> None:
     assert greedy.subscription.num_dropped > 0
 
 
+def test_who_comes_first_does_not_keep_what_is_anothers_share() -> None:
+    greedy, modest = CacheModel("greedy", num_blocks=100), CacheModel("modest", num_blocks=100)
+    for start in range(1000, 1500, 100):
+        greedy.serve(tuple(range(start, start + 20)))
+    modest.serve(TOKENS)
+    index = index_of(greedy, max_blocks=40)
+    assert len(index) == 40
+    hear(index, modest)
+    assert match(index) == {"modest": 20}
+    assert match(index, tuple(range(1000, 1020))) == {"greedy": 18}, "prefixes stay whole"
+    assert len(index) == 40
+
+
+def test_whose_snapshot_is_on_its_way_has_a_share_too() -> None:
+    greedy = CacheModel("greedy", num_blocks=100)
+    for start in range(1000, 1500, 100):
+        greedy.serve(tuple(range(start, start + 20)))
+    index = PrefixIndex(40)
+    index.subscribe("modest")
+    hear(index, greedy)
+    assert len(index) == 20
+    index.forget("modest")
+    hear(index, greedy)
+    while index.sweep(100):
+        pass
+    assert len(index) == 40
+
+
 def bad(**changes: Any) -> Events:
     """The frame after the snapshot, with something wrong."""
     return Events(**{"generation": "g", "sequence": 1} | changes)
@@ -229,11 +257,13 @@ NONSENSE = {
     "negative token": bad(stored=(block(b"x", (1, -2)),)),
     "huge token": bad(stored=(block(b"x", (1, 2**40)),)),
     "more blocks than it has": bad(stored=(block(b"x", (5, 6)),), load=Load(num_blocks=1)),
+    "more requests than anybody has": bad(load=Load(waiting=10**15, num_blocks=9)),
     "negative load": bad(load=Load(running=-1, num_blocks=9)),
     "NaN": bad(timings=(StepTiming(1, 1, 1, math.nan),)),
     "infinite time": bad(timings=(StepTiming(1, 1, 1, math.inf),)),
     "time going back": bad(timings=(StepTiming(1, 1, 1, -0.5),)),
     "a step of a year": bad(timings=(StepTiming(1, 1, 1, 3e7),)),
+    "a flood of steps": bad(timings=(StepTiming(1, 1, 1, 0.1),) * 257),
     "negative rows": bad(timings=(StepTiming(-4, 1, 1, 0.1),)),
 }
 
@@ -254,6 +284,17 @@ def test_nonsense_is_refused_and_others_go_on(frame: Events) -> None:
         pass
     assert match(index) == {"honest": 20}
     assert len(index) == 10
+
+
+@pytest.mark.parametrize("block_size", [-16, -1, 2**16 + 1, 2**80])
+def test_blocks_of_an_impossible_size_are_nobodys(block_size: int) -> None:
+    honest = CacheModel("honest")
+    honest.serve(TOKENS)
+    index = index_of(honest)
+    liar = index.subscribe("liar")
+    with pytest.raises(BadEvents):
+        apply(liar, Events(generation="g", sequence=0, snapshot=True, block_size=block_size))
+    assert match(index) == {"honest": 20}
 
 
 @pytest.mark.parametrize(
@@ -309,7 +350,7 @@ class Streams(RuleBasedStateMachine):
         super().__init__()
         self.workers = [CacheModel(url) for url in ("steady", "b", "c")]
         self.index = index_of(*self.workers)
-        self.predictions: list[Any] = []
+        self.expectations: list[Any] = []
 
     @rule(worker=st.integers(0, 2), prompt=st.sampled_from(PROMPTS), salt=st.sampled_from(SALTS[:2]))
     def begin(self, worker: int, prompt: tuple[int, ...], salt: str) -> None:
@@ -336,13 +377,13 @@ class Streams(RuleBasedStateMachine):
         self.workers[worker].restart()
 
     @rule(worker=st.integers(0, 2), prompt=st.sampled_from(PROMPTS), salt=st.sampled_from(SALTS[:2]))
-    def predict(self, worker: int, prompt: tuple[int, ...], salt: str) -> None:
-        self.predictions.append(self.index.predict(self.workers[worker].url, PromptKeys(salt, prompt)))
+    def expect(self, worker: int, prompt: tuple[int, ...], salt: str) -> None:
+        self.expectations.append(self.index.expect(self.workers[worker].url, PromptKeys(salt, prompt)))
 
-    @precondition(lambda self: self.predictions)
+    @precondition(lambda self: self.expectations)
     @rule()
     def retract(self) -> None:
-        self.predictions.pop(0).retract()
+        self.expectations.pop(0).retract()
 
     @rule(
         worker=st.integers(1, 2),
@@ -389,7 +430,7 @@ class Streams(RuleBasedStateMachine):
     @invariant()
     def the_steady_one_is_known_but_for_what_it_has_not_said(self) -> None:
         steady = self.workers[0]
-        if not self.predictions:
+        if not self.expectations:
             steady.tell()
             read(steady)
             self.check(steady)
@@ -402,8 +443,8 @@ class Streams(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """When all is quiet and heartbeats have come, the index is the workers' truth, and holds nothing else."""
-        for prediction in self.predictions:
-            prediction.retract()
+        for expectation in self.expectations:
+            expectation.retract()
         for model in self.workers:
             model.tell()
             self.listen(model)

@@ -4,7 +4,7 @@ import pytest
 
 from penstock.router.flow.gate import POLL_S
 from penstock.router.flow.turns import Busy, Turn
-from penstock.router.placement.journal import Guarded
+from penstock.router.placement.guarded import Guarded
 from penstock.simulator.clock import Clock
 from penstock.simulator.cluster import simulate
 from penstock.simulator.line import Line

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from penstock.router.baselines import BASELINES
 from penstock.router.baselines.least_loaded import LeastLoaded
 from penstock.router.baselines.round_robin import RoundRobin
-from penstock.router.placement.journal import Guarded
+from penstock.router.placement.guarded import Guarded
 from penstock.simulator import worker
 from penstock.simulator.cluster import Fault, Run, simulate
 from penstock.simulator.trace import Trace, TraceRequest

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from penstock.errors import ConfigError
 from penstock.router.config import RouterConfig
-from penstock.router.placement.journal import Guarded
+from penstock.router.placement.guarded import Guarded
 from penstock.simulator.cluster import ClusterSpec, simulate
 from penstock.simulator.config import PlanConfig
 from penstock.simulator.kinds import WorkerKind, find_kind

@@ -93,7 +93,8 @@ class Router:
                 self.view.removed(url, report.removed)
             if report.stored:
                 self.view.stored(url, [stored.hash for stored in report.stored])
-            self.books.observed(url, Events(generation="", sequence=0, load=report.load, timings=report.timings))
+            events = Events(generation="", sequence=0, load=report.load, timings=report.timings)
+            self.books.observed(url, events, self.clock.now_s)
 
     def choose(self, name: str, request: PlacementRequest, turn: Turn | None) -> Decision | Busy | None:
         """Asks the policy, and notes what it said. With a `turn`, workers must also have room."""
@@ -141,7 +142,6 @@ class Stream:
             router.view.match(hashes),
             frozenset(self.excluded),
             router.books.model.output_tokens,
-            hashes=hashes,
         )
         decision = router.choose(str(self.request.index), request, turn)
         if decision is None and self.excluded:

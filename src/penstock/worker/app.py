@@ -51,6 +51,7 @@ def _common_routes(front: Front) -> APIRouter:
                 step_tokens=engine.max_step_tokens,
                 model=limits.model,
                 layout=layout_fingerprint(front.bridge.started.peer.layout),
+                weights=front.bridge.started.peer.layout.weights_version,
             )
         )
 

@@ -14,7 +14,7 @@ LINKS = {"node": LINK, "network": LINK}
     [
         # p0 computes 2,000 of 4,000 tokens: 0.22 s after its queue. p1 has more than half of what p0 has, and computes.
         pytest.param({"p0": 2000, "p1": 1000}, 0, Placement("d", "p0"), id="the longest match is idle: 0.22 s"),
-        pytest.param({"p0": 2000, "p1": 1000}, 1100, Placement("d", "p1"), id="0.35 s there, two chunks wait"),
+        pytest.param({"p0": 2000, "p1": 1000}, 1100, Placement("d", "p1"), id="0.34 s there"),
         pytest.param({"p0": 2000, "p1": 1000}, 500, Placement("d", "p0"), id="0.28 s there, 0.33 s here"),
         # With nothing cached p1 copies the 2,000 in 0.02 s and computes as much as p0: 0.24 s.
         pytest.param({"p0": 2000}, 100, Placement("d", "p0"), id="p0 with 0.02 s of queue, equal: no copy"),

@@ -29,7 +29,7 @@ def test_load_is_forgotten_after_the_window() -> None:
 
 def test_a_worker_with_twice_the_load_is_not_exploited() -> None:
     policy = PrebleE2(balance=2)
-    assert place(policy, 9000, pair()) == "p0"  # 0.91 s of load
+    assert place(policy, 9000, pair()) == "p0"  # 0.99 s of load
     assert place(policy, 1000, pair(), p0=900) == "p1"  # none here, and 0.11 s of prefill
 
 
@@ -40,7 +40,7 @@ def test_eviction_counts_as_often_as_blocks_are_reused() -> None:
     def chosen(reuse: float) -> str | None:
         policy = PrebleE2()
         workers = cluster(full, empty, decode("d"), reuse=reuse)
-        place(policy, 2000, cluster(empty, decode("d")))  # 0.21 s of load on p1
+        place(policy, 2000, cluster(empty, decode("d")))  # 0.22 s of load on p1
         return place(policy, 4000, workers)
 
     assert chosen(reuse=0.4) == "p0"  # 0.16 s of eviction

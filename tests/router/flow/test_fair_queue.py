@@ -1,6 +1,7 @@
 """Who is next, and how much is ahead of whom."""
 
 import random
+import time
 from collections import Counter
 from typing import TypeVar
 
@@ -167,3 +168,20 @@ def test_ten_thousand_requests_are_quick() -> None:
         leave(queue, entry)
         order.append(entry.item)
     assert len(order) == 5000
+
+
+def test_tenants_that_do_not_wait_cost_nothing() -> None:
+    def seconds(num_tenants: int) -> float:
+        queue: FairQueue[str] = FairQueue()
+        for number in range(num_tenants):
+            queue.charge(Tenant(name=str(number)), 1)
+        began = time.process_time()
+        for _ in range(200):
+            entry = queue.push(A, "a", 10)
+            assert (len(queue), queue.work, queue.longest()) == (1, 10, entry)
+            queue.ahead_of(B, {})
+            assert drain(queue) == ["a"]
+        return time.process_time() - began
+
+    few_s, many_s = min(seconds(10) for _ in range(3)), min(seconds(20_000) for _ in range(3))
+    assert many_s < 10 * few_s

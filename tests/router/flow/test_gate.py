@@ -5,17 +5,22 @@ import heapq
 import itertools
 import random
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from penstock.errors import Overloaded, RateLimited, RetryableError
+from penstock.router.flow.admission import Claim
 from penstock.router.flow.arrival import Arrival
-from penstock.router.flow.gate import Claim, Gate
+from penstock.router.flow.gate import Gate
 from penstock.router.flow.patience import Patience
+from penstock.router.flow.room import Limits, Room
 from penstock.router.flow.tenants import ANYONE, Tenant
-from penstock.router.flow.turns import Busy, Turn
+from penstock.router.flow.turns import Busy, Turn, take_turn
+from penstock.router.placement.costs import StepCost
+from penstock.router.placement.objective import Seconds
+from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, WorkerState
 from tests.router.flow.virtual_time import run
 
 A, B, GREEDY = Tenant(name="a"), Tenant(name="b"), Tenant(name="greedy")
@@ -47,12 +52,15 @@ class Worker:
         self.task: asyncio.Task[None] | None = None
         self.undone = 0
         settings: dict[str, Any] = {"most_waiting": 10_000, "longest_wait_s": 60.0, **options}
-        self.gate: Gate[Job] = Gate(has_room=lambda: True, undo=self.undo, **settings)
+        self.gate: Gate[Job] = Gate(has_room=self.has_room, undo=self.undo, **settings)
+
+    def has_room(self, turn: Turn) -> bool:
+        most_s = self.ahead_s * (1 if turn.in_line or turn.heavy else 4)
+        return not self.work or self.work / self.tokens_per_s < most_s
 
     def attempt(self, work: float, claim: Claim, turn: Turn) -> Job | Busy:
-        seconds = work / self.tokens_per_s
-        if self.work and self.work / self.tokens_per_s >= self.ahead_s * (1 if turn.in_line or turn.heavy else 4):
-            return Busy(seconds)
+        if not self.has_room(turn):
+            return Busy(work / self.tokens_per_s)
         job = Job(work, claim.wire_priority(heavy=turn.heavy), asyncio.get_running_loop().create_future())
         heapq.heappush(self.queue, (job.priority, next(self.numbers), job))
         self.work += work
@@ -331,7 +339,7 @@ def test_one_that_waits_for_its_best_worker_holds_up_nobody() -> None:
     """Not even those behind it in its own line; and it goes elsewhere when it has waited long enough."""
 
     async def test() -> None:
-        gate: Gate[Job] = Gate(has_room=lambda: True, undo=lambda _: None, most_waiting=9, longest_wait_s=60)
+        gate: Gate[Job] = Gate(has_room=lambda _: True, undo=lambda _: None, most_waiting=9, longest_wait_s=60)
         loop = asyncio.get_running_loop()
         full = True
 
@@ -380,12 +388,133 @@ def test_a_bug_in_one_attempt_is_that_requests_alone() -> None:
 def test_when_no_worker_is_there_everybody_is_told() -> None:
     async def test() -> None:
         gone = False
-        gate: Gate[Job] = Gate(has_room=lambda: True, undo=lambda _: None, most_waiting=9, longest_wait_s=60)
+        gate: Gate[Job] = Gate(has_room=lambda _: True, undo=lambda _: None, most_waiting=9, longest_wait_s=60)
         arrival = Arrival("id", ANYONE, Patience(60, 60, 15), 0.0)
         waiting = asyncio.ensure_future(gate.enter(Claim(arrival, 0, 1, 60), lambda _: None if gone else Busy()))
         await asyncio.sleep(1)
         assert not waiting.done()
         gone = True
         assert await waiting is None
+
+    run(test())
+
+
+class Streams:
+    """Decode workers on which streams run for 10 s each, behind the real rules of room.py and turns.py.
+
+    A prompt takes no time to compute, and memory for as long as its stream runs.
+    """
+
+    cost = StepCost(step_s=0.01, prefill_token_s=0.0, prefill_pair_s=0.0, decode_token_s=1e-4, context_token_s=0.0)
+
+    def __init__(self, num_workers: int) -> None:
+        self.running: dict[str, list[tuple[int, int]]] = {f"d{number}": [] for number in range(num_workers)}
+        self.waits_s: list[float] = []
+        self.gate: Gate[Job] = Gate(
+            has_room=lambda turn: self.limits(turn).any(self.cluster(), kept=turn.kept),
+            undo=lambda _: None,
+            most_waiting=10_000,
+            longest_wait_s=600,
+            stopwatch=lambda: 0.0,
+        )
+
+    def limits(self, turn: Turn) -> Limits:
+        return Room(0.25).of(in_line=turn.in_line, heavy=turn.heavy)
+
+    def cluster(self) -> ClusterSnapshot:
+        return ClusterSnapshot(decode=tuple(self.state(url, running) for url, running in self.running.items()))
+
+    def state(self, url: str, running: list[tuple[int, int]]) -> WorkerState:
+        streams = sum(num for num, _ in running)
+        tokens = sum(tokens for _, tokens in running)
+        return WorkerState(
+            url,
+            streams=streams,
+            max_streams=64,
+            output_tokens=500 * streams,
+            context_tokens=tokens,
+            num_tokens=100_000,
+            free_tokens=100_000 - tokens,
+            cost=self.cost,
+        )
+
+    async def ask(self, tenant: Tenant = ANYONE, *, num_answers: int = 1, prompt_tokens: int = 1000) -> float:
+        """Returns how long it waited."""
+        loop = asyncio.get_running_loop()
+        wanted = PlacementRequest(prompt_tokens, output_tokens=1000, num_answers=num_answers)
+        began = loop.time()
+
+        def attempt(turn: Turn) -> Job | Busy | None:
+            cluster = self.cluster()
+
+            def choose(full: frozenset[str]) -> Placement | None:
+                return Seconds().choose(replace(wanted, excluded=full), cluster)
+
+            found = take_turn(choose, wanted, cluster, Room(0.25), turn)
+            if not isinstance(found, Placement):
+                return found
+            stream = num_answers, prompt_tokens
+            self.running[found.decode].append(stream)
+            loop.call_later(10, self.end, found.decode, stream)
+            return Job(1, 0, loop.create_future())
+
+        arrival = Arrival("id", tenant, Patience(600, 600, 15), began)
+        await self.gate.enter(Claim(arrival, 0, prompt_tokens + num_answers * 2000, began + 600), attempt)
+        return loop.time() - began
+
+    def end(self, url: str, stream: tuple[int, int]) -> None:
+        self.running[url].remove(stream)
+        self.gate.changed()
+
+    async def flow(self, per_s: float, seconds: float) -> list[float]:
+        """Small requests of two tenants that come evenly. How long each waited."""
+        tasks = []
+        for number in range(int(per_s * seconds)):
+            tasks.append(asyncio.ensure_future(self.ask((A, B)[number % 2])))
+            await asyncio.sleep(1 / per_s)
+        return await asyncio.gather(*tasks)
+
+
+LARGE = {"many answers": {"num_answers": 64}, "a long prompt": {"prompt_tokens": 95_000}}
+
+
+@pytest.mark.parametrize("large", LARGE.values(), ids=LARGE.keys())
+def test_one_that_fits_nowhere_yet_holds_up_nobody_and_gets_a_worker_that_is_kept_for_it(large: dict[str, int]) -> None:
+    """Eight workers with twenty streams each, and as many new ones as end."""
+
+    async def test() -> None:
+        streams = Streams(8)
+        flow = asyncio.ensure_future(streams.flow(16, 60))
+        await asyncio.sleep(20)
+        assert min(len(running) for running in streams.running.values()) >= 19
+        waited_s = await streams.ask(A, **large)
+        assert 1 < waited_s < 12, "until the streams of one worker have ended"
+        assert max(await flow) < 0.1
+
+    run(test())
+
+
+def test_however_many_fit_nowhere_the_small_ones_behind_them_go() -> None:
+    async def test() -> None:
+        streams = Streams(8)
+        flow = asyncio.ensure_future(streams.flow(8, 100))
+        await asyncio.sleep(20)
+        large = [asyncio.ensure_future(streams.ask(A, num_answers=64)) for _ in range(20)]
+        assert max(await flow) < 0.1
+        assert sum(task.done() for task in large) >= 5, "one after another"
+        await asyncio.gather(*large)
+
+    run(test())
+
+
+def test_the_only_worker_is_kept_for_one_that_has_waited_for_long() -> None:
+    async def test() -> None:
+        streams = Streams(1)
+        flow = asyncio.ensure_future(streams.flow(2, 60))
+        await asyncio.sleep(20)
+        assert 15 < await streams.ask(A, num_answers=64) < 22, "ten seconds of patience, and ten to drain"
+        waits_s = await flow
+        assert max(waits_s[: 2 * 29]) == 0
+        assert 10 < max(waits_s) < 22
 
     run(test())

@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 
 from penstock.errors import RequestError
-from penstock.router.flow.room import Room, has_any
+from penstock.router.flow.room import Limits, Room
 from penstock.router.flow.turns import Busy, Turn, take_turn
 from penstock.router.placement.costs import StepCost
+from penstock.router.placement.least_work import LeastWork
+from penstock.router.placement.objective import Seconds
 from penstock.router.policy import (
     ClusterSnapshot,
-    LeastWork,
     Placement,
     PlacementRequest,
     Prediction,
@@ -20,6 +21,7 @@ from penstock.router.policy import (
 COST = StepCost(step_s=0.0, prefill_token_s=1e-3, prefill_pair_s=0.0, decode_token_s=0.0, context_token_s=0.0)
 """A token takes a millisecond."""
 ROOM = Room(ahead_s=0.25)
+USUAL, IN_LINE = ROOM.of(in_line=False, heavy=False), ROOM.of(in_line=True, heavy=False)
 POLICY = LeastWork(min_prefill_tokens=16)
 
 
@@ -50,7 +52,7 @@ def test_a_worker_has_enough_when_it_has_a_quarter_second_of_prompts(ahead: int,
     """Four times as much is nothing to one that stands in no line."""
     cluster = ClusterSnapshot(decode=(worker("d", prefill_tokens=ahead, prompts=2),))
     found = take(PlacementRequest(1000), cluster, turn)
-    assert found == (Busy(1.0) if lacks else Placement("d"))
+    assert found == (Busy(1.0, waits_for="d") if lacks else Placement("d"))
 
 
 @pytest.mark.parametrize(
@@ -70,23 +72,23 @@ def test_streams_are_bounded_and_some_are_kept_from_heavy_tenants(
     """An eighth more than are batched, whose prompts are computed meanwhile; for heavy ones an eighth less."""
     cluster = ClusterSnapshot(decode=(worker("d", streams=streams, max_streams=16),))
     assert isinstance(take(PlacementRequest(10, num_answers=answers), cluster, turn), Placement) == has_room
-    assert has_any(cluster) == (streams < 18)
+    limits = ROOM.of(in_line=False, heavy=turn.heavy)
+    assert limits.any(cluster) == (streams < (14 if turn.heavy else 18)), "for one answer"
 
 
 def test_where_the_limit_is_unknown_there_is_none() -> None:
     assert isinstance(take(PlacementRequest(10), ClusterSnapshot(decode=(worker("d", streams=1000),))), Placement)
 
 
-def test_the_policys_prediction_counts_where_there_is_one() -> None:
-    cluster = ClusterSnapshot(decode=(worker("d", prefill_tokens=1, streams=1),))
+def test_a_worker_that_is_predicted_to_lack_memory_has_no_room() -> None:
+    cluster = ClusterSnapshot(decode=(worker("d", streams=1),))
 
     def lacking(**seconds: float) -> frozenset[str]:
         placement = Placement("d", prediction=Prediction(**seconds))  # type: ignore[arg-type]
-        return ROOM.lacking(cluster, placement, num_answers=1, in_line=True, heavy=False)
+        return IN_LINE.lacking(cluster, placement, num_answers=1)
 
-    assert lacking(queue_s=0.2) == frozenset()
-    assert lacking(queue_s=0.3) == {"d"}
-    assert lacking(admit_s=0.3) == {"d"}, "no memory"
+    assert lacking(admit_s=0.2) == frozenset()
+    assert lacking(admit_s=0.3) == {"d"}
 
 
 def test_a_full_prefill_worker_is_not_waited_for_when_another_is_as_good() -> None:
@@ -111,9 +113,10 @@ def test_the_best_worker_is_waited_for_as_long_as_its_cache_saves() -> None:
 
 def test_without_a_worker_there_is_no_turn() -> None:
     assert take(PlacementRequest(10), ClusterSnapshot()) is None
+    assert USUAL.any(ClusterSnapshot()), "those who wait must be told"
     cluster = ClusterSnapshot(decode=(worker("d", streams=4, max_streams=4),))
     assert take(PlacementRequest(10, excluded=frozenset(["d"])), cluster) is None, "it has failed this request"
-    assert take(PlacementRequest(10), cluster) == Busy(0.01)
+    assert take(PlacementRequest(10), cluster) == Busy(0.01, waits_for="d")
 
 
 def test_a_prompt_that_takes_longer_than_its_client_waits_is_refused_for_good() -> None:
@@ -128,5 +131,85 @@ def test_a_prompt_that_takes_longer_than_its_client_waits_is_refused_for_good() 
 
 def test_a_decode_worker_that_computes_for_another_has_as_little_room_as_a_prefill_worker() -> None:
     cluster = ClusterSnapshot(decode=(worker("d1"), worker("d2", prefill_tokens=5000, prompts=1)))
-    lacking = ROOM.lacking(cluster, Placement("d1", "d2"), num_answers=1, in_line=True, heavy=False)
-    assert lacking == {"d2"}
+    assert IN_LINE.lacking(cluster, Placement("d1", "d2"), num_answers=1) == {"d2"}
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "limits", "is_any"),
+    [
+        ({}, {}, IN_LINE, True),
+        ({"prefill_tokens": 300}, {"prefill_tokens": 300}, IN_LINE, False),
+        ({"prefill_tokens": 300}, {"prefill_tokens": 300}, USUAL, True),
+        ({"prefill_tokens": 300}, {}, IN_LINE, True),
+        ({}, {"prefill_tokens": 300}, IN_LINE, True),
+        ({}, {"streams": 18}, IN_LINE, False),
+    ],
+)
+def test_there_is_hope_while_somebody_computes_and_somebody_streams(
+    prefill: dict[str, int], decode: dict[str, int], limits: Limits, is_any: bool
+) -> None:
+    cluster = ClusterSnapshot((worker("p", role="prefill", **prefill),), (worker("d", max_streams=16, **decode),))
+    assert limits.any(cluster) == is_any
+    assert isinstance(take(PlacementRequest(1000), cluster, Turn(in_line=limits is IN_LINE)), Placement) == is_any
+
+
+BUSY = {
+    "prompts everywhere": ({"prefill_tokens": 300}, {"prefill_tokens": 300}),
+    "streams everywhere": ({}, {"streams": 18}),
+    "prompts on all decode workers, and no memory": ({}, {"prefill_tokens": 300, "streams": 1, "num_tokens": 99}),
+    "no memory": ({"prefill_tokens": 300}, {"streams": 1, "num_tokens": 99}),
+}
+
+
+@pytest.mark.parametrize(("prefill", "decode"), BUSY.values(), ids=BUSY.keys())
+def test_however_many_workers_are_full_the_policy_is_asked_three_times_at_most(
+    prefill: dict[str, int], decode: dict[str, int]
+) -> None:
+    """A choice among 64 workers takes most of a millisecond, and every token may be a reason to try again."""
+    cluster = ClusterSnapshot(
+        tuple(worker(f"p{number}", role="prefill", **prefill) for number in range(32)),
+        tuple(worker(f"d{number}", max_streams=16, **decode) for number in range(32)),
+    )
+    wanted, policy, asked = PlacementRequest(1000), Seconds(), list[int]()
+
+    def choose(full: frozenset[str]) -> Placement | None:
+        asked.append(len(full))
+        return policy.choose(replace(wanted, excluded=full), cluster)
+
+    assert isinstance(take_turn(choose, wanted, cluster, ROOM, Turn(in_line=True)), Busy)
+    assert len(asked) <= 3
+
+
+def test_a_decode_worker_with_prompts_to_compute_still_decodes_for_a_prefill_worker() -> None:
+    busy = worker("d1", prefill_tokens=300, prompts=1), worker("d2", prefill_tokens=300, output_tokens=990, prompts=1)
+    cluster = ClusterSnapshot((worker("p", role="prefill"),), busy)
+    wanted = PlacementRequest(1000, {"d1": 990})  # on d1 alone that would be nearly nothing
+    assert take(wanted, cluster, Turn(in_line=True, waited_s=9.0)) == Placement("d2", "p")
+
+
+def test_a_worker_that_is_kept_for_another_is_used_for_nothing() -> None:
+    cluster = ClusterSnapshot((worker("p", role="prefill"),), (worker("d1"), worker("d2", output_tokens=1)))
+    assert take(PlacementRequest(1000), cluster) == Placement("d1", "p")
+    assert take(PlacementRequest(1000), cluster, Turn(kept="d1")) == Placement("d2", "p")
+    assert take(PlacementRequest(1000), cluster, Turn(kept="p")) == Placement("d1")
+    alone = replace(cluster, decode=cluster.decode[:1])
+    assert isinstance(take(PlacementRequest(1000), alone, Turn(kept="d1")), Busy)
+    assert not USUAL.any(alone, kept="d1")
+    assert USUAL.any(cluster, kept="d1")
+
+
+def test_nobody_is_refused_or_held_back_by_predictions_that_are_known_to_be_off() -> None:
+    cluster = ClusterSnapshot(decode=(worker("d", streams=1),))
+
+    def take_by(prediction: Prediction) -> Placement | Busy | None:
+        def choose(full: frozenset[str]) -> Placement | None:
+            return None if full else Placement("d", prediction=prediction)
+
+        return take_turn(choose, PlacementRequest(10), cluster, ROOM, Turn(remaining_s=9.0))
+
+    slow = Prediction(prefill_s=1e6)
+    with pytest.raises(RequestError, match="takes about 1e"):
+        take_by(slow)
+    assert isinstance(take_by(Prediction(admit_s=1e9)), Busy)
+    assert take_by(replace(slow, trusted=False)) == Placement("d")
+    assert take_by(Prediction(admit_s=1e9, trusted=False)) == Placement("d")

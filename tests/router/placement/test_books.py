@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.protocol import Events, Load
-from penstock.router.placement.books import About, Booking, Books
+from penstock.protocol import Events, Load, StepTiming
+from penstock.router.placement.books import About, Account, Booking, Books
 from penstock.router.policy import Placement, PlacementRequest, WorkerState
 
 PAIR = Placement("d", "p")
@@ -25,7 +25,7 @@ def state(of: Books, url: str, now_s: float = 0.0) -> WorkerState:
 
 
 def load(of: Books, url: str, **fields: int) -> None:
-    of.observed(url, Events(generation="g", sequence=0, load=Load(**fields)))
+    of.observed(url, Events(generation="g", sequence=0, load=Load(**fields)), 0.0)
 
 
 def test_a_pair_is_booked_on_both() -> None:
@@ -71,6 +71,23 @@ def test_work_that_this_router_did_not_place_counts_too() -> None:
     load(ledger, "d", running=4, context_tokens=8000)
     assert (state(ledger, "p").prompts, state(ledger, "p").prefill_tokens) == (3, 2100)
     assert (state(ledger, "d").streams, state(ledger, "d").context_tokens) == (4, 6100)
+
+
+def test_what_a_worker_said_before_it_fell_silent_is_not_its_load() -> None:
+    ledger = books()
+    ledger.book(Placement("d"), PlacementRequest(100), 0.0)
+    load(ledger, "d", running=40, context_tokens=8000, num_blocks=10, free_blocks=0)
+    assert state(ledger, "d").streams == 40
+    ledger.unheard("d")
+    ledger.unheard("a stranger")
+    assert (state(ledger, "d").streams, state(ledger, "d").num_tokens) == (1, 0), "what is booked, and unknown"
+
+
+def test_costs_are_learned_from_a_hundred_steps_of_a_worker_in_a_second() -> None:
+    account = Account("d", "decode")
+    flood = (StepTiming(1, 1, 1, 0.1),) * 256
+    assert [len(account.sampled(flood, now_s)) for now_s in (0.0, 0.0, 0.25, 60.0)] == [100, 0, 25, 100]
+    assert account.sampled(flood[:3], 61.0) == flood[:3]
 
 
 def test_work_that_it_did_place_is_not_counted_twice() -> None:
@@ -126,7 +143,7 @@ def test_a_worker_that_left_is_forgotten_and_its_bookings_still_end() -> None:
     booking.release(1.0)
     assert (ledger.in_flight("p"), ledger.in_flight("d")) == ((0, 0), (0, 0))
     ledger.close("p")
-    assert ledger.observed("p", Events(generation="g", sequence=0, load=Load())) == 0
+    assert ledger.observed("p", Events(generation="g", sequence=0, load=Load()), 0.0) == 0
     ledger.book(PAIR, PlacementRequest(100), 0.0).release(0.0)
 
 

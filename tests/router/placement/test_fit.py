@@ -131,6 +131,25 @@ def test_a_slow_worker_of_a_kind_is_known_as_slow() -> None:
     assert model.cost("slow", "kind").prefill_token_s > 1.6 * model.cost("a", "kind").prefill_token_s
 
 
+def test_a_worker_that_is_nothing_like_its_kind_teaches_it_nothing_however_much_it_reports() -> None:
+    model = CostModel()
+    honest = ("a", "b", "c")
+    for round_ in range(100):
+        for number, name in enumerate(honest):
+            model.stepped(name, "kind", steps(SLOW_CPU, 10, seed=3 * round_ + number))
+        model.stepped("liar", "kind", steps(SLOW_CPU.times(50), 100, seed=round_))
+    assert_close(model.cost("a new worker", "kind"), SLOW_CPU, 0.3)
+    assert_close(model.cost("a", "kind"), SLOW_CPU, 0.3)
+    assert model.refused("liar") > 5000
+    assert [model.refused(name) for name in honest] == [0, 0, 0]
+    for round_ in range(100):
+        for name in ("liar", *honest):
+            model.stepped(name, "kind", steps(SLOW_CPU, 10, seed=round_))
+    before = model.refused("liar")
+    model.stepped("liar", "kind", steps(SLOW_CPU, 10))
+    assert model.refused("liar") == before, "once it is like the others it is heard again"
+
+
 def test_link_costs_are_learned_per_class() -> None:
     rng = random.Random(3)
     true = LinkCost(latency_s=5e-4, token_s=2e-6)

@@ -4,8 +4,11 @@ import msgspec
 import pytest
 
 from penstock.protocol import Done
+from penstock.router.index.claims import Claims, Untrue
+from penstock.router.placement.drift import WINDOW
 from penstock.router.placement.explain import Explanation, explain, table
-from penstock.router.placement.journal import REMEMBERED, WINDOW, Decision, Guarded, Journal
+from penstock.router.placement.guarded import Guarded
+from penstock.router.placement.journal import REGRET_OF, REMEMBERED, Decision, Journal, regret_s
 from penstock.router.placement.model import CostModel, Hops
 from penstock.router.placement.objective import Seconds
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, WorkerState
@@ -42,7 +45,7 @@ def test_a_decision_is_found_with_what_came_of_it() -> None:
     journal = Journal(CostModel())
     decision = place(journal)
     assert journal.find("r") is decision
-    assert (decision.placement.prefill, decision.by) == ("p1", "seconds")
+    assert (decision.placement.prefill, decision.placement.by) == ("p1", "seconds")
     ttft_s, cached = predicted(decision)
     journal.came_true(decision, ttft_s, cached)
     assert (decision.ttft_s, decision.cached_tokens, decision.regret_s) == (ttft_s, 1000, 0.0)
@@ -65,8 +68,27 @@ def test_regret_is_what_the_best_other_worker_would_have_saved() -> None:
     other = Seconds().choose(PlacementRequest(2000, {"p1": 1000}, excluded=frozenset(["p1"])), CLUSTER)
     assert other is not None
     assert other.prediction is not None
+    assert regret_s(decision) is None, "as long as the first token has not come"
     journal.came_true(decision, 5.0, None)
     assert decision.regret_s == pytest.approx(5.0 - other.prediction.ttft_s)
+
+
+def test_regret_costs_a_second_choice_of_few_decisions_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But who asks for an explanation gets it of any."""
+    journal, choices = Journal(CostModel()), list[str]()
+    choose = Seconds.choose
+
+    def counted(policy: Seconds, request: PlacementRequest, cluster: ClusterSnapshot) -> Placement | None:
+        choices.append("")
+        return choose(policy, request, cluster)
+
+    monkeypatch.setattr(Seconds, "choose", counted)
+    decisions = [place(journal, str(number)) for number in range(4 * REGRET_OF)]
+    for decision in decisions:
+        journal.came_true(decision, 5.0, None)
+    assert len(choices) == (4 + 4 / REGRET_OF) * REGRET_OF
+    assert [decision.regret_s is not None for decision in decisions].count(True) == 4
+    assert {explain(decision).regret_s for decision in decisions} == {decisions[0].regret_s}
 
 
 def test_memory_is_bounded() -> None:
@@ -111,18 +133,31 @@ def test_predictions_that_are_off_for_a_while_raise_an_alarm(wrong: dict[str, fl
     assert journal.alarms == alarms
 
 
+def test_one_worker_whose_word_is_untrue_alarms_nobody() -> None:
+    claims = {url: Claims() for url in ("p1", "p2", "d1", "d2")}
+    journal = Journal(CostModel(), lambda url, told, found: claims[url].add(told, found))
+    come_true(journal, 2 * WINDOW, slower=10.0, fewer_cached=900)
+    assert journal.alarms == ()
+    with pytest.raises(Untrue):
+        claims["p1"].check()
+    for url in ("p2", "d1", "d2"):
+        claims[url].check()
+
+
 def test_while_alarmed_placement_is_by_load_and_when_predictions_hold_again_by_seconds() -> None:
     journal = Journal(CostModel())
     come_true(journal, WINDOW, fewer_cached=900)
     decision = place(journal)
-    assert decision.by == "load"
+    assert decision.placement.by == "load"
     assert (decision.placement.decode, decision.placement.prefill) == ("d1", "p1")
     cold = place(journal, request=PlacementRequest(2000, {"p2": 1900}))
     assert cold.placement.prefill == "p1", "what is said to be cached does not count"
     assert predicted(cold)[1] == 0, "it goes on predicting"
+    assert cold.placement.prediction is not None
+    assert not cold.placement.prediction.trusted, "but for the journal only"
     come_true(journal, WINDOW)
     assert journal.alarms == ()
-    assert place(journal).by == "seconds"
+    assert place(journal).placement.by == "seconds"
 
 
 def test_transfers_teach_the_link_between_their_workers() -> None:

@@ -98,6 +98,14 @@ def test_those_who_wait_in_the_router_wait_for_this_prompt_too() -> None:
     assert (nobody, many) == (Placement("d", "p2"), Placement("d", "p1"))
 
 
+@pytest.mark.parametrize("num_honest", [1, 3])
+def test_one_worker_that_claims_a_huge_queue_does_not_make_its_pool_look_busy(num_honest: int) -> None:
+    liar = worker("liar", "prefill", prompts=10**6, prefill_tokens=10**12)
+    honest = [worker(f"p{number}", "prefill") for number in range(num_honest)]
+    scene = cluster(liar, *honest, worker("d", "decode", **BUSY))
+    assert POLICY.choose(PlacementRequest(1000), scene) == Placement("d", "p0")
+
+
 def test_time_that_has_passed_shortens_the_queue() -> None:
     scene = cluster(worker("p", "prefill", **queued(10_000)), worker("d", "decode", **BUSY))
 

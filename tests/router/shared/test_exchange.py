@@ -10,7 +10,8 @@ import pytest
 from penstock.errors import ConfigError
 from penstock.router.metrics import Metrics
 from penstock.router.placement.books import Books
-from penstock.router.policy import LeastWork, Placement, PlacementRequest
+from penstock.router.placement.least_work import LeastWork
+from penstock.router.policy import Placement, PlacementRequest
 from penstock.router.shared.exchange import PERIOD_S, SILENT_S, Exchange
 from penstock.router.shared.link import Link
 from tests.redis_server import RedisServer
@@ -212,7 +213,8 @@ def test_what_cannot_be_read_is_left_out_and_told_once(redis: RedisServer, caplo
         one.book(URLS[0])
         await one.look()
         await one.link.run("return redis.call('HSET', KEYS[1], 'x', 'no time')", "test:routers")
-        for name, totals in (("y", b"\xff\x00\n"), ("z", b'{"some": "JSON"}')):
+        absurd = [msgspec.msgpack.encode({URLS[0]: [0, 0, prompts, 0, prompts]}) for prompts in (10**15, -1)]
+        for name, totals in enumerate((b"\xff\x00\n", b'{"some": "JSON"}', *absurd)):
             await one.link.run(WRITE, "test:routers", name, totals)
         for _ in range(3):
             assert await other.look()

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.router.policy import ClusterSnapshot, LeastWork, Placement, PlacementRequest, WorkerState
+from penstock.router.placement.least_work import LeastWork
+from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, WorkerState
 
 POLICY = LeastWork(min_prefill_tokens=16)
 

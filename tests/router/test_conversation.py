@@ -12,8 +12,8 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Inner
 
 from penstock.errors import RequestError
+from penstock.router.conversation import TurnTokenizer, safe_marks
 from penstock.router.tokenizer import Tokenizer
-from penstock.router.turns import TurnTokenizer, safe_marks
 from tests.router.model_folders import byte_fallback_bpe, byte_level_bpe, unigram, word_piece, write_folder
 from tests.router.texts import random_texts
 
