@@ -30,7 +30,7 @@ def test_a_worker_is_given_little_ahead_and_never_runs_dry() -> None:
 
 def test_one_that_waits_for_its_best_worker_holds_nobody_up() -> None:
     clock, gone = Clock(), {}
-    line = Line(clock)
+    line = Line(clock, lambda _: True)
 
     def first(turn: Turn) -> Busy | None:
         if turn.waited_s < 1.0:
@@ -54,7 +54,7 @@ def test_one_that_waits_for_its_best_worker_holds_nobody_up() -> None:
 
 def test_waiting_for_what_never_comes_ends_with_all_else() -> None:
     clock = Clock()
-    lines = [Line(clock), Line(clock)]
+    lines = [Line(clock, lambda _: True) for _ in range(2)]
     for line in lines:
         line.enter(lambda _: Busy())
     clock.at(3.0, lambda: None)

@@ -1,19 +1,21 @@
 """Where requests wait in a simulated router until workers have room: the router's gate with one tenant.
 
-First come, first served; one that only waits for its best worker holds nobody up. What a turn is and what room means
-are the router's own code (router/flow/turns.py, room.py). Nobody is refused: clients here wait as long as it takes.
+First come, first served, but for those who find no room. What a turn is, what room means and who is tried again are the
+router's own code (router/flow/turns.py, room.py, tries.py). Nobody is refused: clients here wait as long as it takes.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from penstock.router.flow.gate import POLL_S
+from penstock.router.flow.tries import Round, Tried, Tries
 from penstock.router.flow.turns import Busy, Turn
 from penstock.simulator.clock import Clock, Event
 
-_MOST_TRIED = 8
-"""As the gate: so many are tried at a time, until one can go."""
+_MOST_SEEN = 64
+"""As the gate: so many are looked at, until one can go."""
 
 Attempt: TypeAlias = Callable[[Turn], Busy | None]
 """Places a request; None when it need not wait here any more."""
@@ -22,15 +24,16 @@ Attempt: TypeAlias = Callable[[Turn], Busy | None]
 @dataclass(slots=True, eq=False)
 class _Waiting:
     attempt: Attempt
-    could_go_since_s: float | None = None
-    """To a worker that was not its best."""
+    tried: Tried
 
 
 class Line:
     """One per router."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, has_room: Callable[[Turn], bool]) -> None:
+        """`has_room` as Tries takes it."""
         self._clock = clock
+        self._tries = Tries(has_room, stopwatch=lambda: 0.0)
         self._waiting: list[_Waiting] = []
         self._look: Event | None = None
 
@@ -39,16 +42,38 @@ class Line:
 
     def enter(self, attempt: Attempt) -> None:
         """A request comes."""
-        if not self._waiting and attempt(Turn()) is None:
-            return
-        self._waiting.append(_Waiting(attempt))
-        self.changed()
+        now_s = self._clock.now_s
+        waiting = _Waiting(attempt, Tried(now_s))
+        busy = None
+        if not self._waiting:
+            busy = attempt(Turn())
+            if busy is None:
+                return
+            self._tries.in_vain(waiting.tried, busy, now_s, hope=self._tries.has_room(Turn()))
+        self._waiting.append(waiting)
+        if busy is None:
+            self.changed()
         self._look_soon()
 
     def changed(self) -> None:
-        """There may be room now: all who may go go, first come, first served."""
-        while self._let_one_through():
+        """There may be room now: all who may go go."""
+        while self._waiting and self._let_one_through():
             pass
+
+    def _let_one_through(self) -> bool:
+        look = Round(self._tries, self._clock.now_s)
+        for waiting in self._waiting[:_MOST_SEEN]:
+            turn = look.turn(waiting.tried, math.inf, in_line=len(self._waiting) > 1, heavy=False)
+            if turn is None:
+                continue
+            busy = waiting.attempt(turn)
+            if busy is None:
+                self._waiting.remove(waiting)
+                self._tries.gone(waiting.tried)
+                return True
+            look.in_vain(waiting.tried, busy, 0.0)
+        look.end()
+        return False
 
     def _look_soon(self) -> None:
         """Prompts progress without telling."""
@@ -59,21 +84,3 @@ class Line:
         self._look = None
         self.changed()
         self._look_soon()
-
-    def _let_one_through(self) -> bool:
-        now_s = self._clock.now_s
-        for waiting in self._waiting[:_MOST_TRIED]:
-            since_s = waiting.could_go_since_s
-            busy = waiting.attempt(
-                Turn(
-                    is_later=True,
-                    in_line=len(self._waiting) > 1,
-                    waited_s=0.0 if since_s is None else now_s - since_s,
-                )
-            )
-            if busy is None:
-                self._waiting.remove(waiting)
-                return True
-            if busy.could_go and since_s is None:
-                waiting.could_go_since_s = now_s
-        return False

@@ -13,7 +13,7 @@ from penstock.router.flow.room import Room
 from penstock.router.flow.turns import Busy, Turn, take_turn
 from penstock.router.placement.books import About, Booking, Books
 from penstock.router.placement.journal import Decision, Journal
-from penstock.router.policy import Placement, PlacementRequest, Policy
+from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Policy
 from penstock.simulator.call import Call, Node, Report
 from penstock.simulator.clock import Clock
 from penstock.simulator.line import Line
@@ -49,7 +49,7 @@ class Router:
         self.hop_s = hop_s
         self.workers = workers
         self.share = share
-        self.line = Line(clock)
+        self.line = Line(clock, self._has_room)
         self._room = None if ahead_s is None else Room(ahead_s)
         self._policy = new_policy(self.journal)
         self._roles = roles
@@ -98,8 +98,7 @@ class Router:
 
     def choose(self, name: str, request: PlacementRequest, turn: Turn | None) -> Decision | Busy | None:
         """Asks the policy, and notes what it said. With a `turn`, workers must also have room."""
-        ready = sorted(self._ready) if len(self._ready) < len(self.workers) else self.workers
-        cluster = replace(self.books.snapshot(ready, self.clock.now_s), waiting=len(self.line))
+        cluster = replace(self._snapshot(), waiting=len(self.line))
 
         def choice(without: frozenset[str]) -> Placement | None:
             return self._policy.choose(replace(request, excluded=request.excluded | without), cluster)
@@ -109,6 +108,16 @@ class Router:
         else:
             found = take_turn(choice, request, cluster, self._room, turn)
         return self.journal.placed(name, request, cluster, found) if isinstance(found, Placement) else found
+
+    def _snapshot(self) -> ClusterSnapshot:
+        ready = sorted(self._ready) if len(self._ready) < len(self.workers) else self.workers
+        return self.books.snapshot(ready, self.clock.now_s)
+
+    def _has_room(self, turn: Turn) -> bool:
+        """Whether any request of this kind might be placed."""
+        assert self._room is not None
+        limits = self._room.of(in_line=turn.in_line, heavy=turn.heavy)
+        return limits.any(self._snapshot(), kept=turn.kept)
 
     def wait(self, stream: "Stream") -> None:
         """Until a worker is found."""
