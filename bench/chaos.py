@@ -2,13 +2,15 @@
 
     python -m bench.chaos kill                # also: stop, partition, router, redis
     python -m bench.chaos partition --wire cma
+    python -m bench.chaos kill --policy seconds
 
 Two prefill and three decode workers of the demonstration model, 1,000 streams of the stock openai client, 50 at a time:
 greedy and seeded ones, with penalties, with two answers. Every max(5 s, twice the longest restart) the next
 process is struck, decode and prefill workers in turn (`router`: always the first of two; `redis`: the Redis that two
 routers share, frozen and killed in turn, and back empty). Right is what the same
 requests gave in peace before: every token and its log-probability, bit by bit. A stream whose router is killed is cut;
-its client asks the other router, from the beginning.
+its client asks the other router, from the beginning. Requests are placed by least work, which hands over every prompt,
+or by seconds, the router's default, which has workers read what others have cached.
 """
 
 import argparse
@@ -33,6 +35,7 @@ with needs("dev"):
 
 SCENARIOS = ("kill", "stop", "partition", "router", "redis")
 _OF_ROUTERS = ("router", "redis")
+POLICIES = ("least-work", "seconds")
 NUM_PREFILL, NUM_DECODE = 2, 3
 MOST_ERRORS_PERCENT = 0.1
 ENGINE: dict[str, Any] = {"block_size": 16, "max_step_tokens": 256, "num_blocks": 2048, "poison": False}
@@ -42,44 +45,50 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenario", choices=SCENARIOS)
     parser.add_argument("--wire", choices=WIRES, default="cma", help="how KV moves (default: cma)")
+    parser.add_argument("--policy", choices=POLICIES, default=POLICIES[0], help=f"default: {POLICIES[0]}")
     parser.add_argument("--streams", type=int, default=Size.streams, help=f"default: {Size.streams}")
     parser.add_argument("--tokens", type=int, default=Size.max_tokens, help=f"per answer; default: {Size.max_tokens}")
     parser.add_argument("--limit-s", type=float, default=Size.limit_s, help="no stream begins later; default: 600")
     arguments = parser.parse_args()
     size = Size(streams=arguments.streams, max_tokens=arguments.tokens, limit_s=arguments.limit_s)
-    with ahead_of_others(), cluster(arguments.scenario, arguments.wire) as (deployment, fault):
+    with ahead_of_others(), cluster(arguments.scenario, arguments.wire, arguments.policy) as (deployment, fault):
         targets = deployment.routers[:1] if arguments.scenario in _OF_ROUTERS else in_turn(deployment)
         outcome = run_chaos(deployment, targets, fault, size)
         deployment.assert_quiet()
     print(outcome)
-    report = Report(f"chaos-{arguments.scenario}-{arguments.wire}", module="chaos")
-    report.rows = rows_of(outcome, arguments.scenario)
+    named_policy = "" if arguments.policy == POLICIES[0] else f"-{arguments.policy}"
+    report = Report(f"chaos-{arguments.scenario}-{arguments.wire}{named_policy}", module="chaos")
+    report.rows = [*rows_of(outcome, arguments.scenario), sourced_row(outcome, arguments.policy)]
     report.notes = [
         f"{NUM_DECODE} decode and {NUM_PREFILL} prefill workers, one thread each, the demonstration model, KV over "
-        f"{arguments.wire}; {size.concurrency} streams at a time, {size.max_tokens} tokens per answer",
+        f"{arguments.wire}; {size.concurrency} streams at a time, {size.max_tokens} tokens per answer; "
+        f"policy {arguments.policy}",
     ]
     report.finish()
 
 
 @contextmanager
-def cluster(scenario: str, wire: str) -> Iterator[tuple[Deployment, Fault]]:
+def cluster(scenario: str, wire: str, policy: str) -> Iterator[tuple[Deployment, Fault]]:
     """All processes, and what will be done to them."""
     sizes: dict[str, Any] = {
         "prefill": NUM_PREFILL,
         "decode": NUM_DECODE,
         "routers": 2 if scenario in _OF_ROUTERS else 1,
     }
+    router: dict[str, Any] = {"policy": policy}
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         fault: Fault = Freeze() if scenario == "stop" else Kill()
         if scenario == "redis":
             redis = stack.enter_context(running_redis(logs))
-            fault, sizes["router"] = LoseRedis(redis), shared_through(redis, logs)
+            fault = LoseRedis(redis)
+            router |= shared_through(redis, logs)
         if scenario == "partition":
             names = [f"{role}-{index}" for role in ("prefill", "decode") for index in range(sizes[role])]
             fault = Cut(stack.enter_context(archipelago(names)))
             sizes["place"] = fault.place
-        yield stack.enter_context(Deployment(MODEL_FOLDER, logs, wire=wire, engine=ENGINE, **sizes)), fault
+        made = Deployment(MODEL_FOLDER, logs, wire=wire, engine=ENGINE, router=router, **sizes)
+        yield stack.enter_context(made), fault
 
 
 def in_turn(deployment: Deployment) -> list[Worker]:
@@ -122,6 +131,14 @@ _RESTART = {
     "partition": "from heal",
 }
 _FLAWS = (("wrong token", "wrong"), ("duplicated token", "duplicated"), ("hang", "hang"))
+
+
+def sourced_row(outcome: Outcome, policy: str) -> Row:
+    """Whether workers that read from each other's caches were struck, too: least work names no source."""
+    row = compare("KV blocks read from other workers' caches", "blocks", outcome.num_sourced_blocks)
+    if policy == "seconds":
+        row.target, row.met = "ours > 0", outcome.num_sourced_blocks > 0
+    return row
 
 
 def _none(what: str, unit: str, count: int) -> Row:

@@ -1,5 +1,7 @@
 """Dynamo's offline replay beside our simulator: the same trace, timing model, sizes and policy in both.
 
+For this the simulator has workers that no other figure is about (`MockerWorker`), without hops, transfers and event
+delay.
 The replay lives in its own environment, whose Python PENSTOCK_BENCH_DYNAMO names.
 """
 

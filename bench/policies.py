@@ -7,7 +7,8 @@ times (`penstock.simulator`). A load of 1 offers as many prompt tokens as the pr
 cached. Nothing is tuned to the trace: our costs are fitted by the router while it runs, from what the workers report.
 
 The peer of a row is the best single baseline by that row's figure: the one with the best geometric mean over all cells.
-With PENSTOCK_BENCH_DYNAMO the same trace also goes through Dynamo's own replay, to check the simulator itself.
+With PENSTOCK_BENCH_DYNAMO the same trace also goes through Dynamo's own replay, to check the simulator's scheduler,
+block pool and policy: those rows are of other workers, without messages, transfers and queue (bench/dynamo.py).
 """
 
 import argparse
@@ -27,6 +28,7 @@ from bench import dynamo
 from bench.processes import ROOT
 from bench.report import RESULTS, Report, Row, compare, percentile
 from penstock.router.baselines import BASELINES
+from penstock.router.config import RouterConfig
 from penstock.router.placement.costs import attention_pairs
 from penstock.router.placement.guarded import Guarded
 from penstock.router.placement.journal import Journal
@@ -151,7 +153,8 @@ def run(path: Path, requests: int, kind_name: str, job: tuple[Cell, str, str]) -
     kind = find_kind(kind_name)
     trace = read(path, requests)
     trace = trace.at_speed(cell.load * cell.prefill * capacity(kind, trace) * trace.duration_s / len(trace.requests))
-    spec = ClusterSpec((kind,) * cell.prefill, (kind,) * cell.decode, **STRESSES.get(stress, {}))
+    ahead_s = RouterConfig.worker_ahead_s if name in (OURS, PAIRS) else None
+    spec = ClusterSpec((kind,) * cell.prefill, (kind,) * cell.decode, ahead_s=ahead_s, **STRESSES.get(stress, {}))
     return summarize(simulate(trace, spec, partial(policy, name)).outcomes, OBJECTIVES)
 
 
@@ -316,6 +319,10 @@ def notes(arguments: argparse.Namespace) -> Iterable[str]:
     yield (
         f"goodput: requests per second with TTFT <= {OBJECTIVES.ttft_s:g} s and a mean time per output token "
         f"<= {1000 * OBJECTIVES.tpot_s:g} ms; completed: those that ended while requests still arrived"
+    )
+    yield (
+        f"with our policy a worker is given {RouterConfig.worker_ahead_s:g} s of prompts ahead and the rest waits in "
+        "the router, as it does in a cluster; baselines place what comes at once, as their routers do"
     )
     yield "baselines know all caches exactly, where some originals guess"
     yield "bench/results/policies.csv has every policy in every cell"

@@ -15,7 +15,8 @@ from typing import Protocol
 from torch import Tensor
 
 from penstock.engine.config import EngineConfig
-from penstock.engine.kv.pool import BlockPool, num_blocks_for
+from penstock.engine.kv.ledger import Ledger
+from penstock.engine.kv.pool import BlockPool
 from penstock.engine.messages import Output, Stats
 from penstock.engine.runner import Runner
 from penstock.engine.sampler import Sampled, SampleRow, sample
@@ -64,6 +65,7 @@ class Engine:
         self.budget = Budget(
             config.max_step_tokens, config.max_sequences, runner.layout.block_size, config.prefix_cache
         )
+        self.ledger = Ledger(self.pool, self.budget.block_size, prefix_cache=self.budget.prefix_cache)
         self.tickets = Tickets(self.pool, generation)
         self.requests: dict[str, Request] = {}
         self.waiting: list[Sequence] = []
@@ -111,24 +113,20 @@ class Engine:
                 self._unqueue(sequence)
             if sequence in self.running:
                 self.running.remove(sequence)
-            self._free(sequence)
+            self.ledger.free(sequence)
         if self.pulls is not None:
             self.pulls.drop(request)
 
     def queue(self, sequence: Sequence) -> None:
         """Lets a sequence that holds nothing wait to be admitted."""
         sequence.request.queued_at = time.monotonic()
-        self._give_up(sequence)
-        if self.budget.prefix_cache:
-            hashes = sequence.full_hashes()
-            self.pool.want(hashes)
-            sequence.num_wanted = len(hashes)
+        self.ledger.give_up(sequence)
+        self.ledger.want(sequence)
         insort(self.waiting, sequence, key=lambda each: each.request.rank)
 
     def _unqueue(self, sequence: Sequence) -> None:
         self.waiting.remove(sequence)
-        self.pool.unwant(sequence.hashes[: sequence.num_wanted])
-        sequence.num_wanted = 0
+        self.ledger.unwant(sequence)
 
     def start(self, sequence: Sequence, blocks: list[int], num_cached: int) -> None:
         """A sequence joins the batch with `blocks` for all of its tokens; the first `num_cached` hold their KV."""
@@ -228,17 +226,15 @@ class Engine:
         already referenced."""
         request = sequence.request
         self._unqueue(sequence)
+        request.source = None
         self.spans.add(request, "queue", request.queued_at)
-        hashes = sequence.full_hashes() if self.budget.prefix_cache else []
-        self.pool.expect(hashes[len(matched) :])
-        sequence.num_expected = len(hashes)
         num_tokens = request.num_start_tokens + 1 if request.role is Role.PULL else sequence.num_tokens
         self.num_cached_tokens += len(matched) * self.budget.block_size
-        return matched + self.pool.allocate(num_blocks_for(num_tokens, self.budget.block_size) - len(matched))
+        return self.ledger.reserve(sequence, matched, num_tokens)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self._free(sequence)
+        self.ledger.free(sequence)
         self.queue(sequence)
         self.num_preemptions += 1
 
@@ -250,9 +246,7 @@ class Engine:
             self.runner.copy_block(shared, own)
             self.pool.free([shared])
             sequence.blocks[index] = own
-        missing = num_blocks_for(sequence.num_computed + rows, self.budget.block_size) - len(sequence.blocks)
-        if missing > 0:
-            sequence.blocks += self.pool.allocate(missing)
+        self.ledger.grow(sequence, sequence.num_computed + rows)
 
     def _advance(self, work: Seq[tuple[Sequence, int]], logits: Tensor) -> None:
         """After a step: commits full blocks, publishes tickets, samples."""
@@ -263,7 +257,7 @@ class Engine:
             request = sequence.request
             self.num_prompt_tokens += min(rows, max(0, len(request.prompt) - sequence.num_computed))
             sequence.num_computed += rows
-            self.commit(sequence)
+            self.ledger.commit(sequence)
             if sequence.num_pending == 0:
                 if request.role is Role.PREFILL:
                     self.trace("prefilled", request.wire.request_id)
@@ -322,14 +316,6 @@ class Engine:
             eos_ids=self.eos_ids,
         )
 
-    def commit(self, sequence: Sequence) -> None:
-        """Hands the full blocks that were computed since the last call to the prefix cache."""
-        full = sequence.num_computed // self.budget.block_size
-        if self.budget.prefix_cache:
-            for index in range(sequence.num_committed, full):
-                self.pool.commit(sequence.blocks[index], sequence.stored_block(index))
-        sequence.num_committed = max(full, sequence.num_committed)
-
     def _first_token(self, sequence: Sequence, sampled: Sampled) -> FirstToken:
         reason = self._finish_reason(sequence.request, [*sequence.output, sampled.token])
         return FirstToken(sampled.token, sampled.logprob, reason)
@@ -358,7 +344,7 @@ class Engine:
         sequence.finish_reason = reason
         if sequence in self.running:
             self.running.remove(sequence)
-        self._free(sequence)
+        self.ledger.free(sequence)
         self._emit(request, Finished(sequence.sample.index, reason))
         if request.finished:
             del self.requests[request.wire.request_id]
@@ -373,17 +359,6 @@ class Engine:
                 sourced_blocks=request.sourced_blocks,
             )
             self._emit(request, done)
-
-    def _free(self, sequence: Sequence) -> None:
-        self.pool.free(sequence.blocks)
-        self._give_up(sequence)
-        sequence.blocks = []
-        sequence.num_computed = sequence.num_committed = 0
-
-    def _give_up(self, sequence: Sequence) -> None:
-        """Nobody need wait for what the sequence has not computed or pulled."""
-        self.pool.give_up(sequence.hashes[sequence.num_committed : sequence.num_expected])
-        sequence.num_expected = 0
 
     def _emit(self, request: Request, frame: object) -> None:
         self.outputs.append(Output(request.wire.request_id, frame))  # type: ignore[arg-type]

@@ -12,21 +12,20 @@ import time
 import uuid
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import Any
-
 from msgspec import Struct, structs
 
 from penstock.engine import messages
 from penstock.engine.build import build_engine
 from penstock.engine.config import EngineConfig
 from penstock.engine.engine import Engine
+from penstock.engine.feed import Feed
 from penstock.engine.messages import Beat, Output, Stats, StepOutputs, Wanted
 from penstock.engine.redeem import Redeemer
 from penstock.engine.sequence import Role
 from penstock.engine.transfer import Event as PullEvent
 from penstock.engine.transfer import Puller, PullVerified, Regions, make_transport
 from penstock.errors import WorkerLost
-from penstock.protocol import HEARTBEAT_S, Events, Load, Peer, StepTiming, event_blocks
+from penstock.protocol import HEARTBEAT_S, Load, Peer, StepTiming
 
 log = logging.getLogger(__name__)
 
@@ -103,9 +102,10 @@ class EngineProcess:
         self._puller = Puller(transport, block_bytes, self._take_pull_event, timeout_s=config.transfer_timeout_s)
         self._redeemer = Redeemer(built.engine, built.layout, self._puller, self._ask_source)
         self._clock = StepClock(built.first_guess_s_per_row)
-        self._generation = generation
-        self._events_sequence = 0
-        self._subscribed = False
+        budget = built.engine.budget
+        self._feed = Feed(
+            built.engine.pool, budget.block_size, generation, self._load, prefix_cache=budget.prefix_cache
+        )
         self._peer = Peer(
             generation=generation,
             layout=built.layout,
@@ -122,8 +122,10 @@ class EngineProcess:
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         idle = True
         while self._apply(wait=idle):
+            for part in self._feed.snapshot():
+                self._send(StepOutputs(events=part))
             self._clock.begin(self._engine.planned_rows())
-            idle = not self._engine.step()
+            idle = not self._engine.step() and not self._feed.is_behind
             self._clock.end(self._engine.timings[-1] if self._engine.timings else None)
             self._flush()
             self._check_quarantine()
@@ -159,19 +161,16 @@ class EngineProcess:
             case messages.Cancel(request_id):
                 engine.cancel(request_id)
             case messages.Snapshot():
-                if self._subscribed:
-                    self._send(StepOutputs(events=self._send_events()))  # earlier subscribers skip the snapshot
-                engine.pool.drain_events()
-                self._subscribed = True
-                self._send_snapshot()
+                self._feed.subscribe()
 
     def _flush(self) -> None:
         """One message with all that this round of the loop produced."""
         engine, redeemer = self._engine, self._redeemer
         outputs, engine.outputs = tuple(engine.outputs), []
         released, redeemer.released = tuple(redeemer.released), []
-        events = self._send_events() if self._subscribed else None
-        engine.pool.drain_events()
+        *earlier, events = self._feed.changes(tuple(engine.timings)) or [None]
+        for frame in earlier:
+            self._send(StepOutputs(events=frame))
         engine.timings.clear()
         load, stats, spans = self._load(), self._stats(), engine.spans.drain()
         self._send(StepOutputs(outputs, released, events, load, stats, spans=spans))
@@ -182,8 +181,8 @@ class EngineProcess:
 
     def _announce(self) -> None:
         """What was evicted for this step, while it is computed."""
-        if self._subscribed:
-            self._send(StepOutputs(events=self._send_events()))
+        for frame in self._feed.changes():
+            self._send(StepOutputs(events=frame))
 
     def _check_quarantine(self) -> None:
         """With too many blocks in quarantine this process ends: its streams go on elsewhere, and it starts afresh."""
@@ -207,37 +206,6 @@ class EngineProcess:
             missed_sources=self._redeemer.num_missed_sources,
             silent_peers=len(self._puller.silent),
         )
-
-    def _send_events(self) -> Events:
-        """Sends what changed, but for the last frame, which is mostly the only one: that goes with the outputs."""
-        stored, removed = self._engine.pool.drain_events()
-        size = event_blocks(self._engine.budget.block_size)
-        start = 0
-        while max(len(stored), len(removed)) - start > size:
-            stop = start + size
-            self._send(StepOutputs(events=self._numbered(stored=stored[start:stop], removed=removed[start:stop])))
-            start = stop
-        return self._numbered(stored=stored[start:], removed=removed[start:], timings=tuple(self._engine.timings))
-
-    def _send_snapshot(self) -> None:
-        """The whole prefix cache, in parts that neither pipe nor stream is long busy with."""
-        engine = self._engine
-        blocks = tuple(engine.pool.snapshot())
-        block_size = engine.budget.block_size if engine.budget.prefix_cache else 0
-        size = event_blocks(engine.budget.block_size)
-        for part, start in enumerate(range(0, max(1, len(blocks)), size)):
-            events = self._numbered(
-                snapshot=True,
-                part=part,
-                more=start + size < len(blocks),
-                block_size=block_size,
-                stored=blocks[start : start + size],
-            )
-            self._send(StepOutputs(events=events))
-
-    def _numbered(self, **content: Any) -> Events:
-        self._events_sequence += 1
-        return Events(generation=self._generation, sequence=self._events_sequence, load=self._load(), **content)
 
     def _send(self, message: Struct) -> None:
         with self._send_lock:

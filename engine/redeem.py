@@ -117,7 +117,7 @@ class Redeemer:
         pull = self._pull_of(request)
         pull.blocks, pull.num_matched = blocks, num_matched
         if request.role is not Role.PULL:
-            pull.num_ticketed, request.source = num_matched, None
+            pull.num_ticketed = num_matched
             hashes = sequence.full_hashes()[num_matched : pull.num_positions]
             self._ask(Wanted(request.wire.request_id, tuple(hashes)))
             return

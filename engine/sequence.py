@@ -110,7 +110,8 @@ class Request:
     tickets: list[Ticket] = field(default_factory=list)
     """PULL: all tickets so far."""
     source: str | None = None
-    """GENERATE, PREFILL: the worker to ask for cached blocks when this request is admitted; None once it was asked."""
+    """GENERATE, PREFILL: the worker to ask for cached blocks when this request is first admitted. None from then on: a
+    sample that is preempted while others of its request run recomputes what it lost."""
     pulled_blocks: int = 0
     pulls: int = 0
     """Times that reading began with none being read."""

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -159,6 +160,8 @@ class Striker(threading.Thread):
         self._targets = itertools.cycle(targets)
         self._fault = fault
         self._over = threading.Event()
+        self._sourced: dict[tuple[str, tuple[int, ...]], float] = {}
+        """Blocks read from others' caches, by worker and by its lives."""
 
     def run(self) -> None:
         try:
@@ -173,8 +176,20 @@ class Striker(threading.Thread):
         self.join()
         if self.error is not None:
             raise self.error
+        self._look()
+
+    @property
+    def num_sourced_blocks(self) -> int:
+        """Blocks that workers read from others' caches, as their counters said before each strike and at the end."""
+        return int(sum(self._sourced.values()))
+
+    def _look(self) -> None:
+        for worker in self._deployment.workers:
+            with suppress(OSError):  # it has just died
+                self._sourced[worker.name, worker.pids] = worker.metric("penstock_sourced_blocks_total")
 
     def _strike(self, target: Target) -> None:
+        self._look()
         began = time.monotonic()
         self._fault.begin(target)
         time.sleep(self._fault.hold_s)
@@ -211,6 +226,8 @@ class Outcome:
     """Streams that a killed router had cut; the client asked the other one."""
     num_replaced: int
     """Placements that failed, by the routers' count: how often the faults were felt."""
+    num_sourced_blocks: int
+    """KV blocks that workers read from others' caches."""
     counts: Counter[str] = field(init=False)
     """Streams by verdict: right, wrong, duplicated, hang, error."""
 
@@ -239,7 +256,8 @@ class Outcome:
             f"{len(self.replies)} streams, {self.num_tokens} tokens in {self.seconds:.0f} s: {dict(self.counts)}; "
             f"{len(self.away_s)} strikes every {self.pause_s:.1f} s, restart {statistics.mean(self.restart_s):.2f} s; "
             f"{self.num_started} processes started again, {self.num_replaced} requests placed again, "
-            f"{self.num_asked_again} asked again, longest gap {self.longest_gap_s:.2f} s"
+            f"{self.num_asked_again} asked again, {self.num_sourced_blocks} blocks read from others' caches, "
+            f"longest gap {self.longest_gap_s:.2f} s"
             + "".join(f"\n  stream {index}: {reply.error!r}" for index, reply in enumerate(self.replies) if reply.error)
         )
 
@@ -288,6 +306,7 @@ def run_chaos(deployment: Deployment, targets: Sequence[Worker | Router], fault:
         num_workers=len(deployment.workers),
         num_asked_again=num_asked_again,
         num_replaced=int(_replaced(deployment) - replaced),
+        num_sourced_blocks=striker.num_sourced_blocks,
     )
 
 

@@ -27,7 +27,10 @@ WIRES: dict[str, tuple[str, dict[str, str]]] = {
 """How KV moves: the transport's name and the environment it needs."""
 
 ROUTER: dict[str, Any] = {"policy": "least-work"}
-"""These tests are about hand-overs, which the default policy avoids while decode workers are idle."""
+"""Most of these tests are about hand-overs, which the default policy avoids while decode workers are idle."""
+
+DEFAULT_POLICY: dict[str, Any] = {"policy": RouterConfig.policy}
+"""For those about what a router does whose user chose nothing."""
 
 ENGINE: dict[str, Any] = {
     "block_size": 8,

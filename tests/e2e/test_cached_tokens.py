@@ -2,27 +2,36 @@
 
 import asyncio
 import random
+from typing import Any
 
 import openai
 import pytest
 
 from tests.e2e.client import new_async_client, random_prompt, stream_completion
 from tests.e2e.conftest import Deploy
-from tests.e2e.deployment import Deployment
+from tests.e2e.deployment import DEFAULT_POLICY, Deployment
 
-REQUESTS, CONVERSATIONS = 600, 6
+REQUESTS, CONVERSATIONS = 1000, 6
+MOST_WRONG = 1
+"""99.9 %; bench.cached_tokens counts ten times as many."""
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "decode alone": {"prefill": 0, "decode": 2, "router": DEFAULT_POLICY},
+    "by seconds": {"prefill": 1, "decode": 2, "router": DEFAULT_POLICY},
+    "handed over": {"prefill": 1, "decode": 1},
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [(0, 2), (1, 1)], ids=["decode alone", "with a prefill worker"])
-def test_predictions_are_exact_while_caches_overflow(deploy: Deploy, layout: tuple[int, int]) -> None:
-    """400 requests of conversations that share beginnings, on workers that cache a tenth of them."""
-    prefill, decode = layout
-    deployment = deploy(prefill=prefill, decode=decode, engine={"num_blocks": 512, "max_step_tokens": 64})
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_predictions_are_exact_while_caches_overflow(deploy: Deploy, layout: str) -> None:
+    """Conversations that share beginnings, on workers that cache a tenth of them."""
+    deployment = deploy(**LAYOUTS[layout], engine={"num_blocks": 512, "max_step_tokens": 64})
     asyncio.run(converse(deployment.url))
     counted = outcomes(deployment)
     assert sum(counted.values()) == REQUESTS
-    assert counted["exact"] >= 0.99 * REQUESTS, counted
+    assert counted["exact"] >= REQUESTS - MOST_WRONG, counted
     deployment.assert_quiet()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.chaos import Cut, Fault, Freeze, Kill, LoseRedis, Outcome, Size, run_chaos, shared_through
 from tests.e2e.conftest import Deploy, need_wire
-from tests.e2e.deployment import metrics_of
+from tests.e2e.deployment import DEFAULT_POLICY, metrics_of
 from tests.e2e.island import archipelago
 from tests.redis_server import running_redis
 
@@ -31,6 +31,17 @@ def test_workers_struck_in_turn(deploy: Deploy, fault: Fault, wire: str) -> None
     cluster = deploy(prefill=2, decode=3, wire=wire)
     order = [cluster.decode[0], cluster.prefill[0], cluster.decode[1], cluster.prefill[1], cluster.decode[2]]
     assert_good(run_chaos(cluster, order, fault, SIZE))
+    cluster.assert_quiet()
+
+
+def test_workers_killed_in_turn_where_requests_are_placed_by_default(deploy: Deploy) -> None:
+    """By seconds: prompts are read from whoever has them, and so is what a dead worker's streams need."""
+    need_wire("cma")
+    cluster = deploy(prefill=2, decode=3, wire="cma", router=DEFAULT_POLICY)
+    order = [cluster.decode[0], cluster.prefill[0], cluster.decode[1], cluster.prefill[1], cluster.decode[2]]
+    outcome = run_chaos(cluster, order, Kill(), SIZE)
+    assert_good(outcome)
+    assert outcome.num_sourced_blocks > 0
     cluster.assert_quiet()
 
 

@@ -11,13 +11,13 @@ import pytest
 from penstock.router.placement.journal import WINDOW
 from tests.e2e.client import completion, new_client, random_prompt
 from tests.e2e.conftest import Deploy
-from tests.e2e.deployment import Deployment, metrics_of
+from tests.e2e.deployment import DEFAULT_POLICY, Deployment, metrics_of
 
 
 @pytest.fixture(scope="module")
 def cluster(deploy: Deploy) -> Iterator[Deployment]:
     """Placed by seconds, as by default."""
-    cluster = deploy(decode=2, router={"policy": "seconds"}, engine={"max_step_tokens": 64})
+    cluster = deploy(decode=2, router=DEFAULT_POLICY, engine={"max_step_tokens": 64})
     yield cluster
     cluster.assert_quiet()
 

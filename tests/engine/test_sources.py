@@ -130,6 +130,26 @@ def test_samples_fork_from_what_was_read() -> None:
         assert_nothing_is_left(both)
 
 
+def test_samples_that_found_their_prompt_here_ask_nobody_when_they_are_preempted() -> None:
+    """What a preempted sample lacks is its own answer, which only this worker had."""
+    each = request("a", PROMPT, n=2, temperature=1.0, max_tokens=24, source="there")
+    expected = run(make_engine(), request("a", PROMPT, n=2, temperature=1.0, max_tokens=24))["a"].tokens
+    asked = []
+
+    def note(both: Sources, reader: str, wanted: Wanted, source: Side) -> None:
+        asked.append(wanted)
+        lost(both, reader, wanted, source)
+
+    with workers(num_blocks=11) as both:
+        both.reply = note
+        run(both.engine("here"), request("warm", PROMPT, max_tokens=1))
+        answer = both.answer("here", each)["a"]
+        assert both.engine("here").num_preemptions > 0
+        assert answer.tokens == expected
+        assert asked == []
+        assert_nothing_is_left(both, num_blocks=11)
+
+
 def test_a_prefill_worker_tickets_what_it_has_read() -> None:
     """Source, prefill and decode worker: three caches, one answer."""
     reference = make_engine()

@@ -35,15 +35,17 @@ def times(run: Run) -> list[tuple[float | None, float | None]]:
     shape=st.tuples(st.integers(0, 3), st.integers(1, 3)),
     name=st.sampled_from([*BASELINES, "ours"]),
     routers=st.integers(1, 3),
+    ahead_s=st.sampled_from([None, 0.25]),
     faults=st.lists(
         st.builds(Fault, st.floats(0, 12), st.sampled_from(["p0", "d0", "d1"]), st.floats(0.5, 5)), max_size=3
     ),
 )
 def test_every_request_ends_once_and_nothing_is_left_held(
-    seed: int, shape: tuple[int, int], name: str, routers: int, faults: list[Fault]
+    seed: int, shape: tuple[int, int], name: str, routers: int, ahead_s: float | None, faults: list[Fault]
 ) -> None:
     names = {*(f"p{number}" for number in range(shape[0])), *(f"d{number}" for number in range(shape[1]))}
-    chosen = spec(*shape, routers=routers, faults=tuple(fault for fault in faults if fault.url in names))
+    here = tuple(fault for fault in faults if fault.url in names)
+    chosen = spec(*shape, routers=routers, ahead_s=ahead_s, faults=here)
     requests = random_trace(seed)
     run = simulate(requests, chosen, Guarded if name == "ours" else lambda _: BASELINES[name](seed))
     assert run.held_blocks == 0
@@ -104,6 +106,37 @@ def test_a_dead_prefill_worker_s_prompts_are_computed_elsewhere() -> None:
     run = simulate(requests, spec(2, 1, faults=(Fault(0.5, "p0", down_s=60.0),)), lambda _: LeastLoaded())
     assert {outcome.prefill for outcome in run.outcomes if outcome.attempts == 2} == {"p1"}
     assert all(outcome.finish_s is not None for outcome in run.outcomes)
+
+
+HOP_S = 1e-3
+
+
+def joined_s(finish_s: float, num_steps: int) -> float:
+    """When an answer of one more token than steps joined its batch: it ended so many steps of 10 + 1 + 3 ms later."""
+    return finish_s - HOP_S - num_steps * 0.014
+
+
+@pytest.mark.parametrize(
+    ("output", "steps"), [(1, 0), (20, 19)], ids=["an answer that has ended", "a stream that has read everything"]
+)
+def test_a_prefill_worker_that_dies_before_it_is_released_takes_nothing_with_it(output: int, steps: int) -> None:
+    requests = trace((0.0, 3000, output))
+    calm = simulate(requests, spec(2, 1), lambda _: RoundRobin())
+    assert calm.outcomes[0].finish_s is not None
+    before_release_s = joined_s(calm.outcomes[0].finish_s, steps) + HOP_S / 2
+    broken = simulate(requests, spec(2, 1, faults=(Fault(before_release_s, "p0", 60.0),)), lambda _: RoundRobin())
+    assert broken.outcomes[0].attempts == 1
+    assert times(broken) == times(calm)
+    assert broken.held_blocks == 0
+
+
+@pytest.mark.parametrize("first", ["p0", "d0"])
+def test_a_pair_that_dies_together_costs_one_attempt(first: str) -> None:
+    faults = (Fault(0.1, first, 60.0), Fault(0.15, "p0" if first == "d0" else "d0", 60.0))
+    run = simulate(trace((0.0, 3000, 20)), spec(2, 2, faults=faults), lambda _: RoundRobin())
+    [outcome] = run.outcomes
+    assert (outcome.attempts, outcome.prefill, outcome.decode) == (2, "p1", "d1")
+    assert outcome.finish_s is not None
 
 
 def test_routers_that_share_reservations_do_not_choose_the_same_idle_worker() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from penstock.router.baselines.round_robin import RoundRobin
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest
-from penstock.simulator.cluster import simulate
+from penstock.simulator.cluster import Fault, simulate
 from penstock.simulator.outcome import Outcome
 from tests.simulator.small import spec, trace
 
@@ -76,3 +76,11 @@ def test_cached_kv_of_a_third_worker_is_read_instead_of_computed() -> None:
     assert second.cached_tokens == 2048
     read = HOP + 2048e-5
     assert second.ttft_s == pytest.approx(4 * HOP + read + 0.01 + 2048e-4)
+
+
+def test_a_source_that_dies_while_it_is_read_gives_nothing() -> None:
+    chosen = spec(2, 1, faults=(Fault(10.01, "p0", 60.0),))
+    _, second = simulate(trace((0, 2048, 2, "c"), (10, 4096, 2, "c")), chosen, lambda _: FromD0()).outcomes
+    assert (second.attempts, second.cached_tokens) == (1, 0)
+    read = HOP + 2048e-5
+    assert second.ttft_s == pytest.approx(4 * HOP + read + 2 * (0.01 + 2048e-4))

@@ -1,20 +1,25 @@
 """KV events as vLLM's subscribers decode them: the types below are what such a subscriber declares."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 import pytest
 import zmq
+import zmq.asyncio
 
 from penstock.errors import ConfigError
 from penstock.local.parts import free_ports
 from penstock.protocol import Events, StoredBlock
+from penstock.worker.bridge import EngineBridge
+from penstock.worker.events import Subscription
 from penstock.worker.vllm_events import encode_batch
-from penstock.worker.zmq_publisher import ZmqPublisher
+from penstock.worker.zmq_publisher import PAUSE_S, ZmqPublisher
+from tests.router.flow.virtual_time import run
 from tests.worker.processes import running_worker
 
 
@@ -180,3 +185,72 @@ def test_every_subscriber_of_a_worker_that_listens_begins_with_the_whole_cache(t
         _, again, events = receive(first)
         assert_whole_cache(events)
         assert again == number + 1
+
+
+class Bridge:
+    """An engine whose prefix cache is one block, as its front sees it. It does not answer its first subscribers."""
+
+    def __init__(self, block: StoredBlock, num_unanswered: int = 0) -> None:
+        self.block = block
+        self.num_unanswered = num_unanswered
+        self.subscribed_at: list[float] = []
+        self.subscribed = asyncio.Event()
+        self.subscription = Subscription("g")
+
+    @contextmanager
+    def subscribe(self) -> Iterator[Subscription]:
+        self.subscribed_at.append(asyncio.get_running_loop().time())
+        assert len(self.subscribed_at) < 10, "it subscribes again and again"
+        self.subscribed.set()
+        self.subscription = Subscription("g")
+        if len(self.subscribed_at) > self.num_unanswered:
+            self.subscription.put(Events(generation="g", sequence=0, snapshot=True, stored=(self.block,)), None)
+        yield self.subscription
+
+
+def test_what_cannot_be_published_is_told_of_and_tried_again_after_a_pause(caplog: pytest.LogCaptureFixture) -> None:
+    bridge = Bridge(StoredBlock(name(1), name(9), (2**65,)))  # no such integer in msgpack
+
+    async def fail_for(seconds: float) -> None:
+        publisher = ZmqPublisher("tcp://127.0.0.1:*", "", "map")
+        publishing = asyncio.create_task(publisher.run(cast("EngineBridge", bridge)))
+        await asyncio.sleep(seconds)
+        publishing.cancel()
+        await asyncio.wait([publishing])
+        publisher.close()
+
+    run(fail_for(3.5 * PAUSE_S))
+    assert bridge.subscribed_at == pytest.approx([number * PAUSE_S for number in range(4)])
+    assert [record.message.split(";")[0] for record in caplog.records] == ["KV events could not be published"] * 4
+    assert all(record.exc_info for record in caplog.records)
+
+
+def test_subscribers_that_come_together_are_told_together() -> None:
+    bridge = Bridge(StoredBlock(name(1), name(9), (1, 2, 3, 4), salt=""), num_unanswered=1)
+    change = Events(generation="g", sequence=1, removed=(name(1),))
+
+    async def listen(*subscribers: zmq.asyncio.Socket) -> None:
+        port = free_ports(1)[0]
+        publisher = ZmqPublisher(f"tcp://*:{port}", "", "map")
+        publishing = asyncio.create_task(publisher.run(cast("EngineBridge", bridge)))
+        await bridge.subscribed.wait()
+        for each in subscribers:
+            each.subscribe(b"")
+            each.connect(f"tcp://127.0.0.1:{port}")
+        found = [await each.recv_multipart() for each in subscribers]
+        assert len({bytes(number) for _, number, _ in found}) == 1, "one batch for all"
+        bridge.subscription.put(change, None)
+        for each in subscribers:
+            _, number, payload = await each.recv_multipart()
+            assert int.from_bytes(number, "big") == int.from_bytes(found[0][1], "big") + 1
+            [removed] = msgspec.msgpack.decode(payload, type=MapBatch).events
+            assert isinstance(removed, MapRemoved)
+        publishing.cancel()
+        await asyncio.wait([publishing])
+        publisher.close()
+
+    with zmq.asyncio.Context() as context:
+        sockets = [context.socket(zmq.SUB) for _ in range(3)]
+        asyncio.run(listen(*sockets))
+        for each in sockets:
+            each.close(linger=0)

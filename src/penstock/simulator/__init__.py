@@ -7,6 +7,7 @@ links         KV on its way between workers
 call          one request on its way through the workers; `sequence` is what one of them knows of it
 worker        one worker: `schedule` and `BlockPool` of the engine, without a model; it works in `span`s of steps
 view          which worker has which blocks, as far as a router knows
+line          requests that wait in a router until workers have room
 router        what one router knows (late, and not everything), its policy, placing and placing again
 cluster       all of them, and the faults; `simulate` is the door
 outcome       what became of each request, and percentiles over all

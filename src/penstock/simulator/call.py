@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from penstock.engine.kv.pool import BlockPool
+from penstock.engine.sequence import Role
 from penstock.protocol import Load, StepTiming, StoredBlock
 from penstock.simulator.links import Port
 from penstock.simulator.sequence import SimulatedSequence
@@ -79,3 +80,8 @@ class Call:
     reading_since_s: float = 0.0
     first_sent: bool = False
     over: bool = False
+
+    @property
+    def has_joined(self) -> bool:
+        """The decode worker has all KV of the prompt: it needs nobody else any more."""
+        return self.on_decode is not None and self.on_decode.request.role is Role.GENERATE

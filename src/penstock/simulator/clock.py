@@ -10,11 +10,12 @@ Action = Callable[[], None]
 class Event:
     """Something that will be done, unless it is cancelled."""
 
-    __slots__ = ("action", "time_s")
+    __slots__ = ("action", "is_look", "time_s")
 
-    def __init__(self, time_s: float, action: Action) -> None:
+    def __init__(self, time_s: float, action: Action, *, is_look: bool = False) -> None:
         self.time_s = time_s
         self.action: Action | None = action
+        self.is_look = is_look
 
     def cancel(self) -> None:
         self.action = None
@@ -27,10 +28,14 @@ class Clock:
         self.now_s = 0.0
         self._queue: list[tuple[float, int, Event]] = []
         self._numbers = itertools.count()
+        self._num_due = 0
+        """But for looks."""
 
-    def at(self, time_s: float, action: Action) -> Event:
-        """Does `action` at `time_s`, at once when that has passed."""
-        event = Event(max(time_s, self.now_s), action)
+    def at(self, time_s: float, action: Action, *, is_look: bool = False) -> Event:
+        """Does `action` at `time_s`, at once when that has passed. A look only sees what the rest has come to: when
+        nothing but looks is due, all is over."""
+        event = Event(max(time_s, self.now_s), action, is_look=is_look)
+        self._num_due += not is_look
         heapq.heappush(self._queue, (event.time_s, next(self._numbers), event))
         return event
 
@@ -39,7 +44,8 @@ class Clock:
 
     def run(self) -> None:
         """Until nothing is due any more."""
-        while self._queue:
+        while self._num_due:
             self.now_s, _, event = heapq.heappop(self._queue)
+            self._num_due -= not event.is_look
             if event.action is not None:
                 event.action()

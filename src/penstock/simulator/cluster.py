@@ -37,6 +37,9 @@ class ClusterSpec:
     """From a worker's step to the router that reads its events."""
     share_delay_s: float | None = 5e-3
     """Until other routers know a reservation; None: they never do, as without Redis."""
+    ahead_s: float | None = None
+    """Seconds of prompts that a worker may have ahead before requests wait in the router, as RouterConfig has it; None:
+    they are placed as they come, as routers do that have no queue."""
     detect_s: float = 0.1
     """From a worker's death to the end of its connections."""
     faults: tuple[Fault, ...] = ()
@@ -78,7 +81,15 @@ class _Cluster:
             url: new_worker(url, kind, self._clock, spec.hop_s, self._reported) for url, kind in kinds.items()
         }
         self._routers = [
-            Router(self._clock, new_policy, self._workers, roles, hop_s=spec.hop_s, share=self._shared)
+            Router(
+                self._clock,
+                new_policy,
+                self._workers,
+                roles,
+                hop_s=spec.hop_s,
+                ahead_s=spec.ahead_s,
+                share=self._shared,
+            )
             for _ in range(spec.routers)
         ]
 

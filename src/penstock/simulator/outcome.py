@@ -20,6 +20,8 @@ class Outcome:
     cached_tokens: int = 0
     """Prompt tokens that the worker which computed the rest found in its cache."""
     predicted_ttft_s: float | None = None
+    placed_s: float | None = None
+    """When its router first gave it to workers."""
 
     @property
     def ttft_s(self) -> float | None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from penstock.errors import ConfigError
+from penstock.router.config import RouterConfig
 from penstock.router.placement.guarded import Guarded
 from penstock.simulator.cluster import ClusterSpec, simulate
 from penstock.simulator.config import PlanConfig
@@ -79,8 +80,8 @@ def run_plan(config: PlanConfig) -> int:
 def try_plan(
     trace: Trace, prefill: WorkerKind, decode: WorkerKind, config: PlanConfig, num_prefill: int, num_decode: int
 ) -> Plan:
-    """Replays the trace with the router's own policy."""
-    spec = ClusterSpec((prefill,) * num_prefill, (decode,) * num_decode)
+    """Replays the trace with the router's own policy and queue."""
+    spec = ClusterSpec((prefill,) * num_prefill, (decode,) * num_decode, ahead_s=RouterConfig.worker_ahead_s)
     summary = summarize(simulate(trace, spec, Guarded).outcomes, Objectives(config.ttft, config.tpot))
     return Plan(num_prefill, num_decode, spec, summary, is_good=100 * good_share(summary) >= config.good)
 

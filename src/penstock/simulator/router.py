@@ -9,11 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from penstock.protocol import Done, Events
+from penstock.router.flow.room import Room
+from penstock.router.flow.turns import Busy, Turn, take_turn
 from penstock.router.placement.books import About, Booking, Books
 from penstock.router.placement.journal import Decision, Journal
-from penstock.router.policy import Placement, PlacementRequest, Policy
+from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Policy
 from penstock.simulator.call import Call, Node, Report
 from penstock.simulator.clock import Clock
+from penstock.simulator.line import Line
 from penstock.simulator.outcome import Outcome
 from penstock.simulator.trace import BLOCK_TOKENS, TraceRequest
 from penstock.simulator.view import CacheView
@@ -36,6 +39,7 @@ class Router:
         roles: Mapping[str, str],
         *,
         hop_s: float,
+        ahead_s: float | None,
         share: Callable[["Stream", Placement, PlacementRequest], None],
     ) -> None:
         self.books = Books()
@@ -45,6 +49,8 @@ class Router:
         self.hop_s = hop_s
         self.workers = workers
         self.share = share
+        self.line = Line(clock, self._has_room)
+        self._room = None if ahead_s is None else Room(ahead_s)
         self._policy = new_policy(self.journal)
         self._roles = roles
         self._ready: dict[str, None] = {}
@@ -55,18 +61,23 @@ class Router:
     def arrive(self, request: TraceRequest) -> Outcome:
         """A request comes in. Its outcome is complete when the clock has nothing more to do."""
         stream = Stream(self, request)
-        stream.place()
+        if self._room is None:
+            stream.place()
+        else:
+            self.line.enter(stream.place)
         return stream.outcome
 
     def found(self, url: str) -> None:
         """A worker is ready: with an empty cache and no work."""
         kind = self.workers[url].kind
         self.books.open(url, "prefill" if self._roles[url] == "prefill" else "decode", node=url)
-        self.books.describe(url, About(kind.name, BLOCK_TOKENS, kind.step_tokens))
+        about = About(kind.name, BLOCK_TOKENS, kind.step_tokens, max_streams=kind.max_sequences)
+        self.books.describe(url, about)
         self._ready[url] = None
         waiting, self._waiting = self._waiting, []
         for stream in waiting:
             stream.place()
+        self.line.changed()
 
     def lost(self, url: str) -> None:
         """A worker is not to be chosen until it is found again."""
@@ -85,12 +96,28 @@ class Router:
             events = Events(generation="", sequence=0, load=report.load, timings=report.timings)
             self.books.observed(url, events, self.clock.now_s)
 
-    def choose(self, name: str, request: PlacementRequest) -> Decision | None:
-        """Asks the policy, and notes what it said."""
+    def choose(self, name: str, request: PlacementRequest, turn: Turn | None) -> Decision | Busy | None:
+        """Asks the policy, and notes what it said. With a `turn`, workers must also have room."""
+        cluster = replace(self._snapshot(), waiting=len(self.line))
+
+        def choice(without: frozenset[str]) -> Placement | None:
+            return self._policy.choose(replace(request, excluded=request.excluded | without), cluster)
+
+        if turn is None or self._room is None:
+            found: Placement | Busy | None = choice(frozenset())
+        else:
+            found = take_turn(choice, request, cluster, self._room, turn)
+        return self.journal.placed(name, request, cluster, found) if isinstance(found, Placement) else found
+
+    def _snapshot(self) -> ClusterSnapshot:
         ready = sorted(self._ready) if len(self._ready) < len(self.workers) else self.workers
-        cluster = self.books.snapshot(ready, self.clock.now_s)
-        placement = self._policy.choose(request, cluster)
-        return None if placement is None else self.journal.placed(name, request, cluster, placement)
+        return self.books.snapshot(ready, self.clock.now_s)
+
+    def _has_room(self, turn: Turn) -> bool:
+        """Whether any request of this kind might be placed."""
+        assert self._room is not None
+        limits = self._room.of(in_line=turn.in_line, heavy=turn.heavy)
+        return limits.any(self._snapshot(), kept=turn.kept)
 
     def wait(self, stream: "Stream") -> None:
         """Until a worker is found."""
@@ -115,7 +142,8 @@ class Stream:
     def __post_init__(self) -> None:
         self.outcome = Outcome(self.request)
 
-    def place(self) -> None:
+    def place(self, turn: Turn | None = None) -> Busy | None:
+        """On the best workers; with a `turn`, only where there is room. Who was under way before goes on at once."""
         router, now = self.router, self.router.clock.now_s
         hashes = self.request.hashes
         request = PlacementRequest(
@@ -124,14 +152,16 @@ class Stream:
             frozenset(self.excluded),
             router.books.model.output_tokens,
         )
-        decision = router.choose(str(self.request.index), request)
+        decision = router.choose(str(self.request.index), request, turn)
         if decision is None and self.excluded:
             self.excluded.clear()
             request = replace(request, excluded=frozenset())
-            decision = router.choose(str(self.request.index), request)
+            decision = router.choose(str(self.request.index), request, turn)
+        if isinstance(decision, Busy):
+            return decision
         if decision is None:
             router.wait(self)
-            return
+            return None
         placement = decision.placement
         self.decision, self.placed_s = decision, now
         self.bookings = [router.books.book(placement, request, now)]
@@ -149,9 +179,12 @@ class Stream:
             workers[placement.source] if placement.source else None,
         )
         router.clock.after(router.hop_s, lambda: call.decode.generate(call))
+        return None
 
     def _note(self, placement: Placement, request: PlacementRequest) -> None:
         outcome = self.outcome
+        if not outcome.attempts:
+            outcome.placed_s = self.placed_s
         outcome.attempts += 1
         outcome.decode, outcome.prefill = placement.decode, placement.prefill
         outcome.predicted_cached_tokens = request.cached_tokens.get(placement.prefill or placement.decode, 0)
@@ -168,6 +201,7 @@ class Stream:
             self.router.journal.came_true(self.decision, arrived_s - self.placed_s, cached_tokens)
         self.produced(1)
         self.router.view.stored(self.outcome.decode, self.request.hashes)
+        self.router.line.changed()
 
     def produced(self, count: int) -> None:
         self.num_output += count
@@ -183,6 +217,7 @@ class Stream:
         pulled_blocks = call.pulled_tokens // BLOCK_TOKENS
         self.router.journal.finished(decision, Done(pulled_blocks=pulled_blocks, pulls=call.pulls, pull_s=call.pull_s))
         self.router.journal.answered(decision, self.request.output_tokens)
+        self.router.line.changed()
 
     def lost(self, worker: Node) -> None:
         """Placed again, to go on after the last token that came."""
@@ -191,6 +226,7 @@ class Stream:
         self.excluded.add(worker.url)
         if self.outcome.attempts < MAX_ATTEMPTS:
             self.place()
+        self.router.line.changed()
 
     def release(self) -> None:
         for booking in self.bookings:

@@ -9,7 +9,8 @@ import math
 from bisect import insort
 from collections.abc import Callable
 
-from penstock.engine.kv.pool import BlockPool, num_blocks_for
+from penstock.engine.kv.ledger import Ledger
+from penstock.engine.kv.pool import BlockPool
 from penstock.engine.scheduler import Budget, Plan, schedule
 from penstock.engine.sequence import Role
 from penstock.protocol import Load, Ticket
@@ -17,7 +18,8 @@ from penstock.router.placement.costs import attention_pairs
 from penstock.simulator.call import Call, Report
 from penstock.simulator.clock import Clock, Event
 from penstock.simulator.kinds import WorkerKind
-from penstock.simulator.links import Port, transfer
+from penstock.simulator.links import Port
+from penstock.simulator.pulls import Pulls
 from penstock.simulator.sequence import SimulatedSequence
 from penstock.simulator.span import MAX_SPAN_STEPS, Span
 from penstock.simulator.trace import BLOCK_TOKENS
@@ -46,19 +48,22 @@ class Worker:
         """A new process: nothing cached, nothing running."""
         self.up = True
         self.pool = BlockPool(self.kind.num_blocks)
+        self.ledger = Ledger(self.pool, BLOCK_TOKENS)
         self.calls: set[Call] = set()
         self._waiting: list[SimulatedSequence] = []
         self._running: list[SimulatedSequence] = []
         self._call_of: dict[SimulatedSequence, Call] = {}
-        self._pulling: set[SimulatedSequence] = set()
-        self._prefill_tokens = 0
+        self._pulls = Pulls(self, self._clock, self._hop_s)
+        self._waiting_tokens = 0
+        """To be computed here, of those who wait."""
         self._span: Span | None = None
         self._begin_event: Event | None = None
         self._changed = True
         """Whether something happened since the last plan was made, so that the next one may be another."""
 
     def stop(self) -> set[Call]:
-        """The process dies, with the step it is in. Returns the calls that die with it."""
+        """The process dies, with the step it is in. Returns the calls that die with it: not those that have ended, nor
+        those whose decode worker has read all that this one computed."""
         self.up = False
         span = self._span
         if span is not None:
@@ -66,11 +71,13 @@ class Worker:
             whole_steps = int((self._clock.now_s - span.began_s) / span.step_s)
             if span.steps > 1 and whole_steps:
                 for sequence, _ in span.plan.work:
-                    self._call_of[sequence].caller.produced(whole_steps)  # type: ignore[index]
+                    if sequence in self._call_of:  # else given up while it was computed
+                        self._call_of[sequence].caller.produced(whole_steps)  # type: ignore[index]
         if self._begin_event is not None:
             self._begin_event.cancel()
         self._span = self._begin_event = None
-        calls, self.calls = self.calls, set()
+        calls = {call for call in self.calls if not call.over and (call.decode is self or not call.has_joined)}
+        self.calls = set()
         for call in calls:
             call.over = True
         return calls
@@ -100,7 +107,7 @@ class Worker:
         if call.on_prefill is not None and call in self.calls:
             self._drop(call.on_prefill)
             self.calls.discard(call)
-            self._wake()
+            self.wake()
 
     def ticket(self, call: Call, tokens: int, last: bool) -> None:
         """The prefill worker has published the KV of the first `tokens` tokens."""
@@ -118,8 +125,8 @@ class Worker:
             if sequence.num_left == 0:
                 self._finish(sequence)
         if sequence.blocks and not call.over:
-            self._read(call)
-        self._wake()
+            self._pulls.read(call)
+        self.wake()
 
     def abandon(self, call: Call) -> None:
         """The prefill worker was lost: the router places this request again."""
@@ -127,7 +134,7 @@ class Worker:
             call.over = True
             self._drop(call.on_decode)
             self.calls.discard(call)
-            self._wake()
+            self.wake()
 
     # What it does with it.
 
@@ -146,19 +153,18 @@ class Worker:
         return sequence
 
     def _queue(self, sequence: SimulatedSequence) -> None:
-        self._prefill_tokens += sequence.num_pending
-        hashes = sequence.full_hashes()
-        self.pool.want(hashes)
-        sequence.num_wanted = len(hashes)
+        self._waiting_tokens += sequence.num_pending
+        self.ledger.want(sequence)
         insort(self._waiting, sequence, key=lambda each: each.request.rank)
-        self._wake()
+        self.wake()
 
     def _unqueue(self, sequence: SimulatedSequence) -> None:
         self._waiting.remove(sequence)
-        self.pool.unwant(sequence.hashes[: sequence.num_wanted])
-        sequence.num_wanted = 0
+        if sequence.request.role is not Role.PULL:
+            self._waiting_tokens -= sequence.num_pending
+        self.ledger.unwant(sequence)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         """Something has changed: the next step may be another one, and begins when the present one ends."""
         self._changed = True
         span = self._span
@@ -181,7 +187,8 @@ class Worker:
             return
         if plan is None or self._changed or self._needs(plan) > self.pool.num_free:
             self._changed = False
-            plan = schedule(self._running, self._waiting, self.pool, self._budget, num_pulling=len(self._pulling))
+            pulling = self._pulls.num_sequences
+            plan = schedule(self._running, self._waiting, self.pool, self._budget, num_pulling=pulling)
             for victim in plan.preempt:
                 self._preempt(victim)  # type: ignore[arg-type]
             for _, matched in (*plan.admit, *plan.pull):
@@ -192,12 +199,10 @@ class Worker:
                 self._admit(sequence, matched)  # type: ignore[arg-type]
         if not plan.work:
             if plan.preempt:
-                self._wake()
+                self.wake()
             return
         for sequence, rows in plan.work:
-            missing = num_blocks_for(sequence.num_computed + rows, BLOCK_TOKENS) - len(sequence.blocks)
-            if missing > 0:
-                sequence.blocks += self.pool.allocate(missing)
+            self.ledger.grow(sequence, sequence.num_computed + rows)
         self._span = self._new_span(plan)
         self._span.end = self._clock.at(self._span.end_s, self._end)
 
@@ -242,13 +247,11 @@ class Worker:
         call = self._call_of[sequence]
         is_prompt = sequence.num_pending > 1 or not sequence.output
         sequence.num_computed += rows
-        self._commit(sequence)
-        if is_prompt:
-            self._prefill_tokens -= rows
-            if sequence.num_pending > 0:
-                if sequence.request.role is Role.PREFILL:
-                    self._publish(call, sequence.num_computed // BLOCK_TOKENS * BLOCK_TOKENS)
-                return
+        self.ledger.commit(sequence)
+        if sequence.num_pending > 0:
+            if sequence.request.role is Role.PREFILL:
+                self._publish(call, sequence.num_computed // BLOCK_TOKENS * BLOCK_TOKENS)
+            return
         self.sampled(call, sequence, 1 if is_prompt else rows)
 
     def sampled(self, call: Call, sequence: SimulatedSequence, count: int) -> None:
@@ -269,21 +272,25 @@ class Worker:
 
     def _admit(self, sequence: SimulatedSequence, matched: list[int]) -> None:
         self._reserve(sequence, matched, sequence.num_tokens)
-        self._run(sequence, len(matched))
+        self.run(sequence, len(matched))
+
+    def _begin_pull(self, sequence: SimulatedSequence, matched: list[int]) -> None:
+        """Reserves all blocks, then reads."""
+        call = self._call_of[sequence]
+        pull = sequence.request.role is Role.PULL
+        self._reserve(sequence, matched, call.start_tokens + 1 if pull else sequence.num_tokens)
+        self._pulls.begin(call, sequence, len(matched))
 
     def _reserve(self, sequence: SimulatedSequence, matched: list[int], num_tokens: int) -> None:
         """Takes a sequence from the waiting list and gives it blocks for `num_tokens`; the matched ones are its own."""
         self._unqueue(sequence)
-        hashes = sequence.full_hashes()
-        self.pool.expect(hashes[len(matched) :])
-        sequence.num_expected = len(hashes)
-        sequence.blocks = matched + self.pool.allocate(num_blocks_for(num_tokens, BLOCK_TOKENS) - len(matched))
+        sequence.request.source = None
+        sequence.blocks = self.ledger.reserve(sequence, matched, num_tokens)
 
-    def _run(self, sequence: SimulatedSequence, num_cached: int) -> None:
+    def run(self, sequence: SimulatedSequence, num_cached: int) -> None:
         """The rest of the prompt is computed from the next step on: the first `num_cached` blocks have their KV."""
         call = self._call_of[sequence]
         cached = num_cached * BLOCK_TOKENS
-        self._prefill_tokens -= cached
         sequence.num_computed, sequence.num_committed = cached, num_cached
         if not sequence.output:
             call.cached_tokens = min(cached, call.trace.prompt_tokens)
@@ -291,80 +298,18 @@ class Worker:
         if sequence.request.role is Role.PREFILL and num_cached:
             self._publish(call, cached)
 
-    def _begin_pull(self, sequence: SimulatedSequence, matched: list[int]) -> None:
-        """Reserves all blocks, then reads: from the prefill worker all that is missing, from a source what it has."""
+    def join(self, sequence: SimulatedSequence) -> None:
+        """All KV of its prompt is here: it decodes from the next step on."""
         call = self._call_of[sequence]
-        pull = sequence.request.role is Role.PULL
-        self._reserve(sequence, matched, call.start_tokens + 1 if pull else sequence.num_tokens)
-        self._pulling.add(sequence)
-        sequence.num_committed = len(matched)
-        if pull:
-            call.submitted = len(matched) * BLOCK_TOKENS
-            self._read(call)
-        else:
-            sequence.request.source = None
-            self._clock.after(self._hop_s, lambda: self._read_source(call, sequence, len(matched)))
-
-    def _read_source(self, call: Call, sequence: SimulatedSequence, own: int) -> None:
-        assert call.source is not None
-        hashes = sequence.full_hashes()[: (sequence.num_tokens - 1) // BLOCK_TOKENS]
-        pool = call.source.pool
-        theirs = pool.match(hashes)[own:] if call.source.up else []
-        pool.acquire(theirs)
-
-        def arrived() -> None:
-            pool.free(theirs)
-            if sequence in self._pulling and self.up:
-                self._pulling.remove(sequence)
-                for index in range(own, own + len(theirs)):
-                    self.pool.commit(sequence.blocks[index], sequence.stored_block(index))
-                self._run(sequence, own + len(theirs))
-                self._wake()
-
-        num_bytes = len(theirs) * BLOCK_TOKENS * self.kind.kv_token_bytes
-        transfer(self._clock, call.source.port, self.port, num_bytes, arrived)
+        sequence.request.role = Role.GENERATE
+        sequence.num_computed = call.start_tokens
+        self.ledger.commit(sequence)
+        self._running.append(sequence)
+        self._release_prefill(call)
+        self.wake()
 
     def _publish(self, call: Call, tokens: int, *, last: bool = False) -> None:
         self._clock.after(self._hop_s, lambda: call.decode.ticket(call, tokens, last))
-
-    def _read(self, call: Call) -> None:
-        """Reads what is published and not here, and joins the batch when that was all."""
-        tokens = call.ticketed - call.submitted
-        if tokens > 0:
-            assert call.prefill is not None
-            call.submitted = call.ticketed
-            if call.reads == 0:
-                call.reading_since_s = self._clock.now_s
-                call.pulls += 1
-            call.reads += 1
-            call.pulled_tokens += tokens
-            num_bytes = tokens * self.kind.kv_token_bytes
-            transfer(self._clock, call.prefill.port, self.port, num_bytes, lambda: self._verified(call))
-        elif call.first_sent and call.reads == 0:
-            self._join(call)
-
-    def _verified(self, call: Call) -> None:
-        call.reads -= 1
-        if call.reads == 0:
-            call.pull_s += self._clock.now_s - call.reading_since_s
-        if call.over or call.on_decode is None or not self.up:
-            return
-        if call.first_sent and call.reads == 0 and call.submitted >= call.ticketed:
-            self._join(call)
-
-    def _join(self, call: Call) -> None:
-        """All KV of the prompt is here: the sequence decodes from the next step on."""
-        sequence = call.on_decode
-        assert sequence is not None
-        if sequence.request.role is not Role.PULL:
-            return
-        sequence.request.role = Role.GENERATE
-        sequence.num_computed = call.start_tokens
-        self._commit(sequence)
-        self._pulling.remove(sequence)
-        self._running.append(sequence)
-        self._release_prefill(call)
-        self._wake()
 
     def _finish(self, sequence: SimulatedSequence) -> None:
         call = self._call_of[sequence]
@@ -384,34 +329,18 @@ class Worker:
     def _preempt(self, sequence: SimulatedSequence) -> None:
         self.num_preemptions += 1
         self._running.remove(sequence)
-        self._free(sequence)
+        self.ledger.free(sequence)
         self._queue(sequence)
 
     def _drop(self, sequence: SimulatedSequence) -> None:
         """Takes a sequence out of all queues and frees its blocks."""
-        if sequence.request.role is not Role.PULL and (sequence.num_pending > 1 or not sequence.output):
-            self._prefill_tokens -= sequence.num_pending
         if sequence in self._waiting:
             self._unqueue(sequence)
         elif sequence in self._running:
             self._running.remove(sequence)
-        self._pulling.discard(sequence)
-        self._free(sequence)
+        self._pulls.drop(sequence)
+        self.ledger.free(sequence)
         del self._call_of[sequence]
-
-    def _free(self, sequence: SimulatedSequence) -> None:
-        self.pool.free(sequence.blocks)
-        self.pool.give_up(sequence.hashes[sequence.num_committed : sequence.num_expected])
-        sequence.num_expected = 0
-        sequence.blocks = []
-        sequence.num_computed = sequence.num_committed = 0
-
-    def _commit(self, sequence: SimulatedSequence) -> None:
-        full = sequence.num_computed // BLOCK_TOKENS
-        if full > sequence.num_committed:
-            for index in range(sequence.num_committed, full):
-                self.pool.commit(sequence.blocks[index], sequence.stored_block(index))
-            sequence.num_committed = full
 
     def _tell(self, span: Span) -> None:
         stored, removed = self.pool.drain_events()
@@ -419,12 +348,13 @@ class Worker:
 
     def load(self) -> Load:
         """As Engine.load."""
+        begun = sum(each.num_pending for each in self._running if each.num_pending > 1)
         return Load(
             running=len(self._running),
             waiting=len(self._waiting),
             free_blocks=self.pool.num_free,
             num_blocks=self.pool.num_blocks,
             evictable_blocks=self.pool.num_evictable,
-            prefill_tokens=self._prefill_tokens,
+            prefill_tokens=self._waiting_tokens + begun,
             context_tokens=sum(each.num_computed for each in self._running if each.num_pending == 1),
         )

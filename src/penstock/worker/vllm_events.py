@@ -6,6 +6,7 @@ numbers there; ours are the last 64 bits of the block's.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -61,7 +62,7 @@ def _runs(blocks: Sequence[StoredBlock]) -> Iterator[list[StoredBlock]]:
         for number, block in enumerate(blocks)
         if not number or block.salt is not None or block.parent != blocks[number - 1].hash
     ]
-    for start, stop in zip(starts, [*starts[1:], len(blocks)], strict=True):
+    for start, stop in pairwise([*starts, len(blocks)]):
         yield list(blocks[start:stop])
 
 
