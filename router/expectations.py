@@ -45,13 +45,13 @@ class Expectations:
         if not placed.is_resume:
             self._came_true(placed, cached_tokens)
         if placed.prefill is not None:
-            placed.predictions.append(self._index.expect(placed.decode, placed.keys))
+            placed.expected.append(self._index.expect(placed.decode, placed.keys))
         if cached_tokens is not None and not placed.is_resume:
             outcome = _outcome(placed.cached_tokens, cached_tokens)
             self._metrics.predictions.labels(outcome).inc()
             if outcome != "exact":
                 log.debug("%s found %d of %d cached tokens", placed.decode, cached_tokens, placed.cached_tokens)
-        _retract_soon(placed.predictions)
+        _retract_soon(placed.expected)
 
     def learned(self, placed: Placed, outputs: Sequence[Sequence[int]]) -> None:
         """Answers have ended with these `outputs`, of which the decode worker now holds the first with its prompt, but
@@ -61,7 +61,7 @@ class Expectations:
         """
         self._journal.answered(placed.decision, max(map(len, outputs)))
         if placed.prefill is not None and max(map(len, outputs)) <= 1:
-            _retract(placed.predictions[1:])
+            _retract(placed.expected[1:])
             return
         _retract_soon([self._index.expect(placed.decode, placed.keys.followed_by(outputs[0][:-1]))])
 
@@ -72,7 +72,7 @@ class Expectations:
     def ended(self, placed: Placed) -> None:
         """In whatever way."""
         if not placed.is_computed:
-            _retract(placed.predictions)
+            _retract(placed.expected)
 
     def _came_true(self, placed: Placed, cached_tokens: int | None) -> None:
         decision = placed.decision
@@ -83,13 +83,13 @@ class Expectations:
             self._metrics.regret.inc(REGRET_OF * (decision.regret_s or 0.0))
 
 
-def _retract_soon(predictions: list[Expectation]) -> None:
-    asyncio.get_running_loop().call_later(CONFIRMATION_S, _retract, predictions)
+def _retract_soon(expected: list[Expectation]) -> None:
+    asyncio.get_running_loop().call_later(CONFIRMATION_S, _retract, expected)
 
 
-def _retract(predictions: list[Expectation]) -> None:
-    for prediction in predictions:
-        prediction.retract()
+def _retract(expected: list[Expectation]) -> None:
+    for expectation in expected:
+        expectation.retract()
 
 
 def _outcome(predicted: int, actual: int) -> str:

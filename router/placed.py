@@ -22,7 +22,7 @@ class Placed:
     """Of the prompt."""
     cached_tokens: int
     """Prompt tokens that the computing worker is predicted to find in its cache."""
-    predictions: list[Expectation]
+    expected: list[Expectation]
     """What its workers will hold because of it."""
     decision: Decision
     placed_at: float

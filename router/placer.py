@@ -224,8 +224,7 @@ class Placer:
         job.trial.attempts += 1
         job.trial.weights = self._cluster.weights(placement.decode)
         decision = self._journal.placed(job.request.request_id, wanted, cluster, placement)
-        computing = placement.prefill or placement.decode
-        cached = max(wanted.cached_tokens.get(url or "", 0) for url in (computing, placement.source))
+        cached = max(wanted.cached_tokens.get(url or "", 0) for url in (placement.computing, placement.source))
         reservation = self._cluster.reserve(placement, wanted)
         self._metrics.placements.labels(kind="disaggregated" if placement.prefill else "decode_alone").inc()
         return Placed(
@@ -236,7 +235,7 @@ class Placer:
             reservation=reservation,
             keys=job.prompt_keys,
             cached_tokens=cached,
-            predictions=self.expectations.placed(computing, job.keys),
+            expected=self.expectations.placed(placement.computing, job.keys),
             decision=decision,
             placed_at=asyncio.get_running_loop().time(),
             tenant=claim.tenant,
