@@ -12,6 +12,7 @@ import time
 import uuid
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
+
 from msgspec import Struct, structs
 
 from penstock.engine import messages

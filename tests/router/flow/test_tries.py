@@ -3,6 +3,7 @@
 from penstock.router.flow.tries import Round, Tried, Tries
 from penstock.router.flow.turns import Busy, Turn
 
+
 def everywhere(_: Turn) -> bool:
     return True
 
