@@ -6,7 +6,7 @@ A decision is to match the prompt, to take the snapshot and to choose; tokenizin
 decision every worker reports a step, so that no part of the snapshot is left over from the last one; every worker has
 a part of the prompt, a queue or streams, and no memory that is not full of cached blocks: nothing makes it easy.
 
-A turn that finds no room is what a queued request costs at most when it is tried: on each of the workers something is full.
+A turn that finds no room is what a queued request costs at most when it is tried: each of the workers is full.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import gc
 import random
 import time
 from dataclasses import replace
+
+from msgspec import structs
 
 from bench.prefix_index import BLOCK_TOKENS, million_blocks
 from bench.report import Report, compare, percentile
@@ -42,17 +44,18 @@ def main() -> None:
             compare(f"{what}, p99", "ms", percentile(times, 99), limit=limit),
         ]
     turns = measure_turns(arguments.decisions)
-    report.rows += [compare(f"a turn that finds no room, p{share}", "ms", percentile(turns, share)) for share in (50, 99)]
+    for share in (50, 99):
+        report.rows.append(compare(f"a turn that finds no room, p{share}", "ms", percentile(turns, share)))
     report.finish()
 
 
 def measure_turns(turns: int) -> list[float]:
     """Milliseconds of each: prefill workers have prompts enough, decode workers hold no memory that is free."""
     policy, wanted = Seconds(), PlacementRequest(100_000, {"d0": 50_000, "p1": 90_000}, output_tokens=300)
-    busy = {"num_tokens": 10**6, "streams": 20, "max_streams": 64, "prefill_tokens": 10**5, "prompts": 1}
+    busy = WorkerState("", num_tokens=10**6, streams=20, max_streams=64, prefill_tokens=10**5, prompts=1)
     cluster = ClusterSnapshot(
-        prefill=tuple(WorkerState(f"p{number}", role="prefill", **busy) for number in range(32)),
-        decode=tuple(WorkerState(f"d{number}", **busy) for number in range(32)),
+        prefill=tuple(structs.replace(busy, url=f"p{number}", role="prefill") for number in range(32)),
+        decode=tuple(structs.replace(busy, url=f"d{number}") for number in range(32)),
     )
     times = []
     for _ in range(turns):

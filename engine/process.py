@@ -169,9 +169,10 @@ class EngineProcess:
         engine, redeemer = self._engine, self._redeemer
         outputs, engine.outputs = tuple(engine.outputs), []
         released, redeemer.released = tuple(redeemer.released), []
-        *earlier, events = self._feed.changes(tuple(engine.timings)) or [None]
-        for frame in earlier:
+        frames = self._feed.changes(tuple(engine.timings))
+        for frame in frames[:-1]:
             self._send(StepOutputs(events=frame))
+        events = frames[-1] if frames else None
         engine.timings.clear()
         load, stats, spans = self._load(), self._stats(), engine.spans.drain()
         self._send(StepOutputs(outputs, released, events, load, stats, spans=spans))

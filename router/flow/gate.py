@@ -62,8 +62,8 @@ class Gate(Generic[T]):
         on_refused: Callable[[str], object] = lambda _: None,
         stopwatch: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`has_room` and `stopwatch` as Tries takes them; `undo` takes back a placement whose request is gone. `on_left`
-        is told how long each waited, `on_refused` the code of each refusal."""
+        """`has_room` and `stopwatch` as Tries takes them; `undo` takes back a placement whose request is gone.
+        `on_left` is told how long each waited, `on_refused` the code of each refusal."""
         self._undo = undo
         self._most_waiting = most_waiting
         self._on_left = on_left

@@ -1,8 +1,8 @@
 """Who of those that wait is tried again, and when; and for whom a worker is kept. Pure: every call is told the time.
 
 One that cannot go holds up nobody who finds room: neither one whose best worker is full, nor one that fits nowhere yet,
-with many answers or a very long prompt. For the first of the latter its best worker is kept: others would fill every gap
-there, and it would wait for ever.
+with many answers or a very long prompt. For the first of the latter its best worker is kept: others would fill every
+gap there, and it would wait for ever.
 """
 
 import time

@@ -1,5 +1,5 @@
-"""The router's policy. When predictions are off for a while, cost-based placement is worse than none that is simple: then
-it places by load alone, and goes on predicting, so that it sees when predictions are good again."""
+"""The router's policy. When predictions are off for a while, cost-based placement is worse than none that is simple:
+then it places by load alone, and goes on predicting, so that it sees when predictions are good again."""
 
 from dataclasses import replace
 

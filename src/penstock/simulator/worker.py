@@ -72,7 +72,7 @@ class Worker:
             if span.steps > 1 and whole_steps:
                 for sequence, _ in span.plan.work:
                     if sequence in self._call_of:  # else given up while it was computed
-                        self._call_of[sequence].caller.produced(whole_steps)  # type: ignore[index]
+                        self._call_of[sequence].caller.produced(whole_steps)
         if self._begin_event is not None:
             self._begin_event.cancel()
         self._span = self._begin_event = None
