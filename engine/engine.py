@@ -205,6 +205,7 @@ class Engine:
             return bool(plan.preempt or plan.pull)  # a pull may have joined the batch at once
         for sequence, rows in plan.work:
             self._make_room(sequence, rows)
+        self.pool.evict_ahead()
         if self.pool.has_removed:
             self.announce()
         began = time.monotonic()

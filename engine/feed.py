@@ -57,7 +57,7 @@ class Feed:
         if self._is_awaited and not self._parts:
             yield from self.changes()  # earlier subscribers skip the snapshot
             self._is_read, self._is_awaited = True, False
-            self._parts.extend(self._split(tuple(self._pool.snapshot())))
+            self._parts.extend(self._split(tuple(self._pool.snapshot()), self._pool.num_evictions))
         over = self._clock() + SNAPSHOT_S
         while self._parts and self._clock() < over:
             yield self._numbered(**self._parts.popleft())
@@ -72,9 +72,11 @@ class Feed:
         starts = range(0, max(1, len(stored), len(removed)), self._most)
         cuts = [slice(start, start + self._most) for start in starts]
         frames = [self._numbered(stored=stored[cut], removed=removed[cut]) for cut in cuts[:-1]]
-        return [*frames, self._numbered(stored=stored[cuts[-1]], removed=removed[cuts[-1]], timings=timings)]
+        stored, removed = stored[cuts[-1]], removed[cuts[-1]]
+        evictions = self._pool.num_evictions
+        return [*frames, self._numbered(stored=stored, removed=removed, evictions=evictions, timings=timings)]
 
-    def _split(self, blocks: tuple[StoredBlock, ...]) -> Iterator[dict[str, Any]]:
+    def _split(self, blocks: tuple[StoredBlock, ...], evictions: int) -> Iterator[dict[str, Any]]:
         for part, start in enumerate(range(0, max(1, len(blocks)), self._most)):
             stop = start + self._most
             yield {
@@ -83,6 +85,7 @@ class Feed:
                 "more": stop < len(blocks),
                 "block_size": self._block_size,
                 "stored": blocks[start:stop],
+                "evictions": evictions,
             }
 
     def _numbered(self, **content: Any) -> Events:

@@ -33,6 +33,8 @@ class Lookup(Struct, frozen=True, tag=True):
 
     request_id: str
     hashes: tuple[bytes, ...]
+    as_of: int = 0
+    """See GenerateRequest."""
 
 
 class PeerArrived(Struct, frozen=True, tag=True):

@@ -153,8 +153,8 @@ class EngineProcess:
                 engine.add(request, Role.PULL if request.prefill else Role.GENERATE, traced=traced)
             case messages.Prefill(request, traced):
                 engine.add(request, Role.PREFILL, traced=traced)
-            case messages.Lookup(request_id, hashes):
-                engine.outputs.append(Output(request_id, engine.tickets.lookup(request_id, hashes)))
+            case messages.Lookup(request_id, hashes, as_of):
+                engine.outputs.append(Output(request_id, engine.tickets.lookup(request_id, hashes, as_of)))
             case messages.PeerArrived(request_id, frame):
                 self._redeemer.arrived(request_id, frame)
             case messages.PeerFailed(request_id, reason):

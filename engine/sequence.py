@@ -112,6 +112,8 @@ class Request:
     source: str | None = None
     """GENERATE, PREFILL: the worker to ask for cached blocks when this request is first admitted. None from then on: a
     sample that is preempted while others of its request run recomputes what it lost."""
+    as_of: int = 0
+    """GENERATE, PREFILL: whoever sent it knew of so many evictions here, and counts on what was evicted later."""
     pulled_blocks: int = 0
     pulls: int = 0
     """Times that reading began with none being read."""
@@ -127,7 +129,8 @@ class Request:
         """The request with its first sequence; further samples fork from it once the prompt is computed."""
         request = cls(wire=wire, role=role, hasher=hasher, block_size=block_size, prompt=list(wire.prompt))
         request.stop_ids = frozenset(wire.sampling.stop_token_ids)
-        request.source = wire.source if role is not Role.PULL else None
+        if role is not Role.PULL:
+            request.source, request.as_of = wire.source, wire.as_of
         first = wire.samples[0]
         request.sequences.append(Sequence(request, first, list(first.output)))
         return request

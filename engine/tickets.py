@@ -35,9 +35,9 @@ class Tickets:
             first_tokens=tuple(first_tokens),
         )
 
-    def lookup(self, request_id: str, hashes: Seq[bytes]) -> Ticket:
-        """A ticket for the longest cached run of `hashes`, held until `end_lookup`."""
-        blocks = self._pool.match(hashes)
+    def lookup(self, request_id: str, hashes: Seq[bytes], as_of: int = 0) -> Ticket:
+        """A ticket for the longest cached run of `hashes` as of so many evictions, held until `end_lookup`."""
+        blocks = self._pool.match(hashes, as_of)
         self._pool.acquire(blocks)
         self._held[request_id] = blocks
         tickets = tuple(self._ticket(block, block_hash) for block, block_hash in zip(blocks, hashes, strict=False))

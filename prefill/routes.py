@@ -37,7 +37,7 @@ def prefill_routes(front: Front) -> APIRouter:
         """Tickets for the longest cached run of the given block hashes."""
         request = await front.receive(http, BlocksRequest, while_draining=True)  # who takes over wants them
         check_blocks_request(request, limits)
-        message = Lookup(request.request_id, request.hashes)
+        message = Lookup(request.request_id, request.hashes, request.as_of)
         return FrameResponse(partial(_hold, front, message, engine.lease_s, incoming(http.headers.raw)))
 
     return routes
@@ -49,11 +49,11 @@ async def _hold(
     """Forwards frames until the caller leaves (which cancels this), an error ends the stream, or the lease is over."""
     lease_s = front.config.engine.lease_s
     over = PrefillLost(f"the lease of {lease_s:g} s is over")
-    source = message.request.source if isinstance(message, Prefill) else None
+    request = message.request if isinstance(message, Prefill) else None
     began, leased_at, num_blocks = time.perf_counter(), 0.0, 0
     with front.working_on(message, timeout_s, caller) as stream:
         try:
-            async with beside(stream, fetch_source(front, stream, source)):
+            async with beside(stream, fetch_source(front, stream, request)):
                 await write([front.accepted(with_peer=True)])
                 async for frames in stream.batches():
                     tickets = [frame for frame in frames if isinstance(frame, Ticket)]

@@ -19,7 +19,7 @@ class Ledger:
         """It begins to wait: what is cached for it is evicted last."""
         if self._prefix_cache:
             hashes = sequence.full_hashes()
-            self._pool.want(hashes)
+            self._pool.want(hashes, sequence.request.as_of)
             sequence.num_wanted = len(hashes)
 
     def unwant(self, sequence: Sequence) -> None:

@@ -1,8 +1,12 @@
 """The block pool: who holds which KV block, which blocks a prefix hash names, and each block's epoch.
 
 A block is held (referenced by sequences), cached (free, but its content still answers to a hash; evicted least recently
-used first) or free. No step is in flight when the engine frees, so a freed block may be handed out at once. Knows no
-tensors.
+used first), leaving (evicted, but nothing was written over it yet) or free. No step is in flight when the engine frees,
+so a freed block may be handed out at once. Knows no tensors.
+
+Whoever chooses a worker for its cache goes by evictions that it has heard of, and its request takes a while. So a few
+blocks are evicted ahead of need, and each eviction has a number: a request that was sent as of an earlier one still
+finds the block, and one that was sent later does not. Both find what was predicted.
 """
 
 import secrets
@@ -13,6 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.protocol import StoredBlock
+
+AHEAD = 32
+"""One of so many blocks is evicted ahead: what is allocated while a request is on its way, some 10 ms."""
 
 
 def num_blocks_for(num_tokens: int, block_size: int) -> int:
@@ -38,6 +45,11 @@ class BlockPool:
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._kept: OrderedDict[int, None] = OrderedDict()
         """Cached blocks that somebody waits for."""
+        self._leaving: OrderedDict[int, int] = OrderedDict()
+        """Evicted blocks that still answer to a hash, and the numbers of their evictions."""
+        self._num_ahead = num_blocks // AHEAD
+        self.num_evictions = 0
+        """Blocks that ever left the prefix cache."""
         self._wanted: dict[bytes, int] = {}
         self._expected: dict[bytes, int] = {}
         self._poison = poison
@@ -47,11 +59,11 @@ class BlockPool:
     @property
     def num_free(self) -> int:
         """Blocks that allocate() can hand out now."""
-        return len(self._free) + self.num_evictable
+        return len(self._free) + len(self._leaving) + self.num_evictable
 
     @property
     def num_evictable(self) -> int:
-        """Of these, the ones that still answer to a hash."""
+        """Of these, the ones in the prefix cache."""
         return len(self._cached) + len(self._kept)
 
     @property
@@ -63,23 +75,27 @@ class BlockPool:
         """How many sequences hold `block`."""
         return self._refs[block]
 
-    def match(self, hashes: Iterable[bytes]) -> list[int]:
-        """The blocks of the longest cached run at the start of `hashes`. Takes no reference."""
+    def match(self, hashes: Iterable[bytes], as_of: int = 0) -> list[int]:
+        """The blocks of the longest cached run at the start of `hashes`, for whoever knows of the first `as_of`
+        evictions. Takes no reference."""
         matched = []
         for block_hash in hashes:
             block = self._by_hash.get(block_hash)
-            if block is None:
+            if block is None or self._leaving.get(block, as_of + 1) <= as_of:
                 break
             matched.append(block)
         return matched
 
-    def want(self, hashes: Iterable[bytes]) -> None:
+    def want(self, hashes: Iterable[bytes], as_of: int = 0) -> None:
         """Somebody waits who will acquire what is cached under these: it is evicted only when nothing else is left, and
         then what was wanted last goes first. Until `unwant`."""
         for name in hashes:
             self._wanted[name] = self._wanted.get(name, 0) + 1
             block = self._by_hash.get(name, -1)
-            if block in self._cached:
+            if self._leaving.get(block, as_of) > as_of:
+                self._come_back(block)
+                self._kept[block] = None
+            elif block in self._cached:
                 del self._cached[block]
                 self._kept[block] = None
 
@@ -113,6 +129,8 @@ class BlockPool:
     def acquire(self, blocks: Iterable[int]) -> None:
         """Takes one reference to each of `blocks` (matched or already held)."""
         for block in blocks:
+            if block in self._leaving:
+                self._come_back(block)
             self._cached.pop(block, None)
             self._kept.pop(block, None)
             self._refs[block] += 1
@@ -121,15 +139,22 @@ class BlockPool:
         """Takes `count` blocks for writing, evicting cached ones if need be. The caller has checked `num_free`."""
         blocks = []
         for _ in range(count):
+            if not (self._free or self._leaving):
+                self._evict()
             if self._free:
                 block = self._free.popleft()
             else:
-                block, _ = self._cached.popitem(last=False) if self._cached else self._kept.popitem()
-                self._forget(block)
+                block, _ = self._leaving.popitem(last=False)
+                self._unname(block)
             self._refs[block] = 1
             blocks.append(block)
         self._begin_write(blocks)
         return blocks
+
+    def evict_ahead(self) -> None:
+        """Has a few blocks leave the prefix cache before they are needed, but none that somebody waits for."""
+        while self._cached and len(self._free) + len(self._leaving) < self._num_ahead:
+            self._evict()
 
     def free(self, blocks: Sequence[int]) -> None:
         """Gives back one reference to each of `blocks`; one that nobody holds any more becomes allocatable."""
@@ -141,26 +166,30 @@ class BlockPool:
     def commit(self, block: int, stored: StoredBlock) -> None:
         """Names a full, written block by its hash. A hash that another block answers to stays with that one."""
         self._expected.pop(stored.hash, None)
+        before = self._by_hash.get(stored.hash, -1)
+        if before in self._leaving:  # whoever computed this knew that it had been evicted
+            del self._leaving[before]
+            self._unname(before)
+            self._release(before)
         if stored.hash not in self._by_hash and self._stored[block] is None:
             self._by_hash[stored.hash] = block
             self._stored[block] = stored
-            if stored.hash in self._new_removed:
-                del self._new_removed[stored.hash]
-            else:
-                self._new_stored[stored.hash] = stored
+            self._tell_stored(stored)
 
     def disown(self, blocks: Iterable[int]) -> None:
         """Takes held blocks out of the prefix cache: what they hold is not to be trusted."""
         for block in blocks:
             if self._stored[block] is not None:
-                self._forget(block)
+                self._tell_removed(block)
+                self._unname(block)
 
     def snapshot(self) -> list[StoredBlock]:
         """All blocks in the prefix cache, parents before their children."""
         in_order: dict[bytes, StoredBlock] = {}
-        for name in self._by_hash:
+        named = {name: block for name, block in self._by_hash.items() if block not in self._leaving}
+        for name in named:
             chain = []
-            while name not in in_order and (block := self._by_hash.get(name)) is not None:
+            while name not in in_order and (block := named.get(name)) is not None:
                 stored = self._stored[block]
                 assert stored is not None
                 chain.append(stored)
@@ -194,11 +223,35 @@ class BlockPool:
         if self._poison is not None:
             self._begin_write([block])
 
-    def _forget(self, block: int) -> None:
+    def _evict(self) -> None:
+        """The least recently used block leaves; of those that somebody waits for, the one that was wanted last."""
+        block, _ = self._cached.popitem(last=False) if self._cached else self._kept.popitem()
+        self._tell_removed(block)
+        self._leaving[block] = self.num_evictions
+
+    def _come_back(self, block: int) -> None:
+        """Somebody did not know that it was leaving."""
+        del self._leaving[block]
+        stored = self._stored[block]
+        assert stored is not None
+        self._tell_stored(stored)
+
+    def _unname(self, block: int) -> None:
         stored = self._stored[block]
         assert stored is not None
         del self._by_hash[stored.hash]
         self._stored[block] = None
+
+    def _tell_stored(self, stored: StoredBlock) -> None:
+        if stored.hash in self._new_removed:
+            del self._new_removed[stored.hash]
+        else:
+            self._new_stored[stored.hash] = stored
+
+    def _tell_removed(self, block: int) -> None:
+        self.num_evictions += 1
+        stored = self._stored[block]
+        assert stored is not None
         if self._new_stored.pop(stored.hash, None) is None:
             self._new_removed[stored.hash] = None
 

@@ -21,6 +21,7 @@ STUCK_FACTOR = 4.0
 
 _INT32 = 2**31 - 1
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=_INT32)]
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -72,13 +73,20 @@ class GenerateRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     source: str | None = None
     """Base URL of any worker that may have the beginning of the tokens cached: whoever computes them reads from there
     what it lacks. Only a hint: a source that is lost, late or has nothing costs time, never the request."""
+    as_of: Count = 0
+    """`Events.evictions` of whoever computes the prompt, as far as they were known when it was chosen. Blocks evicted
+    later count as cached for this request as long as nothing was written over them; 0: whatever was evicted before."""
+    source_as_of: Count = 0
+    """The same of the source."""
 
 
-class BlocksRequest(Struct, frozen=True, kw_only=True):
+class BlocksRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The body of `/blocks`: asks for tickets to the longest cached run of these chained block hashes."""
 
     request_id: str
     hashes: tuple[bytes, ...]
+    as_of: Count = 0
+    """See GenerateRequest."""
 
 
 class Layout(Struct, frozen=True, kw_only=True):
@@ -276,6 +284,8 @@ class Events(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Blocks that the cache has and had not at the last frame; parents come before their children."""
     removed: tuple[bytes, ...] = ()
     """Hashes of those that it had and has not; none of them is in `stored`."""
+    evictions: Count = 0
+    """Blocks that ever left the cache, those included that this frame tells of; 0 where it tells of none."""
     cleared: bool = False
     load: Load | None = None
     timings: tuple[StepTiming, ...] = ()

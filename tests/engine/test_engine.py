@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from penstock.engine.engine import Engine
 from penstock.engine.scheduler import schedule
 from penstock.engine.sequence import Role
+from penstock.hashing import BlockHasher
 from penstock.protocol import Error, Ticket, Tokens
 from tests.engine.harness import RecordingRunner, collect, make_engine, prompt, request, run
 
@@ -300,6 +302,24 @@ def test_lookup_holds_the_cached_run() -> None:
     assert engine.pool.num_held == 3
     engine.cancel("look")
     assert engine.pool.num_held == 0
+
+
+@pytest.mark.parametrize(("knows", "found"), [(False, 40), (True, 32)], ids=["unaware", "aware"])
+def test_a_request_finds_what_its_sender_did_not_know_to_be_evicted(knows: bool, found: int) -> None:
+    engine = make_engine(num_blocks=64)
+    run(engine, request("first", prompt(41), max_tokens=1))
+    hashes: list[bytes] = []
+    BlockHasher(b"secret", "").extend(hashes, prompt(41), 8)
+    before, number = 0, 0
+    while engine.pool.match(hashes, engine.pool.num_evictions) == engine.pool.match(hashes):
+        before, number = engine.pool.num_evictions, number + 1
+        run(engine, request(f"{number}", prompt(8, seed=number), max_tokens=1))
+    as_of = engine.pool.num_evictions if knows else before
+    assert len(engine.tickets.lookup("from elsewhere", hashes, as_of).blocks) == found // 8
+    engine.cancel("from elsewhere")
+    done = run(engine, replace(request("again", prompt(41)), as_of=as_of))["again"].done
+    assert done is not None
+    assert done.cached_tokens == found
 
 
 def test_waste_is_under_four_percent_at_32_sequences() -> None:

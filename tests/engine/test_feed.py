@@ -13,6 +13,7 @@ from penstock.worker.events import Subscription
 ONE_BLOCK_PER_FRAME = 65_536
 """Tokens of a block so large that a frame has no room for another."""
 ROOT = b"root"
+AHEAD = 3
 
 
 class Clock:
@@ -35,6 +36,7 @@ class Reader:
 
     subscription: Subscription = field(default_factory=lambda: Subscription("g"))
     held: set[bytes] = field(default_factory=set)
+    evictions: int = 0
     num_snapshots: int = 0
 
     def take(self, frame: Events) -> None:
@@ -52,6 +54,7 @@ class Reader:
         for block in frame.stored:
             assert block.hash not in self.held
             self.held.add(block.hash)
+        self.evictions = max(self.evictions, frame.evictions)
 
 
 class Engine:
@@ -59,6 +62,7 @@ class Engine:
 
     def __init__(self, num_blocks: int = 40, seed: int = 0) -> None:
         self.pool = BlockPool(num_blocks)
+        self.pool._num_ahead = AHEAD
         self.feed = Feed(self.pool, ONE_BLOCK_PER_FRAME, "g", Load, clock=Clock())
         self.readers: list[Reader] = []
         self._rng = random.Random(seed)
@@ -84,6 +88,7 @@ class Engine:
         frames = list(self.feed.snapshot())
         for _ in range(num_stored):
             self.store()
+        self.pool.evict_ahead()
         frames += self.feed.changes()
         for frame in frames:
             for reader in self.readers:
@@ -102,13 +107,17 @@ def test_whoever_comes_whenever_ends_with_what_is_cached(seed: int) -> None:
         if rng.random() < 0.05:
             engine.read()
         engine.round(rng.randrange(3))
+        for reader in engine.readers:
+            lasting = reader.held.intersection(engine.pool._by_hash)
+            assert all(engine.pool.match([name], reader.evictions) for name in lasting), "it goes by what it was told"
     assert len(engine.readers) > 2
     while engine.feed.is_behind:
         engine.round()
     engine.round()
-    assert len(engine.truth) == 40
+    assert len(engine.truth) == 40 - AHEAD
     for reader in engine.readers:
         assert reader.held == engine.truth
+        assert reader.held == {name for name in engine.pool._by_hash if engine.pool.match([name], reader.evictions)}
         assert reader.num_snapshots == 1
 
 
@@ -121,7 +130,8 @@ def test_a_round_sends_a_few_parts_of_a_snapshot_and_no_change_between_them() ->
         rounds.append(engine.round(1))
     assert all(len(frames) == PARTS_PER_ROUND for frames in rounds[:-1])
     frames = [frame for frames in rounds for frame in frames]
-    assert [frame.snapshot for frame in frames] == [True] * 40 + [False] * len(rounds), "what has changed comes last"
+    snapshot = [True] * (40 - AHEAD)
+    assert [frame.snapshot for frame in frames] == snapshot + [False] * len(rounds), "what has changed comes last"
     engine.round()
     assert reader.held == engine.truth
 

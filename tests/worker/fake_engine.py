@@ -116,7 +116,7 @@ class FakeEngine:
                 self._send(StepOutputs(wanted=(Wanted(request.request_id, WANTED),)))
             case Prefill(request) if request.salt != "hang":
                 self._send_tickets(request)
-            case Lookup(request_id, hashes):
+            case Lookup(request_id, hashes, _):
                 tickets = tuple(BlockTicket(i, 7, value) for i, value in enumerate(hashes))
                 self._answer(
                     request_id, Ticket(generation=self.generation, first_position=0, blocks=tickets, last=True)
@@ -211,6 +211,7 @@ def _summary(message: ToEngine) -> dict[str, object]:
         "id": getattr(request, "request_id", ""),
         "frame": type(getattr(message, "frame", None)).__name__,
         "reason": getattr(message, "reason", ""),
+        "as_of": getattr(request, "as_of", 0),
         "hashes": [hash_.decode(errors="replace") for hash_ in getattr(message, "hashes", ())],
     }
 

@@ -219,11 +219,13 @@ def test_error_of_the_prefill_worker_reaches_the_engine(decode: WorkerProcess, p
 def test_a_source_is_asked_for_what_the_engine_wants_until_it_has_read_it(
     decode: WorkerProcess, prefill: WorkerProcess, path: str
 ) -> None:
-    body = request(source=decode.url if path == "prefill" else prefill.url)
+    body = request(source=decode.url if path == "prefill" else prefill.url, as_of=5, source_as_of=7)
     asking, source = (prefill, decode) if path == "prefill" else (decode, prefill)
     last = answer(f"{asking.url}/{path}", body)[-1]
     assert isinstance(last, Done) if path == "generate" else last.code == "prefill_lost", "the lease is over"
-    assert source.journal.expect("Lookup", body)["hashes"] == [hash_.decode() for hash_ in WANTED]
+    assert asking.journal.expect(path.capitalize(), body)["as_of"] == 5
+    wanted = source.journal.expect("Lookup", body)
+    assert (wanted["hashes"], wanted["as_of"]) == ([hash_.decode() for hash_ in WANTED], 7)
     source.journal.expect("Cancel", body, within_s=0.25)  # sooner than its lease of 0.3 s would end
     asking.journal.expect("PeerArrived", body, frame="Accepted")
     asking.journal.expect("PeerArrived", body, frame="Ticket")

@@ -40,7 +40,7 @@ async def fetch_prefill(front: Front, stream: Stream, request: GenerateRequest) 
     A refusal ends the stream here, since it says nothing against the prefill worker.
     """
     if request.prefill is None:
-        await fetch_source(front, stream, request.source)
+        await fetch_source(front, stream, request)
         return
     url = request.prefill.rstrip("/") + "/prefill"
     try:
@@ -51,18 +51,18 @@ async def fetch_prefill(front: Front, stream: Stream, request: GenerateRequest) 
         _tell(front, stream, url, error)
 
 
-async def fetch_source(front: Front, stream: Stream, source: str | None) -> None:
-    """Asks a source for the cached blocks that the engine wants, once it wants any.
+async def fetch_source(front: Front, stream: Stream, request: GenerateRequest | None) -> None:
+    """Asks the request's source for the cached blocks that the engine wants, once it wants any.
 
     One that says nothing for `source_wait_s` is left: the request waits for it, with all of its blocks reserved.
     """
-    if source is None:
+    if request is None or request.source is None:
         return
-    url = source.rstrip("/") + "/blocks"
-    hashes = await stream.wanted
+    url = request.source.rstrip("/") + "/blocks"
+    wanted = BlocksRequest(request_id=stream.id, hashes=await stream.wanted, as_of=request.source_as_of)
     try:
         async with asyncio.timeout(front.config.source_wait_s) as patience:
-            await _carry(front, stream, url, BlocksRequest(request_id=stream.id, hashes=hashes), patience)
+            await _carry(front, stream, url, wanted, patience)
     except TimeoutError:
         _tell(front, stream, url, PrefillLost(f"no answer within {front.config.source_wait_s:g} s"))
     except Exception as error:

@@ -67,12 +67,81 @@ def test_two_pools_start_at_different_epochs() -> None:
     assert BlockPool(1).epochs[0] != BlockPool(1).epochs[0]
 
 
+def full_pool() -> BlockPool:
+    """Of 64 blocks, all cached, a chain of three as the least recently used; two are evicted ahead."""
+    pool = BlockPool(64)
+    for names in ("abc", [str(number) for number in range(61)]):
+        blocks = pool.allocate(len(names))
+        for block, name in zip(blocks, names, strict=True):
+            pool.commit(block, stored(name))
+        pool.free(blocks)
+    pool.drain_events()
+    pool.evict_ahead()
+    return pool
+
+
+ABC = (b"a", b"b", b"c")
+
+
+def test_what_is_evicted_ahead_is_found_by_those_who_do_not_know() -> None:
+    pool = full_pool()
+    assert pool.drain_events() == ((), (b"c", b"b"))
+    assert (pool.num_evictions, pool.num_free, pool.num_evictable) == (2, 64, 62)
+    assert [len(pool.match(ABC, as_of)) for as_of in range(4)] == [3, 2, 1, 1], "c was the first to leave"
+    assert {b"b", b"c"}.isdisjoint(block.hash for block in pool.snapshot())
+
+
+def test_what_is_found_while_it_leaves_comes_back() -> None:
+    pool, waited = full_pool(), full_pool()
+    blocks = pool.match(ABC)
+    pool.acquire(blocks)
+    pool.free(blocks)
+    waited.want(ABC, as_of=1)
+    waited.drain_events()
+    waited.allocate(61)
+    assert len(pool.match(ABC, as_of=9)) == 3
+    assert pool.drain_events() == ((), ()), "it was never told that they leave"
+    assert len(waited.match(ABC, as_of=9)) == 2, "who waits did not count on c"
+
+
+def test_what_leaves_is_written_over_first_and_in_order() -> None:
+    pool = full_pool()
+    pool.drain_events()
+    pool.allocate(1)
+    assert len(pool.match(ABC)) == 2
+    pool.allocate(1)
+    assert len(pool.match(ABC)) == 1
+    assert pool.drain_events() == ((), ()), "that was told before"
+
+
+def test_what_is_computed_again_takes_the_place_of_what_leaves() -> None:
+    pool = full_pool()
+    pool.drain_events()
+    pool.acquire(pool.match([b"a"], as_of=2))
+    [block] = pool.allocate(1)  # c's
+    pool.commit(block, stored("b", "a"))
+    assert pool.match(ABC, as_of=2)[1:] == [block]
+    assert pool.drain_events() == ((stored("b", "a"),), ())
+    assert pool.num_free == 62
+
+
+def test_a_small_pool_evicts_nothing_ahead() -> None:
+    pool = BlockPool(4)
+    [block] = pool.allocate(1)
+    pool.commit(block, stored("a"))
+    pool.free([block])
+    pool.allocate(3)
+    pool.evict_ahead()
+    assert pool.num_evictions == 0
+
+
 class PoolMachine(RuleBasedStateMachine):
     """Random holders; the invariants say who owns what."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pool = BlockPool(10)
+        self.pool._num_ahead = 3
         self.held: list[list[int]] = []
         self.names = 0
         self.known: set[bytes] = set()
@@ -87,9 +156,10 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(data=st.data())
     def commit(self, data: st.DataObject) -> None:
+        """A new content, or one of the first ones again."""
         block = data.draw(st.sampled_from(data.draw(st.sampled_from(self.held))))
         self.names += 1
-        self.pool.commit(block, stored(str(self.names)))
+        self.pool.commit(block, stored(str(data.draw(st.sampled_from([self.names, self.names % 5])))))
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -98,17 +168,25 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def acquire(self, data: st.DataObject) -> None:
-        cached = self.pool.snapshot()
-        if cached:
-            blocks = self.pool.match([data.draw(st.sampled_from(cached)).hash])
+        names = sorted(self.pool._by_hash)
+        if names:
+            blocks = self.pool.match([data.draw(st.sampled_from(names))], self.as_of(data))
             self.pool.acquire(blocks)
             self.held.append(blocks)
 
-    @rule(name=st.integers(1, 30), wanted=st.booleans())
-    def want(self, name: int, wanted: bool) -> None:
+    @rule()
+    def evict_ahead(self) -> None:
+        self.pool.evict_ahead()
+        assert self.pool.num_free - self.pool.num_evictable >= min(3, self.pool.num_free - len(self.pool._kept))
+
+    def as_of(self, data: st.DataObject) -> int:
+        return data.draw(st.integers(0, self.pool.num_evictions))
+
+    @rule(data=st.data(), name=st.integers(0, 30), wanted=st.booleans())
+    def want(self, data: st.DataObject, name: int, wanted: bool) -> None:
         hashes = [b"%d" % name]
         if wanted:
-            self.pool.want(hashes)
+            self.pool.want(hashes, self.as_of(data))
         else:
             self.pool.unwant(hashes)
 
