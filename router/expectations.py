@@ -42,6 +42,8 @@ class Expectations:
         will: until now another request for it would have found nothing there, and computing it on the prefill worker
         was the better choice."""
         placed.is_computed = True
+        for expectation in placed.expected:
+            expectation.is_pending = False
         if not placed.is_resume:
             self._came_true(placed, cached_tokens)
         if placed.prefill is not None:
@@ -63,7 +65,10 @@ class Expectations:
         if placed.prefill is not None and max(map(len, outputs)) <= 1:
             _retract(placed.expected[1:])
             return
-        _retract_soon([self._index.expect(placed.decode, placed.keys.followed_by(outputs[0][:-1]))])
+        held = self._index.expect(placed.decode, placed.keys.followed_by(outputs[0][:-1]))
+        for expectation in (*placed.expected, held):
+            expectation.is_pending = False
+        _retract_soon([held])
 
     def finished(self, placed: Placed, done: Done) -> None:
         """The stream's last frame came."""

@@ -213,6 +213,8 @@ class Generation:
             prefill=placed.prefill,
             priority=placed.priority,
             source=placed.source,
+            as_of=placed.as_of,
+            source_as_of=placed.source_as_of,
         )
 
 

@@ -22,6 +22,10 @@ class Placed:
     """Of the prompt."""
     cached_tokens: int
     """Prompt tokens that the computing worker is predicted to find in its cache."""
+    as_of: int
+    """Of how many evictions of the computing worker was known when this was predicted."""
+    source_as_of: int
+    """The same of the source."""
     expected: list[Expectation]
     """What its workers will hold because of it."""
     decision: Decision

@@ -189,9 +189,11 @@ class Placer:
         """To a worker prompt and output so far are all prompt."""
         request, num_tokens = job.request, job.keys.num_tokens
         left = request.sampling.max_tokens - (num_tokens - len(request.prompt))
+        cached_tokens = self._index.match(job.keys)
         return PlacementRequest(
             prompt_tokens=num_tokens,
-            cached_tokens=self._index.match(job.keys),
+            cached_tokens=cached_tokens,
+            pending_tokens=self._index.pending(job.keys, cached_tokens),
             output_tokens=min(left, self._cluster.books.model.output_tokens),
             num_answers=job.num_answers,
             picked=arrival.picked,
@@ -224,7 +226,7 @@ class Placer:
         job.trial.attempts += 1
         job.trial.weights = self._cluster.weights(placement.decode)
         decision = self._journal.placed(job.request.request_id, wanted, cluster, placement)
-        cached = max(wanted.cached_tokens.get(url or "", 0) for url in (placement.computing, placement.source))
+        _, cached = placement.relies_on(wanted)
         reservation = self._cluster.reserve(placement, wanted)
         self._metrics.placements.labels(kind="disaggregated" if placement.prefill else "decode_alone").inc()
         return Placed(
@@ -235,6 +237,8 @@ class Placer:
             reservation=reservation,
             keys=job.prompt_keys,
             cached_tokens=cached,
+            as_of=self._index.as_of(placement.computing),
+            source_as_of=self._index.as_of(placement.source or ""),
             expected=self.expectations.placed(placement.computing, job.keys),
             decision=decision,
             placed_at=asyncio.get_running_loop().time(),

@@ -113,7 +113,7 @@ class PlacementRequest:
 
     prompt_tokens: int
     cached_tokens: Mapping[str, int] = field(default_factory=dict)
-    """Per worker URL, how much of the prompt it has in its cache."""
+    """Per worker URL, how much of the prompt it has in its cache, or will have when the request is there."""
     excluded: frozenset[str] = frozenset()
     """Workers that have already failed this request."""
     output_tokens: int = EXPECTED_OUTPUT_TOKENS
@@ -121,6 +121,12 @@ class PlacementRequest:
     num_answers: int = 1
     picked: Picked | None = None
     """Only the router that stands beside a decode worker goes by this (beside.py)."""
+    pending_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Of a worker's cached tokens, those that it is still to compute or to pull: nobody can read them from it yet."""
+
+    def readable(self, url: str) -> int:
+        """Tokens of the prompt that other workers can read from this one's cache."""
+        return self.cached_tokens.get(url, 0) - self.pending_tokens.get(url, 0)
 
     def uncached(self, worker: WorkerState) -> int:
         """Prompt tokens `worker` would have to compute; the last one is always computed."""
@@ -180,6 +186,11 @@ class Placement:
     def computing(self) -> str:
         """Who computes the prompt."""
         return self.prefill or self.decode
+
+    def relies_on(self, request: PlacementRequest) -> tuple[str, int]:
+        """The worker on whose cache it rests, and the tokens that are found or read there."""
+        own, others = request.cached_tokens.get(self.computing, 0), request.readable(self.source or "")
+        return (self.source, others) if self.source and others > own else (self.computing, own)
 
 
 class Policy(Protocol):

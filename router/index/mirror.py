@@ -49,6 +49,8 @@ class Mirror:
         self.is_retired = False
         self.num_dropped = 0
         """Blocks that were not remembered for want of room."""
+        self.evictions = 0
+        """The worker's, as far as they are known here."""
         self.known: dict[int, int] = {}
         """The worker's name of each block -> ours."""
         self.expected: dict[int, Any] = {}
@@ -79,6 +81,7 @@ class Mirror:
 
     def end(self, frame: Events) -> None:
         """`frame` has been applied."""
+        self.evictions = max(self.evictions, frame.evictions)
         if frame.snapshot and not frame.more:
             self.is_complete = True
         if frame.load is not None and 0 < frame.load.num_blocks < len(self.known):

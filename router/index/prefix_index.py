@@ -5,7 +5,8 @@ given, and ends with that, or with its failure. Memory is bounded by `max_blocks
 a block takes at most 200 bytes, and 130 for each further worker that holds it (bench.prefix_index).
 """
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 
@@ -25,6 +26,8 @@ class Expectation:
         self._index = index
         self._url = url
         self.keys: list[int] = []
+        self.is_pending = True
+        """Until the worker holds them, though it may not have told."""
 
     def retract(self) -> None:
         """Call at failure, and when the worker has had time to tell. Twice does no harm."""
@@ -73,6 +76,26 @@ class PrefixIndex:
                         break
             self._note(found, held, most * size)
         return found
+
+    def pending(self, prompt: PromptKeys, found: Mapping[str, int]) -> dict[str, int]:
+        """Of the tokens that `match` has found per worker URL, those that it is still to compute or to pull. Workers
+        that have all of them are left out."""
+        pending: dict[str, int] = {}
+        for url, tokens in found.items():
+            worker = self._workers[url]
+            if worker.expected and worker.mirror is not None:
+                size, expected = worker.mirror.block_size, worker.expected
+                keys = prompt.of(size)[: tokens // size]  # an expectation is of a prompt's last ones
+                num_held = bisect(keys, 0, key=lambda key: key in expected and expected[key].is_pending)
+                if num_held < len(keys):
+                    pending[url] = (len(keys) - num_held) * size
+        return pending
+
+    def as_of(self, url: str) -> int:
+        """How many of a worker's evictions `match` takes into account: the worker is told with the request, since it
+        may have evicted more by then."""
+        worker = self._workers.get(url)
+        return 0 if worker is None or worker.mirror is None else worker.mirror.evictions
 
     def expect(self, url: str, prompt: PromptKeys) -> Expectation:
         """`url` is about to hold all full blocks of `prompt`."""

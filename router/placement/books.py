@@ -192,9 +192,7 @@ class Books:
 
     def book(self, placement: Placement, request: PlacementRequest, now_s: float) -> Booking:
         """Counts a request's work on the workers that it was placed on."""
-        cached = request.cached_tokens.get(placement.computing, 0)
-        if placement.source is not None:
-            cached = max(cached, request.cached_tokens.get(placement.source, 0))
+        _, cached = placement.relies_on(request)
         decode, computing = self._accounts.get(placement.decode), self._accounts.get(placement.computing)
         return Booking(decode, computing, request, cached, now_s)
 

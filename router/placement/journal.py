@@ -71,7 +71,7 @@ class Journal:
         """The first token came. Learns from it."""
         prediction = decision.placement.prediction
         decision.ttft_s, decision.cached_tokens = ttft_s, cached_tokens
-        worker, told = _relied_on(decision)
+        worker, told = decision.placement.relies_on(decision.request)
         is_believed = cached_tokens is None or self._judge(worker, told, cached_tokens)
         if prediction is None:
             return
@@ -119,13 +119,6 @@ def regret_s(decision: Decision) -> float | None:
     if other is None or other.prediction is None:
         return 0.0
     return max(0.0, decision.ttft_s - other.prediction.ttft_s)
-
-
-def _relied_on(decision: Decision) -> tuple[str, int]:
-    """The worker on whose word about its cache the prediction rests, and the cached tokens by that word."""
-    placement, told = decision.placement, decision.request.cached_tokens
-    worker = max(placement.computing, placement.source or "", key=lambda url: told.get(url, 0))
-    return worker, told.get(worker, 0)
 
 
 def _facts(decision: Decision, prediction: Prediction) -> dict[str, object]:

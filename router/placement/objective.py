@@ -215,7 +215,7 @@ class Scene:
         """How computing may begin: (cached tokens, seconds until those of a source are there, the source)."""
         cached = self._cached.get(worker.url, 0)
         if source is not None:
-            return [self._pulling(worker, cached, self._cached.get(source.url, 0), source)]
+            return [self._pulling(worker, cached, self._readable(source), source)]
         found: list[tuple[int, float, str | None]] = [(cached, 0.0, None)]
         holders = self._holders.get(worker.revision)
         if holders is not None:
@@ -232,7 +232,8 @@ class Scene:
     ) -> tuple[int, float, str | None]:
         """From `cached` to `tokens` cached tokens, by one more hop and a read."""
         link = self._near if source.node == worker.node else self._far
-        return max(cached, tokens), self._hop_s + link.seconds(tokens - cached), source.url
+        found = max(cached, tokens)
+        return found, self._hop_s + link.seconds(found - cached), source.url
 
     def decoding(self, worker: WorkerState) -> Decoding:
         """The answer on `worker`: its steps are longer by what this request adds to them, for all who share them."""
@@ -274,10 +275,13 @@ class Scene:
         link = self._near if prefill.node == decode.node else self._far
         return max(link.seconds(min(missing, computing.last_tokens)), link.seconds(missing) - computing.prefill_s)
 
+    def _readable(self, source: WorkerState) -> int:
+        return min(self._request.readable(source.url), self._prompt - 1)
+
     def _find_holders(self) -> dict[str, _Holders]:
         """By revision."""
         found: dict[str, _Holders] = {}
-        holders = [(self._cached.get(each.url, 0), each) for each in (*self._prefill, *self._decode)]
+        holders = [(self._readable(each), each) for each in (*self._prefill, *self._decode)]
         for holder in sorted((each for each in holders if each[0]), key=_first, reverse=True):
             of_revision = found.get(holder[1].revision)
             if of_revision is None:

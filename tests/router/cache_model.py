@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from penstock.engine.kv.pool import BlockPool
 from penstock.hashing import BlockHasher
 from penstock.protocol import Events, Load, StoredBlock
@@ -85,10 +87,10 @@ class CacheModel:
         self.compute(self.running[-1])
         self.end(self.running[-1])
 
-    def cached_tokens(self, tokens: Sequence[int], salt: str = "") -> int:
+    def cached_tokens(self, tokens: Sequence[int], salt: str = "", as_of: int = 0) -> int:
         """What a request would find here."""
         usable = (len(tokens) - 1) // self.block_size
-        return len(self.pool.match(self.hashes(tokens, salt)[:usable])) * self.block_size
+        return len(self.pool.match(self.hashes(tokens, salt)[:usable], as_of)) * self.block_size
 
     def snapshot(self, part_blocks: int = 3) -> None:
         """Says all it holds, to a new subscriber."""
@@ -98,12 +100,14 @@ class CacheModel:
         starts = range(0, max(1, len(blocks)), part_blocks)
         for part, start in enumerate(starts):
             more, stored = start + part_blocks < len(blocks), tuple(blocks[start : start + part_blocks])
-            self._say(Events(**self._head, snapshot=True, part=part, more=more, stored=stored, block_size=2))
+            told = Events(**self._head, snapshot=True, part=part, more=more, stored=stored, block_size=2)
+            self._say(replace(told, evictions=self.pool.num_evictions))
 
     def tell(self) -> None:
         """Says what changed since it last said something."""
         stored, removed = self.pool.drain_events()
-        self._say(Events(**self._head, stored=stored, removed=removed, load=Load(num_blocks=self.num_blocks)))
+        told = Events(**self._head, stored=stored, removed=removed, load=Load(num_blocks=self.num_blocks))
+        self._say(replace(told, evictions=self.pool.num_evictions))
 
     @property
     def _head(self) -> dict[str, object]:

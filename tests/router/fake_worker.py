@@ -112,6 +112,7 @@ class FakeWorker(LocalServer):
         self.cached_tokens = 3
         self.stored: list[StoredBlock] = []
         """Its prefix cache, of blocks of 2 tokens, as new subscribers of /events hear of it."""
+        self.evictions = 0
         self.event_scripts: deque[EventScript] = deque()
         """What subscribers get, in turn; then `quiet_events`."""
         self.subscriptions = 0
@@ -133,7 +134,8 @@ class FakeWorker(LocalServer):
 
     def snapshot(self) -> Events:
         """The first frame of a subscription."""
-        return Events(generation=self.generation, sequence=0, snapshot=True, block_size=2, stored=tuple(self.stored))
+        first = Events(generation=self.generation, sequence=0, snapshot=True, block_size=2, evictions=self.evictions)
+        return msgspec.structs.replace(first, stored=tuple(self.stored))
 
     async def token_gate(self, stream: Stream) -> None:
         while self.gate is not None and not self.gate.is_set():

@@ -101,6 +101,47 @@ def test_workers_may_differ_in_block_size() -> None:
     assert match(index, TOKENS[:19]) == {"four": 16, "ten": 10}
 
 
+def test_a_request_finds_what_was_predicted_although_it_was_evicted_on_its_way() -> None:
+    worker = CacheModel("a", num_blocks=64)
+    worker.serve(TOKENS)
+    worker.serve(tuple(range(1000, 1106)))
+    index = index_of(worker)
+    predicted, as_of = match(index), index.as_of("a")
+    worker.pool.evict_ahead()
+    worker.tell()
+    assert worker.cached_tokens(TOKENS, as_of=as_of) == predicted["a"] == 20
+    read(worker)
+    assert worker.cached_tokens(TOKENS, as_of=index.as_of("a")) == match(index)["a"] == 18
+    hear(index, worker)
+    assert worker.cached_tokens(TOKENS, as_of=index.as_of("a")) == match(index)["a"] == 18
+    assert index.as_of("nobody") == 0
+
+
+def test_what_a_worker_is_still_to_compute_is_pending() -> None:
+    worker = CacheModel("a")
+    worker.serve(TOKENS[:5])
+    index = index_of(worker)
+    keys = PromptKeys("", TOKENS)
+    expectation = index.expect("a", keys)
+    found = index.match(keys)
+    assert (found, index.pending(keys, found)) == ({"a": 20}, {"a": 16})
+    expectation.is_pending = False
+    assert index.pending(keys, found) == {}
+
+
+def test_what_a_worker_has_told_of_is_not_pending() -> None:
+    worker = CacheModel("a")
+    index = index_of(worker)
+    keys = PromptKeys("", TOKENS)
+    index.expect("a", keys)
+    assert worker.begin(TOKENS)
+    for num_blocks, pending in ((3, {"a": 14}), (7, {})):
+        worker.compute(worker.running[0], num_blocks)
+        worker.tell()
+        read(worker)
+        assert index.pending(keys, index.match(keys)) == pending
+
+
 def test_an_expectation_counts_at_once_and_until_it_is_retracted() -> None:
     worker = CacheModel("a")
     index = index_of(worker)

@@ -134,6 +134,23 @@ def test_a_hot_prefix_is_pulled_where_that_beats_computing_it() -> None:
     assert slow_choice.source is None
 
 
+def test_nobody_pulls_what_is_still_to_be_computed() -> None:
+    """The third worker has less of the prompt, but has it now."""
+    request = PlacementRequest(10_000, {"p1": 9000, "p3": 5000}, pending_tokens={"p1": 8000})
+    scene = cluster(
+        worker("p1", "prefill", **queued(60_000, 6)),
+        worker("p2", "prefill"),
+        worker("p3", "prefill", **queued(60_000, 6)),
+        worker("d", "decode", **BUSY),
+    )
+    placement = POLICY.choose(request, scene)
+    assert placement == Placement("d", "p2", source="p3")
+    assert prediction(placement).cached_tokens == 5000
+    assert placement is not None
+    assert placement.relies_on(request) == ("p3", 5000)
+    assert Placement("d", "p1").relies_on(request) == ("p1", 9000), "whoever computes it waits for it"
+
+
 def test_full_memory_is_waited_for_or_avoided() -> None:
     memory = {"num_tokens": 100_000, "free_tokens": 500}
     full = worker("d1", "decode", streams=20, context_tokens=40_000, output_tokens=20_000, **memory)
@@ -193,12 +210,14 @@ def scenes(draw: st.DrawFn) -> tuple[PlacementRequest, ClusterSnapshot]:
         )
     urls = [each.url for each in workers]
     prompt = draw(st.integers(1, 40_000))
+    cached = draw(st.dictionaries(st.sampled_from(urls), st.integers(0, prompt)))
     request = PlacementRequest(
         prompt,
-        draw(st.dictionaries(st.sampled_from(urls), st.integers(0, prompt))),
+        cached,
         draw(st.frozensets(st.sampled_from(urls), max_size=3)),
         draw(st.integers(1, 500)),
         draw(st.integers(1, 3)),
+        pending_tokens={url: draw(st.integers(0, tokens)) for url, tokens in cached.items()},
     )
     now, reuse = draw(st.floats(0, 10)), draw(st.floats(0, 2))
     return request, cluster(*workers, now_s=now, reuse=reuse, pair_s=0.02, alone_s=0.01)
