@@ -193,7 +193,7 @@ class Placer:
         return PlacementRequest(
             prompt_tokens=num_tokens,
             cached_tokens=cached_tokens,
-            pending_tokens=self._index.pending(job.keys, cached_tokens),
+            pending=self._index.pending(job.keys, cached_tokens),
             output_tokens=min(left, self._cluster.books.model.output_tokens),
             num_answers=job.num_answers,
             picked=arrival.picked,

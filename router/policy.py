@@ -121,12 +121,13 @@ class PlacementRequest:
     num_answers: int = 1
     picked: Picked | None = None
     """Only the router that stands beside a decode worker goes by this (beside.py)."""
-    pending_tokens: Mapping[str, int] = field(default_factory=dict)
-    """Of a worker's cached tokens, those that it is still to compute or to pull: nobody can read them from it yet."""
+    pending: frozenset[str] = frozenset()
+    """Workers that are still to compute or to pull some of their cached tokens: what another worker would find there
+    depends on when it asks."""
 
     def readable(self, url: str) -> int:
         """Tokens of the prompt that other workers can read from this one's cache."""
-        return self.cached_tokens.get(url, 0) - self.pending_tokens.get(url, 0)
+        return 0 if url in self.pending else self.cached_tokens.get(url, 0)
 
     def uncached(self, worker: WorkerState) -> int:
         """Prompt tokens `worker` would have to compute; the last one is always computed."""

@@ -18,8 +18,10 @@ import numpy.typing as npt
 
 from penstock.protocol import StoredBlock
 
-AHEAD = 32
-"""One of so many blocks is evicted ahead: what is allocated while a request is on its way, some 10 ms."""
+_AHEAD = 16
+"""At most one of so many blocks is evicted ahead."""
+_PER_STEP = 0.99
+"""How fast it is forgotten how many blocks steps have needed: by half in 70 steps."""
 
 
 def num_blocks_for(num_tokens: int, block_size: int) -> int:
@@ -47,7 +49,8 @@ class BlockPool:
         """Cached blocks that somebody waits for."""
         self._leaving: OrderedDict[int, int] = OrderedDict()
         """Evicted blocks that still answer to a hash, and the numbers of their evictions."""
-        self._num_ahead = num_blocks // AHEAD
+        self._most_ahead = num_blocks // _AHEAD
+        self._allocated = self._usual = 0.0
         self.num_evictions = 0
         """Blocks that ever left the prefix cache."""
         self._wanted: dict[bytes, int] = {}
@@ -138,6 +141,7 @@ class BlockPool:
     def allocate(self, count: int) -> list[int]:
         """Takes `count` blocks for writing, evicting cached ones if need be. The caller has checked `num_free`."""
         blocks = []
+        self._allocated += count
         for _ in range(count):
             if not (self._free or self._leaving):
                 self._evict()
@@ -152,8 +156,11 @@ class BlockPool:
         return blocks
 
     def evict_ahead(self) -> None:
-        """Has a few blocks leave the prefix cache before they are needed, but none that somebody waits for."""
-        while self._cached and len(self._free) + len(self._leaving) < self._num_ahead:
+        """Call once per step. Has a few blocks leave the prefix cache before they are needed, but none that somebody
+        waits for: as many as a step has needed lately."""
+        self._usual = max(self._allocated, _PER_STEP * self._usual)
+        self._allocated = 0.0
+        while self._cached and len(self._free) + len(self._leaving) < min(self._usual, self._most_ahead):
             self._evict()
 
     def free(self, blocks: Sequence[int]) -> None:

@@ -5,7 +5,6 @@ given, and ends with that, or with its failure. Memory is bounded by `max_blocks
 a block takes at most 200 bytes, and 130 for each further worker that holds it (bench.prefix_index).
 """
 
-from bisect import bisect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, repeat
@@ -77,19 +76,17 @@ class PrefixIndex:
             self._note(found, held, most * size)
         return found
 
-    def pending(self, prompt: PromptKeys, found: Mapping[str, int]) -> dict[str, int]:
-        """Of the tokens that `match` has found per worker URL, those that it is still to compute or to pull. Workers
-        that have all of them are left out."""
-        pending: dict[str, int] = {}
+    def pending(self, prompt: PromptKeys, found: Mapping[str, int]) -> frozenset[str]:
+        """Those of the workers that `match` has found which are still to compute or to pull some of it."""
+        pending = set()
         for url, tokens in found.items():
             worker = self._workers[url]
             if worker.expected and worker.mirror is not None:
-                size, expected = worker.mirror.block_size, worker.expected
-                keys = prompt.of(size)[: tokens // size]  # an expectation is of a prompt's last ones
-                num_held = bisect(keys, 0, key=lambda key: key in expected and expected[key].is_pending)
-                if num_held < len(keys):
-                    pending[url] = (len(keys) - num_held) * size
-        return pending
+                size = worker.mirror.block_size
+                last = worker.expected.get(prompt.of(size)[tokens // size - 1])  # a prompt is computed in order
+                if last is not None and last.is_pending:
+                    pending.add(url)
+        return frozenset(pending)
 
     def as_of(self, url: str) -> int:
         """How many of a worker's evictions `match` takes into account: the worker is told with the request, since it

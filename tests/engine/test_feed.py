@@ -62,7 +62,7 @@ class Engine:
 
     def __init__(self, num_blocks: int = 40, seed: int = 0) -> None:
         self.pool = BlockPool(num_blocks)
-        self.pool._num_ahead = AHEAD
+        self.pool._most_ahead = AHEAD
         self.feed = Feed(self.pool, ONE_BLOCK_PER_FRAME, "g", Load, clock=Clock())
         self.readers: list[Reader] = []
         self._rng = random.Random(seed)
@@ -114,7 +114,7 @@ def test_whoever_comes_whenever_ends_with_what_is_cached(seed: int) -> None:
     while engine.feed.is_behind:
         engine.round()
     engine.round()
-    assert len(engine.truth) == 40 - AHEAD
+    assert 40 > len(engine.truth) >= 40 - AHEAD
     for reader in engine.readers:
         assert reader.held == engine.truth
         assert reader.held == {name for name in engine.pool._by_hash if engine.pool.match([name], reader.evictions)}

@@ -68,9 +68,9 @@ def test_two_pools_start_at_different_epochs() -> None:
 
 
 def full_pool() -> BlockPool:
-    """Of 64 blocks, all cached, a chain of three as the least recently used; two are evicted ahead."""
-    pool = BlockPool(64)
-    for names in ("abc", [str(number) for number in range(61)]):
+    """Of 32 blocks, all cached, a chain of three as the least recently used; two are evicted ahead."""
+    pool = BlockPool(32)
+    for names in ("abc", [str(number) for number in range(29)]):
         blocks = pool.allocate(len(names))
         for block, name in zip(blocks, names, strict=True):
             pool.commit(block, stored(name))
@@ -86,7 +86,7 @@ ABC = (b"a", b"b", b"c")
 def test_what_is_evicted_ahead_is_found_by_those_who_do_not_know() -> None:
     pool = full_pool()
     assert pool.drain_events() == ((), (b"c", b"b"))
-    assert (pool.num_evictions, pool.num_free, pool.num_evictable) == (2, 64, 62)
+    assert (pool.num_evictions, pool.num_free, pool.num_evictable) == (2, 32, 30)
     assert [len(pool.match(ABC, as_of)) for as_of in range(4)] == [3, 2, 1, 1], "c was the first to leave"
     assert {b"b", b"c"}.isdisjoint(block.hash for block in pool.snapshot())
 
@@ -98,7 +98,7 @@ def test_what_is_found_while_it_leaves_comes_back() -> None:
     pool.free(blocks)
     waited.want(ABC, as_of=1)
     waited.drain_events()
-    waited.allocate(61)
+    waited.allocate(29)
     assert len(pool.match(ABC, as_of=9)) == 3
     assert pool.drain_events() == ((), ()), "it was never told that they leave"
     assert len(waited.match(ABC, as_of=9)) == 2, "who waits did not count on c"
@@ -122,7 +122,24 @@ def test_what_is_computed_again_takes_the_place_of_what_leaves() -> None:
     pool.commit(block, stored("b", "a"))
     assert pool.match(ABC, as_of=2)[1:] == [block]
     assert pool.drain_events() == ((stored("b", "a"),), ())
-    assert pool.num_free == 62
+    assert pool.num_free == 30
+
+
+def test_no_more_is_evicted_ahead_than_steps_have_needed_lately() -> None:
+    pool = BlockPool(320)
+    for number in range(320):
+        [block] = pool.allocate(1)
+        pool.commit(block, stored(str(number)))
+        pool.free([block])
+        pool.evict_ahead()
+    assert pool.num_evictions == 1
+    pool.free(pool.allocate(9))
+    pool.evict_ahead()
+    assert pool.num_evictions == 9, "eight without notice, of which nine are free now"
+    for _ in range(300):
+        pool.allocate(1)
+        pool.evict_ahead()
+    assert pool.num_free - pool.num_evictable == 1
 
 
 def test_a_small_pool_evicts_nothing_ahead() -> None:
@@ -141,7 +158,7 @@ class PoolMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool = BlockPool(10)
-        self.pool._num_ahead = 3
+        self.pool._most_ahead = 3
         self.held: list[list[int]] = []
         self.names = 0
         self.known: set[bytes] = set()
@@ -177,7 +194,8 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def evict_ahead(self) -> None:
         self.pool.evict_ahead()
-        assert self.pool.num_free - self.pool.num_evictable >= min(3, self.pool.num_free - len(self.pool._kept))
+        ahead = min(3, self.pool._usual, self.pool.num_free - len(self.pool._kept))
+        assert self.pool.num_free - self.pool.num_evictable >= ahead
 
     def as_of(self, data: st.DataObject) -> int:
         return data.draw(st.integers(0, self.pool.num_evictions))

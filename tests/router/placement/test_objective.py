@@ -136,7 +136,7 @@ def test_a_hot_prefix_is_pulled_where_that_beats_computing_it() -> None:
 
 def test_nobody_pulls_what_is_still_to_be_computed() -> None:
     """The third worker has less of the prompt, but has it now."""
-    request = PlacementRequest(10_000, {"p1": 9000, "p3": 5000}, pending_tokens={"p1": 8000})
+    request = PlacementRequest(10_000, {"p1": 9000, "p3": 5000}, pending=frozenset(["p1"]))
     scene = cluster(
         worker("p1", "prefill", **queued(60_000, 6)),
         worker("p2", "prefill"),
@@ -217,7 +217,7 @@ def scenes(draw: st.DrawFn) -> tuple[PlacementRequest, ClusterSnapshot]:
         draw(st.frozensets(st.sampled_from(urls), max_size=3)),
         draw(st.integers(1, 500)),
         draw(st.integers(1, 3)),
-        pending_tokens={url: draw(st.integers(0, tokens)) for url, tokens in cached.items()},
+        pending=draw(st.frozensets(st.sampled_from(urls))),
     )
     now, reuse = draw(st.floats(0, 10)), draw(st.floats(0, 2))
     return request, cluster(*workers, now_s=now, reuse=reuse, pair_s=0.02, alone_s=0.01)
