@@ -13,11 +13,11 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.errors import RequestError, WorkerLost
 from penstock.router.config import RouterConfig
+from penstock.router.dialect import dialect_of
 from penstock.router.flow.advice import advice_headers
 from penstock.router.gateway.open import open_picker
-from penstock.router.http import is_from_this_machine
+from penstock.router.http import is_from_this_machine, request_id_of
 from penstock.router.openai.endpoint import Endpoint, Prepare
-from penstock.router.openai.errors import error_body
 from penstock.router.openai.prepare import check_model, prepare_chat, prepare_completion
 from penstock.router.openai.responses import Model, ModelList
 from penstock.router.placement.drift import DRIFTS
@@ -83,7 +83,7 @@ def _add_models(app: FastAPI, services: Services) -> None:
         try:
             services.tenant(request.scope)
         except RequestError as error:
-            return _refusal(error)
+            return _refusal(request, error)
         return Response(msgspec.json.encode(ModelList([model])), media_type=JSON)
 
     async def get_model(request: Request) -> Response:
@@ -91,7 +91,7 @@ def _add_models(app: FastAPI, services: Services) -> None:
             services.tenant(request.scope)
             check_model(request.path_params["model"], services.model)
         except RequestError as error:
-            return _refusal(error)
+            return _refusal(request, error)
         return Response(msgspec.json.encode(model), media_type=JSON)
 
     app.add_route("/v1/models", list_models, methods=["GET"])
@@ -146,7 +146,7 @@ def _add_operation(app: FastAPI, services: Services) -> None:
         decision = services.journal.find(request_id)
         if decision is None:
             message = f"no placement of {request_id} is remembered; the last {REMEMBERED} are"
-            return Response(error_body(RequestError(message, status=404, code="not_found")), 404, media_type=JSON)
+            return _refusal(request, RequestError(message, status=404, code="not_found"))
         return Response(msgspec.json.encode(explain(decision)), media_type=JSON)
 
     async def probe(_: Request) -> Response:
@@ -164,16 +164,17 @@ def _add_operation(app: FastAPI, services: Services) -> None:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Wrong paths, methods and peers in OpenAI's form."""
+    """Wrong paths, methods and peers."""
     assert isinstance(error, HTTPException)
     said = {
         404: f"there is no {request.url.path} here",
         405: f"{request.url.path} does not take {request.method}",
     }.get(error.status_code, error.detail)
     code = {403: "forbidden", 404: "not_found"}.get(error.status_code)
-    return _refusal(RequestError(said, status=error.status_code, code=code), error.headers)
+    return _refusal(request, RequestError(said, status=error.status_code, code=code), error.headers)
 
 
-def _refusal(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
-    advice = {name.decode(): value.decode() for name, value in advice_headers(error)}
-    return Response(error_body(error), error.status, {**(headers or {}), **advice}, JSON)
+def _refusal(request: Request, error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
+    dialect, request_id = dialect_of(request.scope), request_id_of(request.scope)
+    told = {name.decode(): value.decode() for name, value in advice_headers(error)} | {dialect.id_header: request_id}
+    return Response(dialect.error_body(error, request_id), error.status, {**(headers or {}), **told}, JSON)
