@@ -80,6 +80,31 @@ def test_an_unknown_or_shortened_flag_exits_with_2_and_names_the_nearest(words: 
     assert flag.stderr.endswith(f"did you mean '{nearest}'?\n")
 
 
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("PENSTOCK_FLAG_KV_BYTE", "did you mean PENSTOCK_FLAG_KV_BYTES?"),
+        ("PENSTOCK_FLAG_kv_bytes", "did you mean PENSTOCK_FLAG_KV_BYTES?"),
+        ("PENSTOCK_FLAG_QQQQQQ", "`penstock COMMAND --help` shows what there is"),
+    ],
+)
+def test_a_variable_that_sets_no_flag_exits_with_2_and_names_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, variable: str, hint: str
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    for command in ("version", "explain"):
+        result = run(command, *(["r"] if command == "explain" else []))
+        assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+        assert result.stderr == f"penstock: {variable} in the environment sets no flag of any command; {hint}\n"
+
+
+def test_a_variable_of_another_command_is_none_of_this_one_s_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_FLAG_KV_BYTES", "no size")
+    assert run("version").returncode == 0
+    result = run("decode")
+    assert (result.returncode, "PENSTOCK_FLAG_KV_BYTES=no size" in result.stderr) == (2, True)
+
+
 def test_version_is_printed() -> None:
     from penstock import __version__
 
