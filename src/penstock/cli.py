@@ -324,7 +324,7 @@ COMMANDS = {
     "operator": Command("Run the Kubernetes operator: LLMDeployments become pods.", _operator_flags, _operator),
     "render": Command("Print what the operator would create for a file.", _render_flags, _render),
     "status": Command("Show an LLMDeployment on one screen.", _status_flags, _status),
-    "doctor": Command("Check this machine and the cluster.", _doctor_flags, _doctor),
+    "doctor": Command("Check this machine and, where the extra operator is installed, the cluster.", _doctor_flags, _doctor),
     "plan": Command(
         "Say how many workers of which kind serve a recorded trace, and what they cost.", _plan_flags, _plan
     ),
@@ -334,7 +334,7 @@ COMMANDS = {
 EXTRAS = {
     **dict.fromkeys(("up", "demo"), "router,worker"),
     **dict.fromkeys(("prefill", "decode"), "worker"),
-    **dict.fromkeys(("operator", "render", "status", "doctor"), "operator"),
+    **dict.fromkeys(("operator", "render", "status"), "operator"),
     **dict.fromkeys(("router", "key", "explain", "fetch"), "router"),
     "plan": "plan",
 }

@@ -130,10 +130,7 @@ def test_an_impossible_port_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("words", "package", "extra"),
     [
-        *(
-            (words, "kubernetes", "operator")
-            for words in (("render", "x"), ("status", "x"), ("doctor",), ("operator",))
-        ),
+        *((words, "kubernetes", "operator") for words in (("render", "x"), ("status", "x"), ("operator",))),
         (("render", "x"), "yaml", "operator"),
         *(((command,), "torch", "worker") for command in ("prefill", "decode")),
         *(((command,), "torch", "router,worker") for command in ("up", "demo")),
@@ -150,6 +147,16 @@ def test_a_missing_package_is_a_sentence_that_says_what_to_install(
     assert f"penstock {words[0]}` needs the Python package {package} of the extra {extra}," in result.stderr
     assert result.stderr.endswith(f"pip install --constraint constraints.txt --editable '.[{extra}]'\n")
     assert ("python install_torch.py && " in result.stderr) == ("worker" in extra)
+
+
+@pytest.mark.parametrize("package", ["kubernetes", "yaml"])
+def test_doctor_looks_at_the_machine_also_without_what_the_cluster_takes(package: str) -> None:
+    result = run("doctor", program=without(package))
+    assert result.returncode == 0, result.stderr
+    *machine, cluster = result.stdout.splitlines()
+    assert {line.split()[1] for line in machine} == {"version", "torch", "nixl", "triton", "GPU", "RDMA"}
+    assert cluster.startswith("warn  cluster      not looked at: ")
+    assert f"needs the Python package {package} of the extra operator" in cluster
 
 
 def test_the_extras_of_all_commands_exist() -> None:
