@@ -324,7 +324,9 @@ COMMANDS = {
     "operator": Command("Run the Kubernetes operator: LLMDeployments become pods.", _operator_flags, _operator),
     "render": Command("Print what the operator would create for a file.", _render_flags, _render),
     "status": Command("Show an LLMDeployment on one screen.", _status_flags, _status),
-    "doctor": Command("Check this machine and, where the extra operator is installed, the cluster.", _doctor_flags, _doctor),
+    "doctor": Command(
+        "Check this machine and, where the extra operator is installed, the cluster.", _doctor_flags, _doctor
+    ),
     "plan": Command(
         "Say how many workers of which kind serve a recorded trace, and what they cost.", _plan_flags, _plan
     ),
