@@ -158,7 +158,7 @@ UNITS = {
     **dict.fromkeys(("running", "waiting", "preemptions"), "sequences"),
     **dict.fromkeys(("free", "quarantined"), "blocks"),
     "perc": "share, 0 to 1",
-    "info": "always 1",
+    **dict.fromkeys(("info", "odd"), "always 1"),
     "success": "answers",
     "pulls": "reads",
     "timings": "steps",

@@ -110,19 +110,22 @@ def _add_operation(app: FastAPI, services: Services) -> None:
             "draining": services.draining,
             "drift": services.journal.alarms,
             "workers": {
-                worker.url: {"role": worker.role, "ready": worker.ready} for worker in services.cluster.workers
+                worker.url: {"role": worker.role, "ready": worker.ready} | ({"why": worker.why} if worker.why else {})
+                for worker in services.cluster.workers
             },
         }
         return Response(msgspec.json.encode(status), 200 if services.ready else 503, media_type=JSON)
 
     async def metrics(_: Request) -> Response:
         found, books = services.metrics, services.cluster.books
-        for gauge in (found.refused_timings, found.worker_ready, found.worker_streams):
+        for gauge in (found.refused_timings, found.worker_ready, found.worker_odd, found.worker_streams):
             gauge.clear()  # a worker that has left must not seem ready for ever
         for worker in services.cluster.workers:
             found.refused_timings.labels(worker.url).set(books.model.refused(worker.url))
             found.worker_ready.labels(worker.url, worker.role).set(worker.ready)
             found.worker_streams.labels(worker.url, worker.role).set(books.in_flight(worker.url)[0])
+            if what := services.cluster.oddity(worker):
+                found.worker_odd.labels(worker.url, worker.role, what).set(1)
         for name in DRIFTS:
             found.drift_alarm.labels(name).set(name in services.journal.alarms)
         try:
@@ -147,7 +150,8 @@ def _add_operation(app: FastAPI, services: Services) -> None:
         if decision is None:
             message = f"no placement of {request_id} is remembered; the last {REMEMBERED} are"
             return _refusal(request, RequestError(message, status=404, code="not_found"))
-        return Response(msgspec.json.encode(explain(decision)), media_type=JSON)
+        not_used = {worker.url: worker.why for worker in services.cluster.workers if not worker.ready}
+        return Response(msgspec.json.encode(explain(decision, not_used)), media_type=JSON)
 
     async def probe(_: Request) -> Response:
         """Moves a few KV blocks over every pair of workers, and says what became of them."""
