@@ -1,6 +1,6 @@
 """An engine that is not exact, as where math libraries choose the order of a sum by the size of the batch: on GPUs.
 
-On a CPU every engine is exact (docs/explanation/architecture.md), so the same order of choice is made here by hand.
+On a CPU every engine is exact (docs/explanation/architecture.md), so here it is done by hand.
 """
 
 from multiprocessing.connection import Connection
