@@ -206,11 +206,18 @@ def performance() -> str:
         "Every figure comes from a command that anyone can run; [how-to/benchmark.md](how-to/benchmark.md) says how.",
         "A ratio above 1 means that Penstock is better; the peer was measured in the same run on the same machine.\n",
     ]
+    targets = [
+        (f"[{result['name']}](#{result['name']})", *_result_row(row))
+        for result in _results()
+        for row in result["rows"]
+        if row["target"]
+    ]
+    parts += ["## Every target\n", _table(("of", *RESULT_HEADER), targets)]
     for result in _results():
         parts += [
             f"## {result['name']}\n",
             f"`{result['command']}`, {result['date'][:10]}, commit `{result['commit']}`, on {result['machine']}.\n",
-            _table(("what", "unit", "Penstock", "peer", "ratio", "target", "met"), map(_result_row, result["rows"])),
+            _table(RESULT_HEADER, map(_result_row, result["rows"])),
         ]
         parts += [f"- {note}" for note in result.get("notes", [])] + [""]
     return "\n".join(parts)
@@ -221,7 +228,7 @@ def readme() -> str:
     begin, end = "<!-- comparisons: made by docs/make.py -->\n", "<!-- end of comparisons -->\n"
     before, _, rest = README.read_text().partition(begin)
     rows = [row for result in _results() for row in map(_result_row, result["rows"]) if row[_RATIO]]
-    table = _table(("what", "unit", "Penstock", "peer", "ratio"), (row[: _RATIO + 1] for row in rows))
+    table = _table(RESULT_HEADER[: _RATIO + 1], (row[: _RATIO + 1] for row in rows))
     return before + begin + table + end + rest.partition(end)[2]
 
 
@@ -229,8 +236,8 @@ def _results() -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
 
 
-_RATIO = 4
-"""The column of a result's row."""
+RESULT_HEADER = ("what", "unit", "Penstock", "peer", "ratio", "target", "met")
+_RATIO = RESULT_HEADER.index("ratio")
 
 
 def _result_row(row: dict[str, Any]) -> tuple[str, ...]:

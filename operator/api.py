@@ -263,7 +263,7 @@ class Status(Node, frozen=True):
         list[Condition],
         Meta(
             description="Ready, PrefillAvailable, DecodeAvailable, RouterAvailable, KVTransferVerified, Progressing, "
-            "Scaling, CapacityLimited, Degraded.",
+            "Scaling, CapacityLimited, PredictionsDrift, Degraded.",
             extra_json_schema={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = field(default_factory=list)

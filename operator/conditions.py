@@ -23,8 +23,11 @@ TYPES = (
     "Progressing",
     "Scaling",
     "CapacityLimited",
+    "PredictionsDrift",
     "Degraded",
 )
+_PREDICTED = {"ttft": "time to first token", "cached_tokens": "cached tokens"}
+"""What routers predict, in words; one of another version may know more."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Facts:
     verification: Verification | None = None
     fetching: str = ""
     """How far the fetching of the model is, while pods do so."""
+    drift: Sequence[str] | None = None
+    """What a router predicts wrongly; None while none has been asked."""
     has_service: bool = True
     """The Service that clients use is there, and is the deployment's own."""
 
@@ -89,6 +94,7 @@ def conditions(facts: Facts, old: Sequence[Condition], generation: int, now: str
     """All conditions; those whose status is unchanged keep their time."""
     available = {role: _available(facts, role) for role in ROLES}
     transfers = _transfers(facts)
+    before = {condition.type: condition for condition in old}
     verdicts: dict[str, Verdict] = {
         "Ready": _ready(facts, available),
         "PrefillAvailable": available["prefill"],
@@ -98,9 +104,9 @@ def conditions(facts: Facts, old: Sequence[Condition], generation: int, now: str
         "Progressing": _progressing(facts),
         "Scaling": _scaling(facts),
         "CapacityLimited": _capacity(facts),
+        "PredictionsDrift": _predictions(facts, before.get("PredictionsDrift")),
         "Degraded": _degraded(facts, available, transfers),
     }
-    before = {condition.type: condition for condition in old}
     return [_condition(kind, verdicts[kind], before.get(kind), generation, now) for kind in TYPES]
 
 
@@ -200,6 +206,19 @@ def _capacity(facts: Facts) -> Verdict:
     if full:
         return "True", "Unschedulable", f"{len(full)} pods wait: {max(full).message}"
     return "False", "Fits", "every pod has its place"
+
+
+def _predictions(facts: Facts, old: Condition | None) -> Verdict:
+    """Not part of Degraded: every answer is right and nothing is refused because of it."""
+    if facts.drift is None and facts.ready["router"] and old is not None:
+        return old.status, old.reason, old.message  # an operator that has just begun has not asked yet
+    if facts.drift is None:
+        return "Unknown", "NotTold", "no router has said yet whether its predictions hold"
+    if not facts.drift:
+        return "False", "PredictionsHold", "no router finds its predictions off"
+    what = " and of ".join(_PREDICTED.get(name, name) for name in facts.drift)
+    said = f"a router's predictions of {what} are off: it places by load alone until they hold again"
+    return "True", "LoadOnlyPlacement", said
 
 
 def _degraded(facts: Facts, available: Mapping[Role, Verdict], transfers: Verdict) -> Verdict:

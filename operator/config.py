@@ -28,7 +28,9 @@ class OperatorConfig(LogConfig, TraceConfig):
     port: int = option(8080, "Port of /metrics, /healthz and /readyz.")
     parallel: int = option(16, "LLMDeployments that are looked after at the same time.")
     verify_s: float = option(20.0, "Pause between two looks at a deployment's KV transfers.", unit="seconds")
-    verify_transfers: bool = option(True, "Ask the routers whether KV blocks move between their workers.")
+    verify_transfers: bool = option(
+        True, "Ask the routers whether KV blocks move between their workers, and whether their predictions hold."
+    )
 
     @property
     def holder(self) -> str:

@@ -7,28 +7,32 @@ from penstock.operator import api
 from penstock.operator.api import Condition
 from penstock.operator.render import Parent, digest
 
-_TOLD = {"Ready", "KVTransferVerified", "Progressing", "Degraded", "CapacityLimited"}
-_BAD = {("Ready", "False"), ("KVTransferVerified", "False"), ("Degraded", "True"), ("CapacityLimited", "True")}
+_TOLD = {"Ready", "KVTransferVerified", "Progressing", "Degraded", "CapacityLimited", "PredictionsDrift"}
+_BAD = {
+    ("Ready", "False"),
+    ("KVTransferVerified", "False"),
+    ("Degraded", "True"),
+    ("CapacityLimited", "True"),
+    ("PredictionsDrift", "True"),
+}
 
 
 def transitions(parent: Parent, old: Sequence[Condition], new: Sequence[Condition], now: str) -> list[dict[str, Any]]:
     """Event objects for what changed between two sets of conditions."""
     before = {condition.type: condition for condition in old}
-    changed = [
-        condition
-        for condition in new
-        if condition.type in _TOLD
-        and condition.status != "Unknown"
-        and condition.reason != "Complete"  # told by Ready
-        and (condition.status, condition.reason) != _of(before.get(condition.type))
-        and not (condition.type not in before and (condition.type, condition.status) not in _BAD)
-    ]
+    changed = [condition for condition in new if _is_news(before.get(condition.type), condition)]
     told = {condition.reason: condition for condition in reversed(changed)}  # one reason often changes several
     return [_event(parent, condition, now) for condition in told.values()]
 
 
-def _of(condition: Condition | None) -> tuple[str, str]:
-    return (condition.status, condition.reason) if condition is not None else ("", "")
+def _is_news(old: Condition | None, new: Condition) -> bool:
+    if new.type not in _TOLD or new.status == "Unknown" or new.reason == "Complete":  # Ready tells of that
+        return False
+    if old is not None and (old.status, old.reason) == (new.status, new.reason):
+        return False
+    if (new.type, new.status) in _BAD:
+        return True
+    return old is not None and (old.status, new.status) != ("Unknown", "False")  # nothing bad is no news if none was
 
 
 def _event(parent: Parent, condition: Condition, now: str) -> dict[str, Any]:

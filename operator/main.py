@@ -18,6 +18,7 @@ from penstock.operator.kinds import OWNED, POD
 from penstock.operator.lease import Leadership
 from penstock.operator.metrics import Metrics
 from penstock.operator.parents import Check, watch_parents
+from penstock.operator.predictions import Predictions
 from penstock.operator.server import serving
 from penstock.operator.store import Store
 from penstock.operator.verify import Verifier
@@ -80,6 +81,7 @@ class Operation:
         ]
         self._check = Check(client, config, self._store)
         self._verifier = Verifier(config, self._store)
+        self._predictions = Predictions(self._store)
         self._fetching = Fetching(client, self._store)
         self._waiting = Waiting(client, self._store)
         self._leads = False
@@ -119,6 +121,7 @@ class Operation:
             group.create_task(self._waiting.run())
             if self._config.verify_transfers:
                 group.create_task(self._verifier.run())
+                group.create_task(self._predictions.run())
 
     def trouble(self) -> str | None:
         """Why this process should be restarted."""

@@ -99,6 +99,8 @@ class Observed:
     """What the API server said when it refused the last changes."""
     fetching: str = ""
     """How far the fetching of the model is, while pods do so."""
+    drift: tuple[str, ...] | None = None
+    """What any of its routers predicts wrongly, by the routers' names for it; None while none has been asked."""
 
     def get(self, kind: str, name: str) -> Manifest | None:
         """The manifest of one object, or None when it is not there."""

@@ -267,6 +267,7 @@ def _status(subject: Subject, observed: Observed, state: _State, now: str) -> ap
         refusals=observed.refusals,
         verification=observed.verification,
         fetching=observed.fetching,
+        drift=observed.drift,
         has_service=("Service", subject.parent.name) in observed.objects,
     )
 

@@ -72,6 +72,7 @@ class _Condition(Struct):
 
 class _PodStatus(Struct, rename="camel"):
     phase: str = ""
+    pod_ip: str = field(default="", name="podIP")
     reason: str = ""
     message: str = ""
     conditions: list[_Condition] = []
@@ -109,6 +110,8 @@ class PodState(Struct, frozen=True):
     """Its init container is fetching the model."""
     ends_at: str = ""
     """When its grace is over (RFC 3339), if it is being deleted."""
+    address: str = ""
+    """Of a router that is ready: the operator asks it (predictions.py)."""
 
 
 Wait: TypeAlias = Literal["containers", "readiness"]
@@ -132,7 +135,8 @@ def state_of(pod: Pod) -> PodState:
     )
     role, revision = labels.get(names.ROLE, ""), labels.get(names.REVISION, "")
     ends_at = pod.metadata.deletion_timestamp or ""
-    return PodState(pod.metadata.name, role, revision, pod.is_ready, problem, is_fetching, ends_at)
+    address = pod.status.pod_ip if role == "router" and pod.is_ready else ""
+    return PodState(pod.metadata.name, role, revision, pod.is_ready, problem, is_fetching, ends_at, address)
 
 
 def wait_of(pod: Pod) -> Wait | None:

@@ -45,6 +45,8 @@ class Store:
         self.refusals: dict[Key, tuple[str, ...]] = {}
         self.fetching: dict[Key, str] = {}
         """How far the fetching of models is."""
+        self.drifts: dict[Key, tuple[str, ...]] = {}
+        """What routers say that they predict wrongly."""
         self._waits: dict[PodPlace, Wait] = {}
         self._causes: dict[PodPlace, Problem] = {}
         """Why pods wait, where somebody has asked."""
@@ -59,6 +61,7 @@ class Store:
             verification=self.verifications.get(key),
             refusals=self.refusals.get(key, ()),
             fetching=self.fetching.get(key, ""),
+            drift=self.drifts.get(key),
         )
 
     def put_deployment(self, body: dict[str, Any]) -> None:
@@ -164,6 +167,20 @@ class Store:
                 del self.fetching[key]
             self._on_change(key)
 
+    def ready_routers(self) -> dict[Key, list[str]]:
+        """Addresses of the routers of each LLMDeployment that has any."""
+        found = {key: [pod.address for pod in pods.values() if pod.address] for key, pods in self._pods.items()}
+        return {key: addresses for key, addresses in found.items() if addresses and key in self.deployments}
+
+    def set_drift(self, key: Key, drift: tuple[str, ...] | None) -> None:
+        """What its routers say that they predict wrongly; None when there is none to ask."""
+        if key in self.deployments and self.drifts.get(key) != drift:
+            if drift is None:
+                del self.drifts[key]
+            else:
+                self.drifts[key] = drift
+            self._on_change(key)
+
     def waiting_pods(self) -> dict[PodPlace, Wait]:
         """One pod per LLMDeployment, role and wait. A router is not ready before a decode worker is."""
         found: dict[tuple[Key, str, Wait], PodPlace] = {}
@@ -200,6 +217,7 @@ class Store:
         self.verifications.pop(key, None)
         self.refusals.pop(key, None)
         self.fetching.pop(key, None)
+        self.drifts.pop(key, None)
 
 
 def read_deployment(body: dict[str, Any]) -> Deployment:

@@ -107,6 +107,7 @@ class Round:
     def in_vain(self, tried: Tried, busy: Busy, took_s: float) -> None:
         """It was tried, and stays."""
         self._tries.in_vain(tried, busy, self._now, hope=True)
+        self._saw_first |= self._tries.first is tried
         self._took_s += took_s
 
     def end(self) -> None:

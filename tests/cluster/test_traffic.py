@@ -39,6 +39,7 @@ def manifest(**changes: Any) -> str:
         "model": {"uri": "file:///models/penstock-demo", "servedName": NAME},
         "prefill": {"gpus": 0, "resources": requests},
         "decode": {"gpus": 0, "replicas": 2, "resources": requests},
+        "router": {"flags": {"policy": "least-work"}},  # prompts are handed over, also while decode workers are idle
     }
     for field, change in changes.items():
         spec[field] = spec.get(field, {}) | change

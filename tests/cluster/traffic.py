@@ -11,7 +11,7 @@ _ASK = """
 import json, threading, time, uuid
 from openai import OpenAI
 
-client = OpenAI(base_url="http://%s.%s.svc/v1", api_key="none", timeout=60, max_retries=0)
+client = OpenAI(base_url="http://%s.%s.svc/v1", api_key="%s", timeout=60, max_retries=0)
 question = {"role": "user", "content": "What is the KV cache?"}
 
 def ask():
@@ -47,13 +47,13 @@ class Request(NamedTuple):
 class Traffic:
     """Two endless conversations with one deployment, without retries."""
 
-    def __init__(self, kube: Kube, deployment: str, model: str) -> None:
+    def __init__(self, kube: Kube, deployment: str, model: str, key: str = "none") -> None:
         self._kube = kube
         container = {
             "name": "client",
             "image": CLIENT_IMAGE,
             "imagePullPolicy": "IfNotPresent",
-            "command": ["python", "-c", _ASK % (deployment, kube.namespace, model)],
+            "command": ["python", "-c", _ASK % (deployment, kube.namespace, key, model)],
         }
         spec = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 0, "containers": [container]}
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": _POD, "labels": {"app": _POD}}, "spec": spec}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from penstock.router.placement.journal import WINDOW
+from penstock.router.placement.drift import WINDOW
 from tests.e2e.client import completion, new_client, random_prompt
 from tests.e2e.conftest import Deploy
 from tests.e2e.deployment import DEFAULT_POLICY, Deployment, metrics_of

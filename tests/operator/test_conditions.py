@@ -90,6 +90,27 @@ def test_pods_up_do_not_verify_transfers() -> None:
     assert of(facts(verification=moved))["KVTransferVerified"].status == "True"
 
 
+def test_drift_is_told_with_what_is_off_and_what_routers_do_about_it() -> None:
+    found = of(facts(drift=("cached_tokens", "ttft")))
+    drift = found["PredictionsDrift"]
+    assert (drift.status, drift.reason) == ("True", "LoadOnlyPlacement")
+    assert drift.message == (
+        "a router's predictions of cached tokens and of time to first token are off: "
+        "it places by load alone until they hold again"
+    )
+    assert (found["Ready"].status, found["Degraded"].status) == ("True", "False"), "nothing fails because of it"
+    calm = of(facts(drift=()), list(found.values()))["PredictionsDrift"]
+    assert (calm.status, calm.reason, calm.last_transition_time) == ("False", "PredictionsHold", NOW)
+
+
+def test_an_operator_that_has_asked_no_router_yet_keeps_what_another_was_told() -> None:
+    old = list(of(facts(drift=("ttft",))).values())
+    said = of(facts(drift=("ttft",)))["PredictionsDrift"]
+    assert of(facts(), old)["PredictionsDrift"] == said
+    assert of(facts(ready=TWO | {"router": 0}), old)["PredictionsDrift"].status == "Unknown", "it may be gone with them"
+    assert of(facts())["PredictionsDrift"].reason == "NotTold"
+
+
 def test_messages_hold_no_pod_names_and_no_times() -> None:
     pods = [PodState("demo-prefill-a-x7k2p", "prefill", "a", False, FULL)]
     for condition in of(facts(pods=pods)).values():

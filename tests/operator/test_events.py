@@ -28,6 +28,19 @@ def test_a_failure_is_a_warning_with_its_sentence() -> None:
     assert "image x cannot be pulled" in event["message"]
 
 
+def test_drift_is_a_warning_and_its_end_is_told_but_not_that_there_never_was_any() -> None:
+    def drift(status: str, reason: str) -> list[Condition]:
+        return [Condition(type="PredictionsDrift", status=status, reason=reason)]  # type: ignore[arg-type]
+
+    unknown = drift("Unknown", "NotTold")
+    off, holds = drift("True", "LoadOnlyPlacement"), drift("False", "PredictionsHold")
+    assert transitions(PARENT, unknown, holds, NOW) == []
+    (event,) = transitions(PARENT, unknown, off, NOW)
+    assert (event["type"], event["reason"]) == ("Warning", "LoadOnlyPlacement")
+    (event,) = transitions(PARENT, off, holds, NOW)
+    assert (event["type"], event["reason"]) == ("Normal", "PredictionsHold")
+
+
 def test_the_first_look_says_nothing_while_all_is_well() -> None:
     fine = [Condition(type="Degraded", status="False", reason="AsExpected"), *ready("Unknown", "Starting")]
     assert transitions(PARENT, [], fine, NOW) == []

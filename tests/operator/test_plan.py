@@ -43,6 +43,7 @@ def test_the_first_look_makes_everything_and_says_starting() -> None:
         "Progressing",
         "Scaling",
         "CapacityLimited",
+        "PredictionsDrift",
         "Degraded",
     ]
     assert {condition.observed_generation for condition in world.status.conditions} == {1}

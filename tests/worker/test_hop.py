@@ -106,8 +106,9 @@ def test_silence_of_this_process_is_not_the_workers(monkeypatch: pytest.MonkeyPa
 
 def test_a_worker_that_is_silent_for_too_long_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hop, "SILENT_S", 0.3)
+    line = encode_line(Ticket(generation="g", first_position=0, blocks=()))
     with pytest.raises(WorkerLost, match="silent for"):
-        run(lambda: read_tickets(encode_line(Ticket(generation="g", first_position=0, blocks=())), pause_s=0.8))
+        run(lambda: read_tickets(line, line, pause_s=0.8))
 
 
 def test_an_answer_that_no_worker_would_give_is_not_the_clients_fault() -> None:

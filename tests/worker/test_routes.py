@@ -285,7 +285,7 @@ def test_ready_tells_what_a_request_must_respect(decode: WorkerProcess) -> None:
     status, body = fetch("GET", f"{decode.url}/ready")
     assert status == 200
     said = msgspec.json.decode(body, type=Readiness)
-    assert said == Readiness(True, 100_000, 64, block_size=4, step_tokens=512, layout=said.layout)
+    assert said == Readiness(True, 100_000, 64, block_size=4, step_tokens=512, layout=said.layout, weights="1")
     assert len(said.layout) == 16
 
 

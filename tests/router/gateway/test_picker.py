@@ -147,8 +147,8 @@ def test_the_prefill_worker_is_the_pickers(
 ) -> None:
     prefill = start_worker(), start_worker()
     site = start_site(prefill, policy="least-work", sidecar={"policy": "seconds"})
-    content = "Blocks flow from the prefill pool to the decode pool. " * 4
-    for _ in range(4):
+    for number in range(4):
+        content = f"{number} blocks flow from the prefill pool to the decode pool. " * 4
         body = BODY | {"messages": [{"role": "user", "content": content}]}
         answer = site.envoy.post(CHAT, body, headers={"x-penstock-source": "10.0.0.1:1"})
         named = answer.sent_headers["x-prefiller-host-port"]
