@@ -74,7 +74,7 @@ class Endpoint:
                 await _fail(reply, error)
             finally:
                 reply.close()
-                metrics.requests.labels(endpoint=self._name, status=outcome).inc()
+                metrics.requests.labels(self._name, outcome).inc()
                 facts["status"] = outcome
                 trace.note(**{_SEMANTIC_NAMES.get(name, name): value for name, value in facts.items()})
                 if self._services.config.log_requests:
@@ -145,6 +145,7 @@ class _Run:
         call, reply = self._call, self._reply
         reply.never_silent(self._arrival.patience.silence_s)
         early: list[tuple[Choice, Delta]] = []
+        has_token_left = False
         async with aclosing(self._deltas()) as deltas:
             async for choice, delta in deltas:
                 if len(self._workers) < len(call.generations):
@@ -156,6 +157,9 @@ class _Run:
                     if waiting[1]:
                         await reply.event(call.form.chunk(*waiting))
                 early.clear()
+                if not has_token_left and self._first_token_s is not None:
+                    has_token_left = True
+                    await asyncio.sleep(0)  # the connection writes; all that is done about the token comes after that
         usage = self._count()
         if call.include_usage:
             await reply.event(call.form.usage_chunk(usage))
@@ -175,7 +179,7 @@ class _Run:
         self._is_open = True
         if not self._reply.status:
             self._name_workers()
-            self._reply.start_events()
+            await self._reply.start_events()
         for choice in self._call.choices:
             opening = self._call.form.opening(choice)
             if opening is not None:

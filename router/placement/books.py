@@ -216,8 +216,8 @@ class Books:
         if account is not None:
             account.load = account.state = None
 
-    def snapshot(self, ready: Iterable[str], now_s: float) -> ClusterSnapshot:
-        """Of the workers named."""
+    def snapshot(self, ready: Iterable[str], now_s: float, *, waiting: int = 0) -> ClusterSnapshot:
+        """Of the workers named, while so many requests wait in the router."""
         prefill: list[WorkerState] = []
         decode: list[WorkerState] = []
         for url in ready:
@@ -231,6 +231,7 @@ class Books:
             alone_s=model.hops.usual[False],
             pair_s=model.hops.usual[True],
             reuse=model.reuse,
+            waiting=waiting,
             now_s=now_s,
         )
 

@@ -66,21 +66,23 @@ def new_session() -> aiohttp.ClientSession:
 
 
 class Hop:
-    """One open stream: `accepted` is its first frame; iterate for the others (heartbeats are consumed here)."""
+    """One open stream: `accepted` is its first frame; `next` gives the others (heartbeats are consumed here)."""
 
     def __init__(self, url: str, reader: "_FrameReader", accepted: Accepted) -> None:
         self.url = url
         self.accepted = accepted
         self._reader = reader
 
+    async def next(self) -> Frame:
+        """Raises WorkerLost when the stream falls silent, sticks or is cut: do not ask beyond the last frame."""
+        while isinstance(frame := await self._reader.next(), Heartbeat):
+            _check_not_stuck(self.url, frame)
+        return frame
+
     async def frames(self) -> AsyncGenerator[Frame, None]:
-        """Frames up to and including the last. Raises WorkerLost when the stream falls silent, sticks or is cut."""
+        """Frames up to and including the last. Raises as `next` does."""
         while True:
-            frame = await self._reader.next()
-            if isinstance(frame, Heartbeat):
-                _check_not_stuck(self.url, frame)
-                continue
-            yield frame
+            yield await self.next()
 
 
 @asynccontextmanager
@@ -91,34 +93,32 @@ async def open_hop(session: aiohttp.ClientSession, url: str, body: msgspec.Struc
     current trace, which continues at the worker.
     """
     with current().span(url.rpartition("/")[2], "client", url=url) as span:
-        async with _open_hop(session, url, body, span.headers) as hop:
-            yield hop
+        response = await _post(session, url, body, span.headers)
+        reader = _FrameReader(url, response)
+        try:
+            if response.status != 200:
+                await _raise_refusal(url, response)
+            accepted = await reader.next()
+            if isinstance(accepted, Error):
+                raise WorkerLost(f"{url}: {accepted.message}")
+            if not isinstance(accepted, Accepted):
+                raise WorkerLost(f"{url} did not answer with an accepted frame but {type(accepted).__name__}")
+            yield Hop(url, reader, accepted)
+        finally:
+            reader.close()
 
 
-@asynccontextmanager
-async def _open_hop(
+async def _post(
     session: aiohttp.ClientSession, url: str, body: msgspec.Struct, headers: Mapping[str, str]
-) -> AsyncIterator[Hop]:
+) -> aiohttp.ClientResponse:
     data = msgspec.json.encode(body)
+    # Large ones as a file: aiohttp writes bytes in one piece, which would hold up every other stream.
+    post = session.post(url, data=data if len(data) <= _ONE_PIECE_BYTES else io.BytesIO(data), headers=headers)
     try:
         async with asyncio.timeout(SILENT_S):
-            # Large ones as a file: aiohttp writes bytes in one piece, which would hold up every other stream.
-            post = session.post(url, data=data if len(data) <= _ONE_PIECE_BYTES else io.BytesIO(data), headers=headers)
-            response = await post
+            return await post
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise WorkerLost(f"{url} does not answer: {error or type(error).__name__}") from error
-    reader = _FrameReader(url, response)
-    try:
-        if response.status != 200:
-            await _raise_refusal(url, response)
-        accepted = await reader.next()
-        if isinstance(accepted, Error):
-            raise WorkerLost(f"{url}: {accepted.message}")
-        if not isinstance(accepted, Accepted):
-            raise WorkerLost(f"{url} did not answer with an accepted frame but {type(accepted).__name__}")
-        yield Hop(url, reader, accepted)
-    finally:
-        reader.close()
 
 
 class _FrameReader:
