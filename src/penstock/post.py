@@ -13,6 +13,8 @@ import httptools
 
 _PIECE_BYTES = 2**16
 """A body leaves in such pieces: a large one must not hold up other streams."""
+KEPT_S = 15.0
+"""A connection that was idle for longer is not used again: its peer may have gone without a word."""
 _MOST_UNREAD_BYTES = 2**21
 """From so many bytes on that nobody has taken, no more are read from the connection."""
 
@@ -44,13 +46,18 @@ class Posts:
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> "Answer":
         """The answer, once its headers are there; to be closed. Raises OSError."""
         target = _target(url)
-        idle = self._idle.setdefault((target.host, target.port), [])
+        loop, idle = asyncio.get_running_loop(), self._idle.setdefault((target.host, target.port), [])
+        if idle and loop.time() - idle[-1].idle_since > KEPT_S:
+            for old in idle:
+                old.cut()
+            idle.clear()
         if idle:
             answer = idle.pop()
         else:
             tls = True if target.is_tls else None
-            connect = asyncio.get_running_loop().create_connection
-            _, answer = await connect(lambda: Answer(self._open, idle), target.host, target.port, ssl=tls)
+            _, answer = await loop.create_connection(
+                lambda: Answer(self._open, idle), target.host, target.port, ssl=tls
+            )
         lines = [b"%b: %b\r\n" % (name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
         try:
             await answer.ask(b"".join((target.start, *lines, b"content-length: %d\r\n\r\n" % len(body))), body)
@@ -76,6 +83,7 @@ class Answer(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._error: OSError | None = None
         self._is_asked = self._is_full = False
+        self.idle_since = 0.0
 
     async def ask(self, head: bytes, body: bytes) -> None:
         """Sends a request, and returns when its answer begins. Raises OSError."""
@@ -112,6 +120,7 @@ class Answer(asyncio.Protocol):
         self._is_asked = False
         if self._is_whole and self._can_stay and self._error is None:
             self._all_read()
+            self.idle_since = self._loop.time()
             self._idle.append(self)
         else:
             self.cut()

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 
 import pytest
 import uvloop
 
+from penstock import post
 from penstock.post import Answer, Posts
 
 Test = Callable[[], Awaitable[None]]
@@ -24,10 +25,8 @@ async def calling(serve: Serve) -> AsyncIterator[tuple[Posts, str]]:
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         handlers.append(asyncio.current_task())
-        try:
+        with closing(writer), suppress(OSError, asyncio.IncompleteReadError):  # whose connection is cut
             await serve(reader, writer)
-        finally:
-            writer.close()
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     posts = Posts()
@@ -89,6 +88,28 @@ def test_a_connection_serves_as_many_calls_as_its_server_allows(run: Run, ending
 
     run(test)
     assert opened == connections
+
+
+def test_a_connection_that_was_idle_for_long_is_not_used_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        while not reader.at_eof():
+            await read_request(reader)
+            writer.write(WHOLE)
+
+    async def test() -> None:
+        async with calling(serve) as (posts, url):
+            for kept_s in (15.0, 15.0, -1.0):
+                monkeypatch.setattr(post, "KEPT_S", kept_s)
+                answer = await posts.post(url, b"", {})
+                assert await read_all(answer) == b"abc"
+                answer.close()
+
+    run(test)
+    assert opened == 2
 
 
 def test_a_kept_connection_that_its_server_has_closed_is_not_used(run: Run) -> None:
