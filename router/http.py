@@ -118,8 +118,10 @@ class Lifeline:
             self._task.cancel()
 
     def _set_timer(self) -> None:
-        late = DeadlineExceeded(f"the request's deadline of {self._timeout_s:g} s passed")
-        self._timer = asyncio.get_running_loop().call_at(self.deadline, self.cut, late)
+        self._timer = asyncio.get_running_loop().call_at(self.deadline, self._time_out)
+
+    def _time_out(self) -> None:
+        self.cut(DeadlineExceeded(f"the request's deadline of {self._timeout_s:g} s passed"))
 
     async def _watch_client(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
