@@ -8,7 +8,6 @@ python docs/make.py --check    exits with 1 and names the pages that differ (tes
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,8 +24,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail when a page differs")
     check = parser.parse_args().check
-    for name in [name for name in os.environ if name.startswith("PENSTOCK_FLAG_")]:
-        del os.environ[name]  # they set defaults
     pages = {
         DOCS / "reference" / "command-line.md": command_line(),
         DOCS / "reference" / "metrics.md": metrics(),
@@ -52,10 +49,11 @@ def command_line() -> str:
         MADE,
         "# The command line\n",
         "Every flag can also be set in the environment: `--kv-bytes` is `PENSTOCK_FLAG_KV_BYTES`. A flag wins.",
+        "A variable of that form that is no command's is refused, with the nearest that is.",
         "Sizes take suffixes, as in `512MiB`.\n",
     ]
     for name, command in COMMANDS.items():
-        parser = Parser(prog=f"penstock {name}")
+        parser = Parser(prog=f"penstock {name}", environment={})
         command.add_flags(parser)
         parts += [f"## penstock {name}\n", command.sentence + "\n"]
         rows = [_flag_row(action) for action in parser._actions if action.dest != "help"]
@@ -160,7 +158,7 @@ UNITS = {
     **dict.fromkeys(("running", "waiting", "preemptions"), "sequences"),
     **dict.fromkeys(("free", "quarantined"), "blocks"),
     "perc": "share, 0 to 1",
-    "info": "always 1",
+    **dict.fromkeys(("info", "odd"), "always 1"),
     "success": "answers",
     "pulls": "reads",
     "timings": "steps",

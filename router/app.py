@@ -13,11 +13,11 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.errors import RequestError, WorkerLost
 from penstock.router.config import RouterConfig
+from penstock.router.dialect import dialect_of
 from penstock.router.flow.advice import advice_headers
 from penstock.router.gateway.open import open_picker
-from penstock.router.http import is_from_this_machine
+from penstock.router.http import is_from_this_machine, request_id_of
 from penstock.router.openai.endpoint import Endpoint, Prepare
-from penstock.router.openai.errors import error_body
 from penstock.router.openai.prepare import check_model, prepare_chat, prepare_completion
 from penstock.router.openai.responses import Model, ModelList
 from penstock.router.placement.drift import DRIFTS
@@ -83,7 +83,7 @@ def _add_models(app: FastAPI, services: Services) -> None:
         try:
             services.tenant(request.scope)
         except RequestError as error:
-            return _refusal(error)
+            return _refusal(request, error)
         return Response(msgspec.json.encode(ModelList([model])), media_type=JSON)
 
     async def get_model(request: Request) -> Response:
@@ -91,7 +91,7 @@ def _add_models(app: FastAPI, services: Services) -> None:
             services.tenant(request.scope)
             check_model(request.path_params["model"], services.model)
         except RequestError as error:
-            return _refusal(error)
+            return _refusal(request, error)
         return Response(msgspec.json.encode(model), media_type=JSON)
 
     app.add_route("/v1/models", list_models, methods=["GET"])
@@ -110,19 +110,22 @@ def _add_operation(app: FastAPI, services: Services) -> None:
             "draining": services.draining,
             "drift": services.journal.alarms,
             "workers": {
-                worker.url: {"role": worker.role, "ready": worker.ready} for worker in services.cluster.workers
+                worker.url: {"role": worker.role, "ready": worker.ready} | ({"why": worker.why} if worker.why else {})
+                for worker in services.cluster.workers
             },
         }
         return Response(msgspec.json.encode(status), 200 if services.ready else 503, media_type=JSON)
 
     async def metrics(_: Request) -> Response:
         found, books = services.metrics, services.cluster.books
-        for gauge in (found.refused_timings, found.worker_ready, found.worker_streams):
+        for gauge in (found.refused_timings, found.worker_ready, found.worker_odd, found.worker_streams):
             gauge.clear()  # a worker that has left must not seem ready for ever
         for worker in services.cluster.workers:
             found.refused_timings.labels(worker.url).set(books.model.refused(worker.url))
             found.worker_ready.labels(worker.url, worker.role).set(worker.ready)
             found.worker_streams.labels(worker.url, worker.role).set(books.in_flight(worker.url)[0])
+            if what := services.cluster.oddity(worker):
+                found.worker_odd.labels(worker.url, worker.role, what).set(1)
         for name in DRIFTS:
             found.drift_alarm.labels(name).set(name in services.journal.alarms)
         try:
@@ -146,8 +149,9 @@ def _add_operation(app: FastAPI, services: Services) -> None:
         decision = services.journal.find(request_id)
         if decision is None:
             message = f"no placement of {request_id} is remembered; the last {REMEMBERED} are"
-            return Response(error_body(RequestError(message, status=404, code="not_found")), 404, media_type=JSON)
-        return Response(msgspec.json.encode(explain(decision)), media_type=JSON)
+            return _refusal(request, RequestError(message, status=404, code="not_found"))
+        not_used = {worker.url: worker.why for worker in services.cluster.workers if not worker.ready}
+        return Response(msgspec.json.encode(explain(decision, not_used)), media_type=JSON)
 
     async def probe(_: Request) -> Response:
         """Moves a few KV blocks over every pair of workers, and says what became of them."""
@@ -164,16 +168,17 @@ def _add_operation(app: FastAPI, services: Services) -> None:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Wrong paths, methods and peers in OpenAI's form."""
+    """Wrong paths, methods and peers."""
     assert isinstance(error, HTTPException)
     said = {
         404: f"there is no {request.url.path} here",
         405: f"{request.url.path} does not take {request.method}",
     }.get(error.status_code, error.detail)
     code = {403: "forbidden", 404: "not_found"}.get(error.status_code)
-    return _refusal(RequestError(said, status=error.status_code, code=code), error.headers)
+    return _refusal(request, RequestError(said, status=error.status_code, code=code), error.headers)
 
 
-def _refusal(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
-    advice = {name.decode(): value.decode() for name, value in advice_headers(error)}
-    return Response(error_body(error), error.status, {**(headers or {}), **advice}, JSON)
+def _refusal(request: Request, error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
+    dialect, request_id = dialect_of(request.scope), request_id_of(request.scope)
+    told = {name.decode(): value.decode() for name, value in advice_headers(error)} | {dialect.id_header: request_id}
+    return Response(dialect.error_body(error, request_id), error.status, {**(headers or {}), **told}, JSON)

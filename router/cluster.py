@@ -23,6 +23,8 @@ from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest,
 
 log = logging.getLogger(__name__)
 
+_ANOTHER_MODEL = "it serves another model than this router: tokenizer or architecture differ"
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -44,6 +46,8 @@ class Worker:
     arrivals: int = 0
     said: Readiness | None = None
     """What it last said on /ready."""
+    why: str = "it has not been asked yet"
+    """It is not ready; "" when it is."""
     losses: int = 0
     told: bool | None = None
     """What the log last said: whether it is ready."""
@@ -134,7 +138,7 @@ class Cluster:
         if worker is not None:
             worker.losses += 1
             worker.look.set()
-            self._set_ready(worker, False)
+            self._set_ready(worker, "a call to it has failed")
 
     def arrivals(self, url: str) -> int:
         worker = self._workers.get(url)
@@ -167,6 +171,16 @@ class Cluster:
         wait in the router."""
         fit = (each.url for each in self.workers if each.ready and (not weights or each.weights in ("", weights)))
         return self.books.snapshot(fit, self._now(), waiting=waiting)
+
+    def oddity(self, worker: Worker) -> str:
+        """What is wrong with a worker, else "".
+
+        It is "model" where it serves another one than the router, which does not use it; "weights" where it is ready
+        and another of its revision has others: answers then differ by who is asked.
+        """
+        if worker.why == _ANOTHER_MODEL:
+            return "model"
+        return "weights" if worker.ready and self._has_other_weights(worker) else ""
 
     async def changed(self) -> None:
         """Returns when a worker has become ready or unready."""
@@ -202,7 +216,7 @@ class Cluster:
                     worker.said = answer
                     self._describe(worker.url, answer)
                 self._tell(worker, answer)
-                self._set_ready(worker, isinstance(answer, Readiness))
+                self._set_ready(worker, "" if isinstance(answer, Readiness) else answer)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s):
                     await worker.look.wait()
@@ -222,7 +236,7 @@ class Cluster:
         except (aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
             return str(error) or f"no answer within {SILENT_S:g} s"
         if self._model and said.model and said.model != self._model:
-            return "it serves another model than this router: tokenizer or architecture differ"
+            return _ANOTHER_MODEL
         return said
 
     async def _ask_beside(self, endpoint: str) -> str:
@@ -240,12 +254,16 @@ class Cluster:
             worker.told = ready
             why = "" if ready else f": {answer}"
             log.info("%s worker %s is %sready%s", worker.role, worker.url, "" if ready else "not ", why)
-            revision = worker.member.revision
-            known = {each.weights for each in self.workers if each.ready and each.member.revision == revision}
-            if ready and worker.weights and known - {"", worker.weights}:
+            if ready and self._has_other_weights(worker):
                 log.warning("%s has other weights than other workers: answers differ by who is asked", worker.url)
 
-    def _set_ready(self, worker: Worker, ready: bool) -> None:
+    def _has_other_weights(self, worker: Worker) -> bool:
+        """Than another ready one of its revision, as far as is known."""
+        same = (each for each in self.workers if each.ready and each.member.revision == worker.member.revision)
+        return bool(worker.weights and {each.weights for each in same} - {"", worker.weights})
+
+    def _set_ready(self, worker: Worker, why_not: str) -> None:
+        ready, worker.why = not why_not, why_not
         if worker.ready != ready:
             worker.ready = ready
             worker.arrivals += ready

@@ -16,8 +16,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from penstock.errors import Overloaded, PenstockError, RequestError
 from penstock.router.corked import Corked, offer_is_free
+from penstock.router.dialect import dialect_of
 from penstock.router.flow.advice import advice_headers
-from penstock.router.openai.errors import error_body, error_status
+from penstock.router.openai.errors import error_status
 
 STALL_S = 8.0
 """A client with a full connection that accepts no byte for so long is cut off."""
@@ -134,7 +135,7 @@ class ClientConnection(HttpToolsProtocol):
         """An answer without a request, and the end of the connection."""
         self._is_refused = True
         self._stop_header_timer()
-        body = error_body(error)
+        body = dialect_of(cast("Scope | None", self.scope)).error_body(error, None)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),

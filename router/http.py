@@ -8,6 +8,8 @@ cut without the terminating chunk (SDKs take a cleanly closed stream for success
 import asyncio
 import ipaddress
 import math
+import re
+import uuid
 from collections.abc import Callable
 from types import TracebackType
 
@@ -16,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from penstock.errors import DeadlineExceeded, PenstockError, RequestError
 from penstock.router.outbox import Outbox
 
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _LINGER_BYTES = 64 * 2**20
 
 
@@ -152,6 +155,12 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, take: Callab
 def header(scope: Scope, name: bytes) -> str | None:
     """The first header called `name` (lower case), as text."""
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
+
+
+def request_id_of(scope: Scope) -> str:
+    """The client's own id when it is one, else a new one."""
+    given = header(scope, b"x-request-id")
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def is_from_this_machine(scope: Scope) -> bool:

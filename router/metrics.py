@@ -115,6 +115,13 @@ class Metrics:
         self.worker_ready = Gauge(
             "penstock_router_worker_ready", "1 while the worker is ready", ["worker", "role"], registry=self.registry
         )
+        self.worker_odd = Gauge(
+            "penstock_router_worker_odd",
+            "1 for a worker that is not used because it serves another model than the router (what is model), and for "
+            "the workers of one revision whose weights differ, so that answers do (what is weights)",
+            ["worker", "role", "what"],
+            registry=self.registry,
+        )
         self.worker_streams = Gauge(
             "penstock_router_worker_streams", "Open streams per worker", ["worker", "role"], registry=self.registry
         )

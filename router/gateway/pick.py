@@ -12,6 +12,7 @@ from contextlib import suppress
 from penstock.address import authority
 from penstock.errors import Overloaded
 from penstock.router.beside import PREFILL_HEADER, SOURCE_HEADER
+from penstock.router.dialect import dialect_of
 from penstock.router.flow.advice import advice_headers
 from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.bodies import Held
@@ -21,7 +22,6 @@ from penstock.router.gateway.exchange import Exchange, Header
 from penstock.router.http import ClientGone, Reply
 from penstock.router.openai.call import Call
 from penstock.router.openai.endpoint import Endpoint, Prepare
-from penstock.router.openai.errors import error_body
 from penstock.router.placed import Placed
 from penstock.router.services import Services
 from penstock.router.trial import Trial
@@ -130,7 +130,7 @@ async def pass_on(services: Services, exchange: Exchange) -> None:
             error = Overloaded("no endpoint is ready", retry_after_s=1.0)
             reply = Reply(exchange.send, exchange.receive, uuid.uuid4().hex)
             reply.headers += advice_headers(error)
-            await reply.json(error_body(error), error.status)
+            await reply.json(dialect_of(exchange.scope).error_body(error, reply.request_id), error.status)
 
 
 def _headers(placed: Placed, request_id: str, left_s: float, trace: Mapping[str, str]) -> list[Header]:

@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import re
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import TypeAlias
@@ -14,16 +12,17 @@ from penstock.errors import RequestError, RetryableError
 from penstock.router.answer_text import Delta
 from penstock.router.beside import picked_of
 from penstock.router.corked import is_free_of
+from penstock.router.dialect import dialect_of
 from penstock.router.flow.advice import advice_headers
 from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.bodies import Held
 from penstock.router.flow.patience import patience_of
 from penstock.router.flow.quota import Spending
 from penstock.router.generation import Event, Generation, Output, Started
-from penstock.router.http import ClientGone, Lifeline, Reply, header
+from penstock.router.http import ClientGone, Lifeline, Reply, request_id_of
 from penstock.router.merge import merge
 from penstock.router.openai.call import Call, Choice
-from penstock.router.openai.errors import error_body, error_status, named_for_api
+from penstock.router.openai.errors import error_status, named_for_api
 from penstock.router.openai.responses import Usage
 from penstock.router.outbox import SlowClient
 from penstock.router.services import Services
@@ -41,7 +40,6 @@ _SEMANTIC_NAMES = {
     "first_token_s": "gen_ai.server.time_to_first_token",
 }
 """What OpenTelemetry's conventions for generative AI call it."""
-_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
 class Endpoint:
@@ -53,7 +51,7 @@ class Endpoint:
         self._prepare = prepare
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = Reply(send, receive, _request_id(scope), is_free_of(scope))
+        reply = Reply(send, receive, request_id_of(scope), is_free_of(scope))
         metrics = self._services.metrics
         outcome = "200"
         facts: dict[str, Value] = {"endpoint": self._name, "model": self._services.model.name}
@@ -71,7 +69,7 @@ class Endpoint:
                     log.exception("request failed unexpectedly")
                 outcome = str(error_status(error))
                 trace.failed(error)
-                await _fail(reply, error)
+                await _fail(reply, error, dialect_of(scope).error_body(error, reply.request_id))
             finally:
                 reply.close()
                 metrics.requests.labels(self._name, outcome).inc()
@@ -256,20 +254,14 @@ class _Run:
         return usage
 
 
-async def _fail(reply: Reply, error: Exception) -> None:
-    """An error body; or, when the stream is open, an error event. The caller then returns without a last chunk, and the
-    server cuts the connection: a stream that failed must not look complete."""
+async def _fail(reply: Reply, error: Exception, body: bytes) -> None:
+    """The error's body; or, when the stream is open, an error event. The caller then returns without a last chunk, and
+    the server cuts the connection: a stream that failed must not look complete."""
     if reply.status:
         with suppress(TimeoutError, SlowClient):  # a client that does not read would hold us here for ever
             async with asyncio.timeout(_LAST_WORD_S):
-                await reply.event(error_body(error))
+                await reply.event(body)
                 await reply.flush()
         return
     reply.headers += advice_headers(error)
-    await reply.json(error_body(error), error_status(error))
-
-
-def _request_id(scope: Scope) -> str:
-    """The client's own id when it is one, else a new one."""
-    given = header(scope, b"x-request-id")
-    return given if given is not None and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    await reply.json(body, error_status(error))

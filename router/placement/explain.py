@@ -1,5 +1,6 @@
 """Explains a decision: every candidate with its seconds, part by part, as one table."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 
 from msgspec import Struct
@@ -39,10 +40,12 @@ class Explanation(Struct, frozen=True):
     num_candidates: int
     candidates: tuple[Candidate, ...]
     """The chosen one first, then the best others."""
+    not_used: dict[str, str] = {}
+    """Workers that are not ready now, and why."""
 
 
-def explain(decision: Decision) -> Explanation:
-    """All of a decision is in its snapshot, so it is computed again."""
+def explain(decision: Decision, not_used: Mapping[str, str]) -> Explanation:
+    """All of a decision is in its snapshot, so it is computed again; `not_used` is of now."""
     chosen = decision.placement
     candidates = Seconds().candidates(decision.request, decision.cluster)
     others = [each for each in candidates if (each.decode, each.prefill) != (chosen.decode, chosen.prefill)]
@@ -56,6 +59,7 @@ def explain(decision: Decision) -> Explanation:
         regret_s=regret_s(decision),
         num_candidates=len(candidates),
         candidates=tuple(_candidate(each, chosen=each is chosen) for each in (chosen, *others[: MOST_CANDIDATES - 1])),
+        not_used=dict(not_used),
     )
 
 
@@ -98,7 +102,7 @@ def _story(explanation: Explanation) -> list[str]:
             f"first token after {_milliseconds(explanation.ttft_s)} ms, {explanation.cached_tokens} tokens cached; "
             f"another worker was predicted to be {_milliseconds(explanation.regret_s or 0.0)} ms faster than that"
         )
-    return story
+    return story + [f"not used now is {url}: {why}" for url, why in explanation.not_used.items()]
 
 
 def _milliseconds(seconds: float) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import penstock
-from penstock.config import Parser, add_flags, from_flags
+from penstock.config import Parser, add_flags, from_flags, misspelt_variable
 from penstock.errors import ConfigError, PenstockError
 from penstock.extras import describe_missing, require
 
@@ -22,7 +22,7 @@ class Command:
     """One command: a sentence for --help, what adds its flags, what imports its modules and returns what runs."""
 
     sentence: str
-    add_flags: Callable[[argparse.ArgumentParser], None]
+    add_flags: Callable[[Parser], None]
     load: Callable[[argparse.Namespace], Run]
 
 
@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _ctrl_c_ends_at_once():
             command.add_flags(parser)
-            run = command.load(parser.parse_args(words[1:]))
+            args = parser.parse_args(words[1:])
+            _refuse_misspelt_variables(parser)
+            run = command.load(args)
         return run()
     except PenstockError as error:
         print(f"penstock: {error}", file=sys.stderr)
@@ -62,6 +64,19 @@ def _ctrl_c_ends_at_once() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
+def _refuse_misspelt_variables(parser: Parser) -> None:
+    """What is set in the environment may be another command's, but no command's is a mistake. Raises ConfigError."""
+    unknown = parser.unknown_variables()
+    if unknown:
+        known: set[str] = set()
+        for command in COMMANDS.values():
+            other = Parser(environment={})
+            command.add_flags(other)
+            known |= other.variables()
+        for name in sorted(unknown - known):
+            raise misspelt_variable(name, known)
+
+
 def _overview() -> Parser:
     """Lists the commands; it never runs one."""
     parser = Parser(prog="penstock", description="Serves large language models with prefill and decode apart.")
@@ -73,7 +88,7 @@ def _overview() -> Parser:
     return parser
 
 
-def _up_flags(parser: argparse.ArgumentParser) -> None:
+def _up_flags(parser: Parser) -> None:
     from penstock.local.config import add_local_flags
 
     sentence = "Folder, or file://, hf:// or Hugging Face id; without one, the demonstration model."
@@ -89,7 +104,7 @@ def _up(args: argparse.Namespace) -> Run:
     return lambda: run_up(local_config(args, args.model))
 
 
-def _chat_flags(parser: argparse.ArgumentParser) -> None:
+def _chat_flags(parser: Parser) -> None:
     from penstock.local.chat import ChatConfig
 
     add_flags(parser, ChatConfig)
@@ -101,7 +116,7 @@ def _chat(args: argparse.Namespace) -> Run:
     return lambda: run_chat(from_flags(ChatConfig, args))
 
 
-def _demo_flags(parser: argparse.ArgumentParser) -> None:
+def _demo_flags(parser: Parser) -> None:
     from penstock.local.config import add_local_flags
 
     add_local_flags(parser, skip=("host", "port", "keys", "policy", "routers", "redis"))
@@ -115,7 +130,7 @@ def _demo(args: argparse.Namespace) -> Run:
     return lambda: run_demo(local_config(args, "", port=0, policy="least-work"))
 
 
-def _worker_flags(parser: argparse.ArgumentParser) -> None:
+def _worker_flags(parser: Parser) -> None:
     from penstock.worker.config import add_worker_flags
 
     add_worker_flags(parser)
@@ -153,7 +168,7 @@ def _find_model(args: argparse.Namespace, *, text_only: bool = False) -> None:
     args.model = folder
 
 
-def _router_flags(parser: argparse.ArgumentParser) -> None:
+def _router_flags(parser: Parser) -> None:
     from penstock.router.config import RouterConfig
 
     add_flags(parser, RouterConfig)
@@ -171,7 +186,7 @@ def _router(args: argparse.Namespace) -> Run:
     return run
 
 
-def _key_flags(parser: argparse.ArgumentParser) -> None:
+def _key_flags(parser: Parser) -> None:
     from penstock.router.flow.command import KeyConfig
 
     parser.add_argument("tenant", metavar="TENANT", help="Whose key it is.")
@@ -184,7 +199,7 @@ def _key(args: argparse.Namespace) -> Run:
     return lambda: run_key(from_flags(KeyConfig, args))
 
 
-def _explain_flags(parser: argparse.ArgumentParser) -> None:
+def _explain_flags(parser: Parser) -> None:
     from penstock.router.explain_command import ExplainConfig
 
     parser.add_argument("request_id", metavar="REQUEST_ID", help="Its x-request-id, as in the answer's headers.")
@@ -197,7 +212,7 @@ def _explain(args: argparse.Namespace) -> Run:
     return lambda: run_explain(from_flags(ExplainConfig, args), args.request_id)
 
 
-def _fetch_flags(parser: argparse.ArgumentParser) -> None:
+def _fetch_flags(parser: Parser) -> None:
     from penstock.sources.command import FetchConfig
 
     parser.add_argument("uri", metavar="URI", help="The model, for example hf://Qwen/Qwen3-0.6B@main.")
@@ -210,7 +225,7 @@ def _fetch(args: argparse.Namespace) -> Run:
     return lambda: run_fetch(from_flags(FetchConfig, args))
 
 
-def _operator_flags(parser: argparse.ArgumentParser) -> None:
+def _operator_flags(parser: Parser) -> None:
     from penstock.operator.config import OperatorConfig
 
     add_flags(parser, OperatorConfig)
@@ -223,7 +238,7 @@ def _operator(args: argparse.Namespace) -> Run:
     return lambda: run_operator(from_flags(OperatorConfig, args))
 
 
-def _render_flags(parser: argparse.ArgumentParser) -> None:
+def _render_flags(parser: Parser) -> None:
     from penstock.operator.commands.config import RenderConfig
     from penstock.operator.config import OperatorConfig
 
@@ -242,7 +257,7 @@ def _render(args: argparse.Namespace) -> Run:
     return lambda: run_render(from_flags(RenderConfig, args), from_flags(OperatorConfig, args, namespace=""))
 
 
-def _status_flags(parser: argparse.ArgumentParser) -> None:
+def _status_flags(parser: Parser) -> None:
     from penstock.operator.commands.config import StatusConfig
 
     parser.add_argument("name", metavar="NAME", help="The LLMDeployment.")
@@ -256,7 +271,7 @@ def _status(args: argparse.Namespace) -> Run:
     return lambda: run_status(from_flags(StatusConfig, args))
 
 
-def _doctor_flags(parser: argparse.ArgumentParser) -> None:
+def _doctor_flags(parser: Parser) -> None:
     from penstock.operator.commands.config import DoctorConfig
 
     add_flags(parser, DoctorConfig)
@@ -269,7 +284,7 @@ def _doctor(args: argparse.Namespace) -> Run:
     return lambda: run_doctor(from_flags(DoctorConfig, args))
 
 
-def _plan_flags(parser: argparse.ArgumentParser) -> None:
+def _plan_flags(parser: Parser) -> None:
     from penstock.simulator.config import PlanConfig
 
     sentence = "Recorded requests: a .jsonl file of Mooncake's form or a .csv file of Azure's."
@@ -292,7 +307,7 @@ def _version(_: argparse.Namespace) -> Run:
     return run
 
 
-def _no_flags(_: argparse.ArgumentParser) -> None:
+def _no_flags(_: Parser) -> None:
     pass
 
 
@@ -309,7 +324,9 @@ COMMANDS = {
     "operator": Command("Run the Kubernetes operator: LLMDeployments become pods.", _operator_flags, _operator),
     "render": Command("Print what the operator would create for a file.", _render_flags, _render),
     "status": Command("Show an LLMDeployment on one screen.", _status_flags, _status),
-    "doctor": Command("Check this machine and the cluster.", _doctor_flags, _doctor),
+    "doctor": Command(
+        "Check this machine and, where the extra operator is installed, the cluster.", _doctor_flags, _doctor
+    ),
     "plan": Command(
         "Say how many workers of which kind serve a recorded trace, and what they cost.", _plan_flags, _plan
     ),
@@ -319,7 +336,7 @@ COMMANDS = {
 EXTRAS = {
     **dict.fromkeys(("up", "demo"), "router,worker"),
     **dict.fromkeys(("prefill", "decode"), "worker"),
-    **dict.fromkeys(("operator", "render", "status", "doctor"), "operator"),
+    **dict.fromkeys(("operator", "render", "status"), "operator"),
     **dict.fromkeys(("router", "key", "explain", "fetch"), "router"),
     "plan": "plan",
 }

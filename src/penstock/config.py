@@ -1,7 +1,8 @@
 """One way to configure: each component has one frozen dataclass, and its flags and environment come from the fields.
 
 A field is written once with its default, unit and sentence; `add_flags` makes `--kv-bytes` of `kv_bytes`, and
-`PENSTOCK_FLAG_KV_BYTES` in the environment sets its default. Sizes accept suffixes (`512MiB`, `4GiB`).
+`PENSTOCK_FLAG_KV_BYTES` in the environment sets its default. Sizes accept suffixes (`512MiB`, `4GiB`). An unknown
+name is an error, on the command line and in the environment.
 """
 
 import argparse
@@ -11,13 +12,15 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from penstock.errors import ConfigError
 
 T = TypeVar("T")
 
+_VARIABLE = "PENSTOCK_FLAG_"
+"""(Not `PENSTOCK_PORT`: for a Service named penstock, Kubernetes sets that to an address in every pod.)"""
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -35,7 +38,30 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def add_flags(parser: argparse.ArgumentParser, config: type[Any], *, skip: tuple[str, ...] = ()) -> None:
+class Parser(argparse.ArgumentParser):
+    """An argument parser that takes flags by their whole names only; for an unknown one it names the nearest."""
+
+    def __init__(self, *, environment: Mapping[str, str] = os.environ, **options: Any) -> None:
+        """`environment` is where `add_flags` looks for defaults."""
+        super().__init__(allow_abbrev=False, **options)
+        self.environment = environment
+
+    def variables(self) -> set[str]:
+        """What sets its flags in the environment."""
+        return {_variable(flag) for flag in self._option_string_actions if flag.startswith("--")}
+
+    def unknown_variables(self) -> set[str]:
+        """Those set in the environment that are none of its flags'."""
+        return {name for name in self.environment if name.startswith(_VARIABLE)} - self.variables()
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: .*?(--[\w-]+)", message)
+        if unknown:
+            message += f"; {_nearest(unknown[1], list(self._option_string_actions))}"
+        super().error(message)
+
+
+def add_flags(parser: Parser, config: type[Any], *, skip: tuple[str, ...] = ()) -> None:
     """Adds one flag per field of the dataclass `config` to `parser`, those that it inherits last."""
     hints = typing.get_type_hints(config)
     for field in sorted(dataclasses.fields(config), key=lambda field: field.name not in config.__annotations__):
@@ -46,7 +72,7 @@ def add_flags(parser: argparse.ArgumentParser, config: type[Any], *, skip: tuple
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
             type=_parser_of(hints[field.name], unit),
-            default=_default(field, _parser_of(hints[field.name], unit)),
+            default=_default(field, _parser_of(hints[field.name], unit), parser.environment),
             choices=field.metadata["choices"] or None,
             metavar=None if field.metadata["choices"] else (unit or field.name).upper().replace(" ", "_"),
             help=f"{text} (default: {shown}{' ' + unit if unit and field.default is not None else ''})".replace(
@@ -62,26 +88,22 @@ def from_flags(config: type[T], args: argparse.Namespace, **fixed: Any) -> T:
     return config(**values, **fixed)
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that takes flags by their whole names only; for an unknown one it names the nearest."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: .*?(--[\w-]+)", message)
-        if unknown:
-            message += f"; {_nearest(unknown[1], list(self._option_string_actions))}"
-        super().error(message)
+def misspelt_variable(name: str, known: Iterable[str]) -> ConfigError:
+    """What to say of one that sets no flag, where the `known` ones would."""
+    names = {each.removeprefix(_VARIABLE): each for each in known}
+    close = difflib.get_close_matches(name.removeprefix(_VARIABLE).upper(), names, n=1, cutoff=0.5)
+    hint = f"did you mean {names[close[0]]}?" if close else "`penstock COMMAND --help` shows what there is"
+    return ConfigError(f"{name} in the environment sets no flag of any command; {hint}")
 
 
-def _default(field: dataclasses.Field[Any], parse: Callable[[str], Any]) -> Any:
-    """The field's default, or what the environment sets instead. Raises ConfigError when that is no valid value.
+def _variable(flag: str) -> str:
+    return _VARIABLE + flag.removeprefix("--").replace("-", "_").upper()
 
-    (Not `PENSTOCK_PORT`: for a Service named penstock, Kubernetes sets that to an address in every pod.)
-    """
-    name = "PENSTOCK_FLAG_" + field.name.upper()
-    text = os.environ.get(name)
+
+def _default(field: dataclasses.Field[Any], parse: Callable[[str], Any], environment: Mapping[str, str]) -> Any:
+    """The field's default, or what the environment sets instead. Raises ConfigError when that is no valid value."""
+    name = _variable(field.name)
+    text = environment.get(name)
     if text is None:
         return field.default
     try:

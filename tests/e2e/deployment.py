@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from penstock.engine.config import EngineConfig
 from penstock.router.config import RouterConfig
 from penstock.worker.config import Role, WorkerConfig
+from penstock.worker.lifetime import EngineMain
 from tests.e2e.processes import START_S, Running, Surroundings, eventually, free_port, start_router, start_worker
 
 QUIET_S = 15.0
@@ -46,12 +47,15 @@ ENGINE: dict[str, Any] = {
 class Worker:
     """One worker, always at the same URL, through any number of lives."""
 
-    def __init__(self, name: str, config: WorkerConfig, surroundings: Surroundings) -> None:
+    def __init__(
+        self, name: str, config: WorkerConfig, surroundings: Surroundings, engine_main: EngineMain | None
+    ) -> None:
         self.name = name
         self.config = config
         self.surroundings = surroundings
         self.url = f"http://{config.host}:{config.port}"
-        self.process = start_worker(config, surroundings)
+        self._engine_main = engine_main
+        self.process = self._start()
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -65,8 +69,11 @@ class Worker:
         """Starts it anew if it has died. `Deployment.wait_ready` waits for it."""
         if not self.process.alive:
             self.process.wait_gone()
-            self.process = start_worker(self.config, self.surroundings)
+            self.process = self._start()
             self.process.wait_ready()
+
+    def _start(self) -> Running:
+        return start_worker(self.config, self.surroundings, self._engine_main)
 
     def left_over(self) -> dict[str, float]:
         """What an idle worker must not have."""
@@ -117,10 +124,12 @@ class Deployment:
         engine: Mapping[str, Any] | None = None,
         worker: Mapping[str, Any] | None = None,
         router: Mapping[str, Any] | None = None,
+        engine_main: EngineMain | None = None,
         reached_at: Callable[[str, str], str] = lambda _name, url: url,
         place: Callable[[str], Mapping[str, Any]] = lambda _name: {},
     ) -> None:
-        """`engine`, `worker` and `router` are fields that differ from ENGINE and the defaults.
+        """`engine`, `worker` and `router` are fields that differ from ENGINE and the defaults; `engine_main` replaces
+        the workers' engine.
 
         `reached_at(name, url)` is the address under which the router (and through it every other worker) reaches a
         worker: a proxy's, for example. `place(name)` may give a worker's `host`, the address it listens on,
@@ -142,7 +151,7 @@ class Deployment:
                     )
                     address = {"host": special["host"], "port": free_port()}
                     config = WorkerConfig(role=role, engine=here, **address, **(worker or {}))
-                    self.workers.append(Worker(name, config, around))
+                    self.workers.append(Worker(name, config, around, engine_main))
             self.prefill, self.decode = self.workers[:prefill], self.workers[prefill:]
             at = {worker: reached_at(worker.name, worker.url) for worker in self.workers}
             lists: dict[str, Any] = {

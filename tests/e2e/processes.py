@@ -17,7 +17,7 @@ from pathlib import Path
 
 from penstock.router.config import RouterConfig
 from penstock.worker.config import WorkerConfig
-from penstock.worker.lifetime import die_with_parent
+from penstock.worker.lifetime import EngineMain, die_with_parent
 
 START_S = 60.0
 """A start takes about a second; this is for a machine that does ten other things."""
@@ -146,9 +146,9 @@ def free_port() -> int:
         return port
 
 
-def start_worker(config: WorkerConfig, surroundings: Surroundings) -> Running:
-    """A worker's front, which forks its engine. Does not wait."""
-    return Running(_run_worker, config, surroundings)
+def start_worker(config: WorkerConfig, surroundings: Surroundings, engine_main: EngineMain | None = None) -> Running:
+    """A worker's front, which forks its engine: the real one, or a function of a module. Does not wait."""
+    return Running(_run_worker, config, surroundings, engine_main)
 
 
 def start_router(config: RouterConfig, surroundings: Surroundings) -> Running:
@@ -171,7 +171,9 @@ def _enter_namespace(name: str) -> None:
     os.close(descriptor)
 
 
-def _run_worker(ready: Connection, config: WorkerConfig, surroundings: Surroundings) -> None:
+def _run_worker(
+    ready: Connection, config: WorkerConfig, surroundings: Surroundings, engine_main: EngineMain | None
+) -> None:
     surroundings.enter()
     from penstock.worker.main import run_worker
 
@@ -180,7 +182,7 @@ def _run_worker(ready: Connection, config: WorkerConfig, surroundings: Surroundi
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         ready.send(int(children[0]))
 
-    run_worker(config, on_ready=tell)
+    run_worker(config, engine_main=engine_main, on_ready=tell)
 
 
 def _run_router(ready: Connection, config: RouterConfig, surroundings: Surroundings) -> None:

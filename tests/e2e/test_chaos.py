@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.chaos import Cut, Fault, Freeze, Kill, LoseRedis, Outcome, Size, run_chaos, shared_through
+from tests.e2e.chaos import Cut, Freeze, Kill, LoseRedis, Outcome, Size, run_chaos, shared_through
 from tests.e2e.conftest import Deploy, need_wire
 from tests.e2e.deployment import DEFAULT_POLICY, metrics_of
 from tests.e2e.island import archipelago
@@ -25,12 +25,11 @@ def assert_good(outcome: Outcome, num_strikes: int = 2) -> None:
     assert outcome.num_replaced > 0, "no stream felt it: this test proves nothing"
 
 
-@pytest.mark.parametrize(("fault", "wire"), [(Kill(), "cma"), (Freeze(), "ucx-tcp")])
-def test_workers_struck_in_turn(deploy: Deploy, fault: Fault, wire: str) -> None:
-    need_wire(wire)
-    cluster = deploy(prefill=2, decode=3, wire=wire)
+def test_workers_frozen_in_turn(deploy: Deploy) -> None:
+    need_wire("ucx-tcp")
+    cluster = deploy(prefill=2, decode=3, wire="ucx-tcp")
     order = [cluster.decode[0], cluster.prefill[0], cluster.decode[1], cluster.prefill[1], cluster.decode[2]]
-    assert_good(run_chaos(cluster, order, fault, SIZE))
+    assert_good(run_chaos(cluster, order, Freeze(), SIZE))
     cluster.assert_quiet()
 
 

@@ -27,11 +27,6 @@ def assert_same_logits(engine: Engine, other: Engine, name: str = "a") -> None:
         assert torch.equal(row, theirs[length]), f"logits after {length} tokens differ"
 
 
-@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param  # type: ignore[no-any-return]
-
-
 @pytest.fixture
 def reference(dtype: torch.dtype) -> Engine:
     """One request alone, its prompt in one step."""

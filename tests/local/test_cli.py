@@ -80,6 +80,31 @@ def test_an_unknown_or_shortened_flag_exits_with_2_and_names_the_nearest(words: 
     assert flag.stderr.endswith(f"did you mean '{nearest}'?\n")
 
 
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("PENSTOCK_FLAG_KV_BYTE", "did you mean PENSTOCK_FLAG_KV_BYTES?"),
+        ("PENSTOCK_FLAG_kv_bytes", "did you mean PENSTOCK_FLAG_KV_BYTES?"),
+        ("PENSTOCK_FLAG_QQQQQQ", "`penstock COMMAND --help` shows what there is"),
+    ],
+)
+def test_a_variable_that_sets_no_flag_exits_with_2_and_names_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, variable: str, hint: str
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    for command in ("version", "explain"):
+        result = run(command, *(["r"] if command == "explain" else []))
+        assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+        assert result.stderr == f"penstock: {variable} in the environment sets no flag of any command; {hint}\n"
+
+
+def test_a_variable_of_another_command_is_none_of_this_one_s_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_FLAG_KV_BYTES", "no size")
+    assert run("version").returncode == 0
+    result = run("decode")
+    assert (result.returncode, "PENSTOCK_FLAG_KV_BYTES=no size" in result.stderr) == (2, True)
+
+
 def test_version_is_printed() -> None:
     from penstock import __version__
 
@@ -105,10 +130,7 @@ def test_an_impossible_port_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("words", "package", "extra"),
     [
-        *(
-            (words, "kubernetes", "operator")
-            for words in (("render", "x"), ("status", "x"), ("doctor",), ("operator",))
-        ),
+        *((words, "kubernetes", "operator") for words in (("render", "x"), ("status", "x"), ("operator",))),
         (("render", "x"), "yaml", "operator"),
         *(((command,), "torch", "worker") for command in ("prefill", "decode")),
         *(((command,), "torch", "router,worker") for command in ("up", "demo")),
@@ -125,6 +147,16 @@ def test_a_missing_package_is_a_sentence_that_says_what_to_install(
     assert f"penstock {words[0]}` needs the Python package {package} of the extra {extra}," in result.stderr
     assert result.stderr.endswith(f"pip install --constraint constraints.txt --editable '.[{extra}]'\n")
     assert ("python install_torch.py && " in result.stderr) == ("worker" in extra)
+
+
+@pytest.mark.parametrize("package", ["kubernetes", "yaml"])
+def test_doctor_looks_at_the_machine_also_without_what_the_cluster_takes(package: str) -> None:
+    result = run("doctor", program=without(package))
+    assert result.returncode == 0, result.stderr
+    *machine, cluster = result.stdout.splitlines()
+    assert {line.split()[1] for line in machine} == {"version", "torch", "nixl", "triton", "GPU", "RDMA"}
+    assert cluster.startswith("warn  cluster      not looked at: ")
+    assert f"needs the Python package {package} of the extra operator" in cluster
 
 
 def test_the_extras_of_all_commands_exist() -> None:

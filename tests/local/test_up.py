@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -30,8 +31,10 @@ def test_up_serves_with_one_process_per_part(up: Up, tiny_model: Path) -> None:
     assert answer.usage["completion_tokens"] == 8
     assert {"x-penstock-prefill", "x-penstock-decode"} <= answer.headers.keys()
     assert first_model(url_of(up)) == tiny_model.name
-    # nursery, router, and a front with its engine for each of two workers
-    assert len(up.descendants()) == 6
+    commands = sorted(" ".join(process.cmdline()).strip() for process in up.descendants())
+    parts = [f"{which}penstock {name}" for which in ("engine of ", "") for name in ("decode-0", "prefill-0")]
+    assert [command for command in commands if not command.startswith(sys.executable)] == parts
+    assert len(commands) == len(parts) + 2  # nursery and router
 
 
 def test_up_says_when_each_part_was_ready_and_what_to_paste(up: Up) -> None:

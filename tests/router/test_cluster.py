@@ -175,6 +175,7 @@ def test_a_worker_of_another_model_is_not_used(caplog: pytest.LogCaptureFixture)
             try:
                 await until(cluster, lambda: len(cluster.snapshot().decode) == 2)
                 assert {state.url for state in cluster.snapshot().decode} == {right.url, silent.url}
+                assert [cluster.oddity(each) for each in cluster.workers] == ["", "model", ""]
                 right.model = "another"  # another process at the same address
                 await until(cluster, lambda: len(cluster.snapshot().decode) == 1)
             finally:
@@ -199,6 +200,8 @@ def test_workers_with_other_weights_than_the_rest_of_their_list_are_told_of(capl
                 await until(cluster, lambda: len(cluster.snapshot().decode) == number)  # noqa: B023
             odd, silent = workers["a2"], workers["a"]
             assert [record.args[0] for record in caplog.records if record.levelname == "WARNING"] == [odd.url]  # type: ignore[index]
+            odd_ones = {each.url for each in cluster.workers if cluster.oddity(each) == "weights"}
+            assert odd_ones == {workers[name].url for name in ("a1", "a1 too", "a2")}, "nobody knows who is right"
             same = {worker.url for name, worker in workers.items() if name in ("a1", "a1 too")} | {silent.url}
             assert {state.url for state in cluster.snapshot("1").decode} == same, "as far as is known"
             await cluster.close()

@@ -1,5 +1,7 @@
 """`penstock explain` against a running router."""
 
+import json
+import urllib.request
 from collections.abc import Callable
 
 import openai
@@ -8,7 +10,7 @@ import pytest
 from penstock.cli import main
 from tests.router.conftest import StartRouter
 from tests.router.fake_worker import FakeWorker
-from tests.router.serving import RunningRouter
+from tests.router.serving import RunningRouter, wait_until
 
 
 def test_a_placement_is_explained(
@@ -33,6 +35,31 @@ def test_what_was_placed_by_load_is_said_to_be(
     connect(router).completions.create(model="tiny", prompt="why there?", extra_headers={"x-request-id": "asked"})
     assert main(["explain", "asked", "--url", router.url]) == 0
     assert "placed by load" in capsys.readouterr().out
+
+
+def test_a_worker_of_another_model_is_named_wherever_one_may_look(
+    start_router: StartRouter,
+    worker: FakeWorker,
+    second_worker: FakeWorker,
+    connect: Callable[[RunningRouter], openai.OpenAI],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    router = start_router((worker, second_worker))
+    second_worker.model = "another"  # another process at the same address
+    wait_until(lambda: len(router.services.cluster.snapshot().decode) == 1, "the router's notice")
+    for _ in range(4):
+        headers = {"x-request-id": "asked"}
+        connect(router).completions.create(model="tiny", prompt="why there?", extra_headers=headers)
+    assert not second_worker.requests
+    assert main(["explain", "asked", "--url", router.url]) == 0
+    assert f"not used now is {second_worker.url}: it serves another model than this router" in capsys.readouterr().out
+    with urllib.request.urlopen(f"{router.url}/ready") as answer:
+        workers = json.load(answer)["workers"]
+    assert workers[worker.url] == {"role": "decode", "ready": True}
+    assert workers[second_worker.url]["why"].startswith("it serves another model")
+    with urllib.request.urlopen(f"{router.url}/metrics") as answer:
+        odd = [line for line in answer.read().decode().splitlines() if line.startswith("penstock_router_worker_odd{")]
+    assert odd == [f'penstock_router_worker_odd{{role="decode",what="model",worker="{second_worker.url}"}} 1.0']
 
 
 def test_an_unknown_request_is_said_to_be_unknown(router: RunningRouter, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import Any
 
-from penstock.config import add_flags, from_flags, option
+from penstock.config import Parser, add_flags, from_flags, option
 from penstock.engine.config import EngineConfig
 from penstock.errors import ConfigError
 from penstock.local.model import find_model, model_name
@@ -60,7 +60,7 @@ class LocalConfig(LogConfig, TraceConfig):
         return self.prefill + self.decode
 
 
-def add_local_flags(parser: argparse.ArgumentParser, *, skip: tuple[str, ...] = ()) -> None:
+def add_local_flags(parser: Parser, *, skip: tuple[str, ...] = ()) -> None:
     """Adds the flags of local mode, but those in `skip`, and of the workers' engines to `parser`."""
     add_flags(parser, LocalConfig, skip=("engine", *skip))
     add_flags(parser, EngineConfig, skip=_FIXED)

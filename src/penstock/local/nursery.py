@@ -31,6 +31,7 @@ from penstock.local.orders import (
     encode,
 )
 from penstock.worker.lifetime import die_with_parent
+from penstock.worker.title import set_title
 
 PRELOAD = ("torch", "penstock.engine.process", "penstock.worker.main")
 
@@ -87,6 +88,7 @@ def _become_worker(order: Fork, log: int, control: socket.socket, nursery: int) 
     status = 1
     try:
         die_with_parent(nursery)
+        set_title(f"penstock {order.name}")
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)

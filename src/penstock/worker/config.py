@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from penstock.config import add_flags, from_flags, option
+from penstock.config import Parser, add_flags, from_flags, option
 from penstock.engine.config import EngineConfig
 from penstock.errors import ConfigError
 from penstock.telemetry.config import LogConfig, TraceConfig
@@ -66,7 +66,7 @@ class WorkerConfig(LogConfig, TraceConfig):
         return self.served_model_name or Path(self.engine.model).name
 
 
-def add_worker_flags(parser: argparse.ArgumentParser) -> None:
+def add_worker_flags(parser: Parser) -> None:
     """Adds the flags of a worker and of its engine to `parser`."""
     add_flags(parser, WorkerConfig, skip=("role", "engine"))
     add_flags(parser, EngineConfig)

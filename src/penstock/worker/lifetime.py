@@ -13,6 +13,7 @@ from typing import NoReturn
 from penstock.engine.config import EngineConfig
 from penstock.engine.messages import StartFailed, encode
 from penstock.errors import ConfigError
+from penstock.worker.title import set_title, title
 
 EngineMain = Callable[[EngineConfig, Connection], None]
 
@@ -62,6 +63,7 @@ def _run_child(
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         die_with_parent(front)
+        set_title(f"engine of {title()}")
         for descriptor in close:
             os.close(descriptor)
         (engine_main or _import_engine())(config, connection)

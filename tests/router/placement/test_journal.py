@@ -88,7 +88,7 @@ def test_regret_costs_a_second_choice_of_few_decisions_only(monkeypatch: pytest.
         journal.came_true(decision, 5.0, None)
     assert len(choices) == (4 + 4 / REGRET_OF) * REGRET_OF
     assert [decision.regret_s is not None for decision in decisions].count(True) == 4
-    assert {explain(decision).regret_s for decision in decisions} == {decisions[0].regret_s}
+    assert {explain(decision, {}).regret_s for decision in decisions} == {decisions[0].regret_s}
 
 
 def test_memory_is_bounded() -> None:
@@ -182,7 +182,7 @@ def test_an_explanation_has_every_candidate_the_chosen_first() -> None:
     journal = Journal(CostModel())
     decision = place(journal)
     journal.came_true(decision, 0.5, 1000)
-    found = msgspec.json.decode(msgspec.json.encode(explain(decision)), type=Explanation)
+    found = msgspec.json.decode(msgspec.json.encode(explain(decision, {})), type=Explanation)
     assert found.num_candidates == len(found.candidates) == 8
     assert [each.chosen for each in found.candidates] == [True] + [False] * 7
     for each in found.candidates:
@@ -196,4 +196,4 @@ def test_an_explanation_has_every_candidate_the_chosen_first() -> None:
 
 
 def test_what_did_not_come_yet_is_said() -> None:
-    assert "has not come" in table(explain(place(Journal(CostModel()))))
+    assert "has not come" in table(explain(place(Journal(CostModel())), {}))

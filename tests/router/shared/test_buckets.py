@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from functools import partial
+from typing import TypeAlias
 
 import pytest
 
@@ -12,6 +13,7 @@ from penstock.router.metrics import Metrics
 from penstock.router.shared.buckets import ANSWER_S, SharedBuckets
 from penstock.router.shared.link import Link
 from tests.redis_server import RedisServer
+from tests.router.shared.peers import run_peers
 
 pytestmark = pytest.mark.redis
 
@@ -42,22 +44,7 @@ NewPeer: TypeAlias = Callable[..., Peer]
 
 
 def run(url: str, test: Callable[[NewPeer], Awaitable[None]]) -> None:
-    """`test` gets a function that makes peers; they are closed in the end."""
-
-    async def whole() -> None:
-        peers = []
-
-        def new_peer(*arguments: Any) -> Peer:
-            peers.append(Peer(url, *arguments))
-            return peers[-1]
-
-        try:
-            await test(new_peer)
-        finally:
-            for peer in peers:
-                await peer.link.close()
-
-    asyncio.run(whole())
+    run_peers(partial(Peer, url), test)
 
 
 async def pair(new_peer: NewPeer) -> tuple[Peer, Peer]:

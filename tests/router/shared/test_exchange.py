@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import msgspec
@@ -15,6 +16,7 @@ from penstock.router.policy import Placement, PlacementRequest
 from penstock.router.shared.exchange import PERIOD_S, SILENT_S, Exchange
 from penstock.router.shared.link import Link
 from tests.redis_server import RedisServer
+from tests.router.shared.peers import run_peers
 
 pytestmark = pytest.mark.redis
 
@@ -56,22 +58,7 @@ NewPeer: TypeAlias = Callable[..., Peer]
 
 
 def run(url: str, test: Callable[[NewPeer], Awaitable[None]]) -> None:
-    """`test` gets a function that makes peers; they are closed in the end."""
-
-    async def whole() -> None:
-        peers = []
-
-        def new_peer(*arguments: Any) -> Peer:
-            peers.append(Peer(url, *arguments))
-            return peers[-1]
-
-        try:
-            await test(new_peer)
-        finally:
-            for peer in peers:
-                await peer.link.close()
-
-    asyncio.run(whole())
+    run_peers(partial(Peer, url), test)
 
 
 def test_each_router_sees_what_all_have_booked(redis: RedisServer) -> None:
