@@ -44,7 +44,8 @@ class Outbox:
         if self._writer is None and self._is_free():  # nearly always, and it saves a task per event
             self.num_events += 1
             await self._send_start()
-            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            if data:
+                await self._send({"type": "http.response.body", "body": data, "more_body": True})
             return
         self._add(data)
         if self._num_bytes > _TURN_BYTES:
