@@ -34,7 +34,10 @@ def test_with_conflicts_throttling_errors_lost_answers_and_expired_watches_it_co
             and not any("/goes" in name for name in found)
         )
 
-    eventually(is_done, "all is as it should be")
+    try:
+        eventually(is_done, "all is as it should be")
+    finally:
+        print(sorted(ours(kube)))
     found = settled(kube)
     met = {trouble: operator.log.count(f"trouble: {trouble}") for trouble in TROUBLES}
     print(met)
