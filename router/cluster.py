@@ -166,10 +166,11 @@ class Cluster:
         worker = self._workers.get(url)
         return worker.weights if worker is not None else ""
 
-    def snapshot(self, weights: str = "") -> ClusterSnapshot:
-        """What a policy sees: the ready workers, or those of them that have no other `weights`."""
+    def snapshot(self, weights: str = "", *, waiting: int = 0) -> ClusterSnapshot:
+        """What a policy sees: the ready workers, or those of them that have no other `weights`, while so many requests
+        wait in the router."""
         fit = (each.url for each in self.workers if each.ready and (not weights or each.weights in ("", weights)))
-        return self.books.snapshot(fit, self._now())
+        return self.books.snapshot(fit, self._now(), waiting=waiting)
 
     def oddity(self, worker: Worker) -> str:
         """What is wrong with a worker, else "".

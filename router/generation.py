@@ -117,11 +117,9 @@ class Generation:
         """Where it would run, booked, for who has somebody else run it. Raises as Placer.place does."""
         return await self._placer.place(self._request, num_answers, trial, self._deadline, self._arrival)
 
-    async def events(self) -> AsyncGenerator[Event, None]:
+    def events(self) -> AsyncGenerator[Event, None]:
         """Raises RequestError when a worker refuses the request, RetryableError when no placement worked out."""
-        async with aclosing(self._run(self._answers, Trial())) as events:
-            async for event in events:
-                yield event
+        return self._run(self._answers, Trial())
 
     async def _run(self, answers: list[Answer], trial: Trial) -> AsyncGenerator[Event, None]:
         while True:
@@ -160,17 +158,18 @@ class Generation:
         async with open_hop(self._placer.session, f"{placed.decode}/generate", self._body(answers, placed)) as hop:
             self._placer.expectations.accepted(placed, hop.accepted.generation)
             yield Started(self, placed.decode, placed.prefill)
-            async with aclosing(hop.frames()) as frames:
-                async for frame in frames:
-                    if isinstance(frame, Done):
-                        self._done(frame, placed, answers)
-                        break
-                    event = self._event(frame, by_index, placed)
+            while not isinstance(frame := await hop.next(), Done):
+                event = self._event(frame, by_index, placed)
+                try:
                     if event is not None:
                         yield event
-                    if all(answer.finish_reason for answer in answers) and any(answer.is_cut for answer in answers):
-                        self._placer.expectations.learned(placed, [answer.output for answer in answers])
-                        return  # leaving closes the connection, which cancels what the worker would still generate
+                finally:
+                    if isinstance(frame, Tokens):  # what is learned from a token is learned when it has left
+                        self._placer.computed(placed, frame.cached_tokens)
+                if all(answer.finish_reason for answer in answers) and any(answer.is_cut for answer in answers):
+                    self._placer.expectations.learned(placed, [answer.output for answer in answers])
+                    return  # leaving closes the connection, which cancels what the worker would still generate
+            self._done(frame, placed, answers)
         if any(answer.finish_reason is None for answer in answers):
             raise WorkerLost(f"{placed.decode} was done before every answer was")
 
@@ -192,7 +191,6 @@ class Generation:
         tokens, logprobs = answer.take(frame)
         placed.reservation.produced(len(tokens))
         placed.num_output += len(tokens)
-        self._placer.computed(placed, frame.cached_tokens)
         return Output(self._first_choice + answer.index, tuple(tokens), tuple(logprobs)) if tokens else None
 
     def _done(self, frame: Done, placed: Placed, answers: list[Answer]) -> None:

@@ -121,8 +121,10 @@ class Lifeline:
             self._task.cancel()
 
     def _set_timer(self) -> None:
-        late = DeadlineExceeded(f"the request's deadline of {self._timeout_s:g} s passed")
-        self._timer = asyncio.get_running_loop().call_at(self.deadline, self.cut, late)
+        self._timer = asyncio.get_running_loop().call_at(self.deadline, self._time_out)
+
+    def _time_out(self) -> None:
+        self.cut(DeadlineExceeded(f"the request's deadline of {self._timeout_s:g} s passed"))
 
     async def _watch_client(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -202,8 +204,12 @@ class Reply:
             await self._linger(body)
         await self._send({"type": "http.response.body", "body": b"" if self.is_early else body})
 
-    def start_events(self) -> None:
-        """The headers of a stream; they leave before its first event."""
+    async def start_events(self) -> None:
+        """The headers of a stream leave, before its first event."""
+        self._begin_events()
+        await self._outbox.put(b"")
+
+    def _begin_events(self) -> None:
         self.status = 200
         headers = [
             *self.headers,
@@ -221,7 +227,7 @@ class Reply:
     def _keep_alive(self) -> None:
         if self._told == self._outbox.num_events:  # nothing since the last look
             if not self.status:
-                self.start_events()
+                self._begin_events()
             self._outbox.remark(b": keep-alive\n\n")
         self._told = self._outbox.num_events
         self._timer = asyncio.get_running_loop().call_later(self._silence_s / 2, self._keep_alive)

@@ -36,15 +36,16 @@ class Outbox:
         """Given to the client so far, remarks too."""
 
     def start(self, message: Message) -> None:
-        """The response's start, which goes before everything else."""
+        """The response's start, which goes before whatever comes first; nothing at all (`put(b"")`) will do."""
         self._start = message
-        self._write_soon()
 
     async def put(self, data: bytes) -> None:
         """Returns without waiting for the client. Raises SlowClient when too much waits for it."""
         if self._writer is None and self._is_free():  # nearly always, and it saves a task per event
             self.num_events += 1
-            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            await self._send_start()
+            if data:
+                await self._send({"type": "http.response.body", "body": data, "more_body": True})
             return
         self._add(data)
         if self._num_bytes > _TURN_BYTES:
@@ -77,10 +78,13 @@ class Outbox:
         if self._writer is None:
             self._writer = asyncio.create_task(self._write())
 
-    async def _write(self) -> None:
+    async def _send_start(self) -> None:
         if self._start is not None:
             start, self._start = self._start, None
             await self._send(start)
+
+    async def _write(self) -> None:
+        await self._send_start()
         while self._waiting:
             body = b"".join(self._waiting)
             self._waiting.clear()

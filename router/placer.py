@@ -155,7 +155,7 @@ class Placer:
         claim = Claim(arrival, job.request.priority, prompt_work + output_work, deadline)
         if job.trial.attempts:
             weights = job.trial.weights if job.trial.streaming else ""  # an answer is that of one model
-            cluster = replace(self._cluster.snapshot(weights), waiting=len(self.gate))
+            cluster = self._cluster.snapshot(weights, waiting=len(self.gate))
             found = self._choose(wanted, job.trial, cluster)
             if found is None:
                 return None
@@ -168,7 +168,7 @@ class Placer:
 
         def attempt(turn: Turn) -> Placed | Busy | None:
             latest = self._wanted(job, arrival) if turn.is_later else wanted
-            cluster = replace(self._cluster.snapshot(), waiting=len(self.gate))
+            cluster = self._cluster.snapshot(waiting=len(self.gate))
             found = take_turn(
                 lambda full: self._choose(latest, job.trial, cluster, full), latest, cluster, self._room, turn
             )
@@ -207,6 +207,8 @@ class Placer:
         full: frozenset[str] = frozenset(),
     ) -> Placement | None:
         """Without the workers that failed this request; else also with those that came back since."""
+        if not (trial.excluded or full):
+            return self._policy.choose(wanted, cluster)
         placement = self._policy.choose(replace(wanted, excluded=frozenset(trial.excluded) | full), cluster)
         if placement is None and trial.excluded:
             excluded = trial.still_excluded(self._cluster.arrivals) | full
@@ -228,7 +230,7 @@ class Placer:
         decision = self._journal.placed(job.request.request_id, wanted, cluster, placement)
         _, cached = placement.relies_on(wanted)
         reservation = self._cluster.reserve(placement, wanted)
-        self._metrics.placements.labels(kind="disaggregated" if placement.prefill else "decode_alone").inc()
+        self._metrics.placements.labels("disaggregated" if placement.prefill else "decode_alone").inc()
         return Placed(
             decode=placement.decode,
             prefill=placement.prefill,

@@ -7,10 +7,10 @@ fall below zero. Where the levels are kept is behind `Buckets`, so that several 
 
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from types import TracebackType
+from typing import Literal, Protocol, Self, TypeAlias
 
 from penstock.errors import RateLimited, RequestError, RetryableError
 from penstock.router.flow.arrival import Arrival
@@ -71,19 +71,40 @@ class LocalBuckets:
 
 
 class Spending:
-    """One request's."""
+    """One request's, within whose `async with` it runs."""
 
-    def __init__(self, take: Callable[[int], Awaitable[None]]) -> None:
-        self._take = take
-        self.expected = 0
+    def __init__(self, quotas: "Quotas", arrival: Arrival, headers: Headers) -> None:
+        self._quotas = quotas
+        self._arrival = arrival
+        self._headers = headers
+        self._expected = 0
         self.used: int | None = None
         """Tokens used so far; None while no worker has begun."""
+
+    async def __aenter__(self) -> Self:
+        await self._quotas.take(self._arrival, "requests", 1, self._headers)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, RetryableError) and self.used is None:
+            await self._quotas.give_back(self._arrival, "requests", 1)
+        await self._quotas.give_back(self._arrival, "tokens", self._expected - (self.used or 0))
 
     async def expect(self, num_tokens: int) -> None:
         """Counts the tokens that prompt and answer may have. Raises RateLimited, or RequestError when the quota of a
         whole minute is less."""
-        await self._take(num_tokens)
-        self.expected = num_tokens
+        tenant = self._arrival.tenant
+        if tenant.tokens_per_minute is not None and num_tokens > tenant.tokens_per_minute:
+            raise RequestError(
+                f"prompt and answer may have {num_tokens} tokens, but the quota of {tenant.name} is "
+                f"{tenant.tokens_per_minute} tokens per minute: ask for a shorter answer",
+                code="rate_limit_exceeded",
+                status=429,
+            )
+        await self._quotas.take(self._arrival, "tokens", num_tokens, self._headers)
+        self._expected = num_tokens
 
 
 class Quotas:
@@ -94,40 +115,21 @@ class Quotas:
         self._clock = clock
         self._promises: dict[tuple[str, Kind], Promises] = {}
 
-    @asynccontextmanager
-    async def spending(self, arrival: Arrival, headers: Headers) -> AsyncIterator[Spending]:
-        """Counts one request; adds to `headers` what is left. Raises RateLimited.
+    def spending(self, arrival: Arrival, headers: Headers) -> Spending:
+        """Counts one request when it is entered; adds to `headers` what is left. Raises RateLimited.
 
         In the end as many tokens count as were used, and nothing at all where the request was refused for a while.
         """
-        await self._take(arrival, "requests", 1, headers)
-        spending = Spending(lambda num_tokens: self._expect(arrival, num_tokens, headers))
-        try:
-            yield spending
-        except RetryableError:
-            if spending.used is None:
-                await self._give_back(arrival, "requests", 1)
-            raise
-        finally:
-            await self._give_back(arrival, "tokens", spending.expected - (spending.used or 0))
+        return Spending(self, arrival, headers)
 
-    async def _expect(self, arrival: Arrival, num_tokens: int, headers: Headers) -> None:
-        tenant = arrival.tenant
-        if tenant.tokens_per_minute is not None and num_tokens > tenant.tokens_per_minute:
-            raise RequestError(
-                f"prompt and answer may have {num_tokens} tokens, but the quota of {tenant.name} is "
-                f"{tenant.tokens_per_minute} tokens per minute: ask for a shorter answer",
-                code="rate_limit_exceeded",
-                status=429,
-            )
-        await self._take(arrival, "tokens", num_tokens, headers)
-
-    async def _give_back(self, arrival: Arrival, kind: Kind, amount: int) -> None:
+    async def give_back(self, arrival: Arrival, kind: Kind, amount: int) -> None:
+        """So much was not used."""
         per_minute = _per_minute(arrival, kind)
         if per_minute is not None and amount:
             await self._buckets.take(f"{arrival.tenant.name}/{kind}", per_minute, -amount)
 
-    async def _take(self, arrival: Arrival, kind: Kind, amount: int, headers: Headers) -> None:
+    async def take(self, arrival: Arrival, kind: Kind, amount: int, headers: Headers) -> None:
+        """Counts so much; adds to `headers` what is left. Raises RateLimited."""
         tenant, per_minute = arrival.tenant, _per_minute(arrival, kind)
         if per_minute is None:
             return

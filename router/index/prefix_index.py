@@ -7,7 +7,8 @@ a block takes at most 200 bytes, and 130 for each further worker that holds it (
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, repeat
+from itertools import chain, groupby
+from operator import length_hint
 
 from penstock.protocol import Events
 from penstock.router.index.holders import Holders
@@ -64,12 +65,12 @@ class PrefixIndex:
         found: dict[str, int] = {}
         masks = self._holders.masks
         for size, held in self._bits.items():
-            keys, most = prompt.of(size), (prompt.num_tokens - 1) // size
-            last = held
-            for at, mask in enumerate(map(masks.get, keys[:most], repeat(0))):
-                if mask is not last:  # runs of blocks have equal sets, and equal sets are one object
-                    last, still = mask, held & mask
-                    self._note(found, held & ~still, at * size)
+            most = (prompt.num_tokens - 1) // size
+            keys = iter(prompt.of(size)[:most])
+            for mask, _ in groupby(map(masks.get, keys)):  # runs of blocks have equal sets
+                still = held & (mask or 0)
+                if still != held:
+                    self._note(found, held & ~still, (most - 1 - length_hint(keys)) * size)
                     held = still
                     if not held:
                         break

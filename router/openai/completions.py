@@ -30,13 +30,13 @@ def prompts_of(request: CompletionRequest, vocab_size: int) -> list[str | list[i
         return [prompt]
     if not prompt:
         raise RequestError("prompt is empty", field="prompt")
-    if all(type(part) is int for part in prompt):
+    if _are_ids(prompt):
         return [_checked_ids(prompt, vocab_size, "prompt")]
     prompts: list[str | list[int]] = []
     for index, part in enumerate(prompt):
         if isinstance(part, str):
             prompts.append(part)
-        elif isinstance(part, list) and part and all(type(token) is int for token in part):
+        elif isinstance(part, list) and _are_ids(part):
             prompts.append(_checked_ids(part, vocab_size, f"prompt[{index}]"))
         else:
             raise RequestError(
@@ -81,6 +81,10 @@ class CompletionForm:
 
     def _logprobs(self, logged: Sequence[LoggedToken]) -> CompletionLogprobs | None:
         return None if self._num_top is None else completion_logprobs(self._vocabulary, logged, self._num_top)
+
+
+def _are_ids(parts: list[Any]) -> bool:
+    return set(map(type, parts)) == {int}
 
 
 def _checked_ids(tokens: list[int], vocab_size: int, field: str) -> list[int]:

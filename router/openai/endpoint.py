@@ -72,7 +72,7 @@ class Endpoint:
                 await _fail(reply, error, dialect_of(scope).error_body(error, reply.request_id))
             finally:
                 reply.close()
-                metrics.requests.labels(endpoint=self._name, status=outcome).inc()
+                metrics.requests.labels(self._name, outcome).inc()
                 facts["status"] = outcome
                 trace.note(**{_SEMANTIC_NAMES.get(name, name): value for name, value in facts.items()})
                 if self._services.config.log_requests:
@@ -142,18 +142,21 @@ class _Run:
         sign of life."""
         call, reply = self._call, self._reply
         reply.never_silent(self._arrival.patience.silence_s)
-        early: list[tuple[Choice, Delta]] = []
-        async with aclosing(self._deltas()) as deltas:
-            async for choice, delta in deltas:
+        waiting: list[tuple[Choice, Delta]] = []
+        has_token_left = False
+        async with aclosing(self._events()) as events:
+            async for event in events:
+                waiting += self._take(event)
                 if len(self._workers) < len(call.generations):
-                    early.append((choice, delta))
                     continue
                 if not self._is_open:
                     await self._open()
-                for waiting in [*early, (choice, delta)]:
-                    if waiting[1]:
-                        await reply.event(call.form.chunk(*waiting))
-                early.clear()
+                for choice, delta in waiting:
+                    await reply.event(call.form.chunk(choice, delta))
+                waiting.clear()
+                if not has_token_left and self._first_token_s is not None:
+                    has_token_left = True
+                    await asyncio.sleep(0)  # the connection writes; all that is done about the token comes after that
         usage = self._count()
         if call.include_usage:
             await reply.event(call.form.usage_chunk(usage))
@@ -162,9 +165,10 @@ class _Run:
     async def whole(self) -> None:
         """One body when all answers are complete."""
         call = self._call
-        async with aclosing(self._deltas()) as deltas:
-            async for choice, delta in deltas:
-                choice.keep(delta)
+        async with aclosing(self._events()) as events:
+            async for event in events:
+                for choice, delta in self._take(event):
+                    choice.keep(delta)
         usage = self._count()
         self._name_workers()
         await self._reply.json(call.form.whole(call.choices, usage))
@@ -173,35 +177,30 @@ class _Run:
         self._is_open = True
         if not self._reply.status:
             self._name_workers()
-            self._reply.start_events()
+            await self._reply.start_events()
         for choice in self._call.choices:
             opening = self._call.form.opening(choice)
             if opening is not None:
                 await self._reply.event(opening)
 
-    async def _deltas(self) -> AsyncGenerator[tuple[Choice, Delta], None]:
-        """Text as it becomes certain; an empty delta when only the placement is news."""
-        choices = self._call.choices
-        async with aclosing(self._events()) as events:
-            async for event in events:
-                if isinstance(event, Started):
-                    self._workers[event.generation] = event
-                    yield choices[0], Delta()
-                    continue
-                choice = choices[event.choice]
-                if choice.finish_reason:
-                    continue  # a stop string ended it while this event waited in `merge`
-                if isinstance(event, Output):
-                    self._note_first_token()
-                    delta = choice.text.push(event.tokens, event.logprobs)
-                    if choice.text.stopped:
-                        choice.generation.end(choice.index)
-                else:
-                    delta = choice.text.finish(event.reason)
-                if delta.finish_reason is not None:
-                    choice.finish_reason = delta.finish_reason
-                if delta:
-                    yield choice, delta
+    def _take(self, event: Event) -> tuple[tuple[Choice, Delta], ...]:
+        """The text that has become certain, if any."""
+        if isinstance(event, Started):
+            self._workers[event.generation] = event
+            return ()
+        choice = self._call.choices[event.choice]
+        if choice.finish_reason:
+            return ()  # a stop string ended it while this event waited in `merge`
+        if isinstance(event, Output):
+            self._note_first_token()
+            delta = choice.text.push(event.tokens, event.logprobs)
+            if choice.text.stopped:
+                choice.generation.end(choice.index)
+        else:
+            delta = choice.text.finish(event.reason)
+        if delta.finish_reason is not None:
+            choice.finish_reason = delta.finish_reason
+        return ((choice, delta),) if delta else ()
 
     def _events(self) -> AsyncGenerator[Event, None]:
         generations = self._call.generations

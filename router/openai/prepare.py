@@ -25,10 +25,12 @@ from penstock.router.services import Services
 
 async def prepare_chat(services: Services, arrival: Arrival) -> Call:
     """Raises RequestError."""
+    most = _most_answers(services)
 
     def read() -> tuple[ChatRequest, str]:
         request = decode_request(arrival.body, ChatRequest)
         check_model(request.model, services.model)
+        _check_count(request, 1, most)
         return request, chat.render_prompt(request, services.model)
 
     request, text = await services.tokenizing.aside(len(arrival.body), read)
@@ -116,7 +118,6 @@ def _call(
     logprobs: int | None,
     prompt_field: str,
 ) -> Call:
-    _check_count(request, len(prompts), _most_answers(services))
     model, num_samples = services.model, request.n or 1
     stops = stop_strings(request)
     stop_ids = frozenset(request.stop_token_ids or ())

@@ -214,8 +214,8 @@ class Books:
         if account is not None:
             account.load = account.state = None
 
-    def snapshot(self, ready: Iterable[str], now_s: float) -> ClusterSnapshot:
-        """Of the workers named."""
+    def snapshot(self, ready: Iterable[str], now_s: float, *, waiting: int = 0) -> ClusterSnapshot:
+        """Of the workers named, while so many requests wait in the router."""
         prefill: list[WorkerState] = []
         decode: list[WorkerState] = []
         for url in ready:
@@ -229,6 +229,7 @@ class Books:
             alone_s=model.hops.usual[False],
             pair_s=model.hops.usual[True],
             reuse=model.reuse,
+            waiting=waiting,
             now_s=now_s,
         )
 
@@ -250,26 +251,26 @@ def _state(account: Account, cost: StepCost) -> WorkerState:
     is_decode = account.role == "decode"
     head = next(iter(account.queue), None)
     free_tokens = max(0, load.free_blocks * about.block_tokens - booked.arriving_tokens)
-    return WorkerState(
-        url=account.url,
-        prefill_tokens=booked.prefill_tokens + round(share * load.prefill_tokens),
-        output_tokens=booked.output_tokens,
-        revision=f"{account.revision} {account.about.layout}".strip(),
-        role=account.role,
-        kind=about.kind,
-        node=account.node,
-        prompts=booked.prompts + (0 if is_decode else foreign),
-        prefill_pairs=booked.prefill_pairs,
-        head_tokens=head.tokens if head else 0,
-        head_pairs=head.pairs if head else 0,
-        head_since_s=account.head_since_s,
-        streams=booked.streams + (foreign if is_decode else 0),
-        context_tokens=booked.context_tokens + round(share * load.context_tokens),
-        num_tokens=load.num_blocks * about.block_tokens,
-        free_tokens=free_tokens,
-        evictable_tokens=min(free_tokens, load.evictable_blocks * about.block_tokens),
-        block_tokens=about.block_tokens,
-        step_tokens=about.step_tokens,
-        max_streams=about.max_streams,
-        cost=cost,
+    return WorkerState(  # by position, in the order of its fields: by name takes 0.6 us more
+        account.url,
+        booked.prefill_tokens + round(share * load.prefill_tokens),
+        booked.output_tokens,
+        f"{account.revision} {about.layout}".strip(),
+        account.role,
+        about.kind,
+        account.node,
+        booked.prompts + (0 if is_decode else foreign),
+        booked.prefill_pairs,
+        head.tokens if head else 0,
+        head.pairs if head else 0,
+        account.head_since_s,
+        booked.streams + (foreign if is_decode else 0),
+        about.max_streams,
+        booked.context_tokens + round(share * load.context_tokens),
+        load.num_blocks * about.block_tokens,
+        free_tokens,
+        min(free_tokens, load.evictable_blocks * about.block_tokens),
+        about.block_tokens,
+        about.step_tokens,
+        cost,
     )

@@ -5,7 +5,7 @@ computes its rows, and reads the KV of the sequences it decodes; a prompt's atte
 length, counted in pairs of a query and a key.
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
 def attention_pairs(tokens: int, cached: int = 0) -> int:
@@ -13,10 +13,10 @@ def attention_pairs(tokens: int, cached: int = 0) -> int:
     return (tokens * (tokens + 1) - cached * (cached + 1)) // 2
 
 
-@dataclass(frozen=True, slots=True)
-class StepCost:
+class StepCost(Struct, frozen=True, gc=False):
     """One kind of worker. The defaults are what arithmetic gives for a model of 8 B parameters in bf16 on one A100
-    (1.5 TB/s, 160 TFLOP/s reached): a prior for the first seconds."""
+    (1.5 TB/s, 160 TFLOP/s reached): a prior for the first seconds. (A Struct: made anew for each worker whenever its
+    kind's is.)"""
 
     step_s: float = 1e-2
     """Every step, however small: the weights are read."""
@@ -57,8 +57,7 @@ class StepCost:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class LinkCost:
+class LinkCost(Struct, frozen=True, gc=False):
     """Moving KV between two workers. Prior: 128 KiB per token (8 B parameters, bf16) at 10 GB/s."""
 
     latency_s: float = 2e-3

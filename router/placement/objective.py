@@ -16,7 +16,10 @@ there are in the queue on average; and as many streams share the steps of an ans
 import math
 import statistics
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from operator import itemgetter
+from typing import TypeAlias
+
+from msgspec import Struct
 
 from penstock.router.placement.costs import PRIOR_LINK, attention_pairs
 from penstock.router.placement.prompts import chunks, left_s
@@ -34,7 +37,7 @@ _FEW_PROMPTS = 8
 """More than others have is no sign of a lie."""
 
 
-class Computing(NamedTuple):
+class Computing(Struct, frozen=True, gc=False):
     """The prompt on one worker."""
 
     total_s: float
@@ -50,7 +53,7 @@ class Computing(NamedTuple):
     source: str | None
 
 
-class Decoding(NamedTuple):
+class Decoding(Struct, frozen=True, gc=False):
     """The answer on one worker, whoever computes the prompt."""
 
     total_s: float
@@ -73,6 +76,7 @@ class _Holders:
     second: tuple[int, WorkerState] | None = None
 
 
+_first = itemgetter(0)
 _Choice: TypeAlias = tuple[WorkerState | None, WorkerState, Computing, Decoding]
 
 
@@ -131,29 +135,31 @@ class Scene:
 
     def best(self) -> _Choice | None:
         """Looks at workers in the order of what they cost, and stops where no better pair can follow."""
-        decodings = sorted(((self.decoding(worker), worker) for worker in self._decode), key=_by_total)
+        if not self._decode:
+            return None
+        decodings = [(self.decoding(worker), worker) for worker in self._decode]
         computings = [(self.computing(worker), worker) for worker in (*self._prefill, *self._decode)]
         least = math.inf
         choice: _Choice | None = None
-        computing_of = {worker.url: computing for computing, worker in computings}
-        for decoding, decode in decodings:
-            computing = computing_of[decode.url]
+        for (decoding, decode), (computing, _) in zip(decodings, computings[len(self._prefill) :], strict=True):
             total_s = self._cluster.alone_s + computing.total_s + decoding.total_s
             total_s += max(0.0, decoding.admit_s - computing.own_s)
             if total_s < least:
                 least, choice = total_s, (None, decode, computing, decoding)
-        joining = sorted(
-            ((decoding.total_s + decoding.stall_s, decoding, each) for decoding, each in decodings), key=_first
-        )
+        joining = [(decoding.total_s + decoding.stall_s, decoding, each) for decoding, each in decodings]
+        joining.sort(key=_first)
         for computing, prefill in sorted(computings, key=_by_total):
-            own_s = self._cluster.pair_s + computing.total_s + self._evict_s(prefill, self._prompt)
+            own_s = self._cluster.pair_s + computing.total_s
+            if own_s + joining[0][0] >= least:
+                break
+            own_s += self._evict_s(prefill, self._prompt)
             for joined_s, decoding, decode in joining:
                 total_s = own_s + joined_s
                 if total_s >= least:
                     break
-                if decode.revision == prefill.revision and decode is not prefill:
-                    transfer_s = self._transfer_s(prefill, decode, computing)
-                    total_s += max(transfer_s, decoding.admit_s - computing.own_s)
+                late_s = decoding.admit_s - computing.own_s
+                if total_s + late_s < least and decode.revision == prefill.revision and decode is not prefill:
+                    total_s += max(late_s, self._transfer_s(prefill, decode, computing))
                     if total_s < least:
                         least, choice = total_s, (prefill, decode, computing, decoding)
         return choice
@@ -195,45 +201,44 @@ class Scene:
         token_s = cost.prefill_token_s + shared_s / chunk
         queue_s = left_s(worker, token_s, self._now_s) if worker.prefill_tokens else 0.0
         waiting = self._waiting[worker.role]
+        own = self._cached.get(worker.url, 0)
         found: Computing | None = None
-        for cached, pull_s, url in self._beginnings(worker, source):
+        for cached, holder in self._beginnings(worker, own, source):
+            pull_s = 0.0
+            if holder is not None:
+                link = self._near if holder.node == worker.node else self._far
+                pull_s = self._hop_s + link.seconds(cached - own)
             tokens = self._prompt - cached
             steps = -(-tokens // chunk)
             pairs = self._prompt_pairs - cached * (cached + 1) // 2
             work_s = tokens * cost.prefill_token_s + pairs * cost.prefill_pair_s
             prefill_s = work_s + steps * shared_s
-            own_s = max(queue_s, pull_s) + prefill_s
+            own_s = prefill_s + (pull_s if pull_s > queue_s else queue_s)
             others_s = streams * work_s + waiting * prefill_s
             if found is None or own_s + others_s < found.total_s:
                 last = tokens - (steps - 1) * chunk
                 exposed_s = max(0.0, pull_s - queue_s)
+                url = holder.url if holder is not None else None
                 found = Computing(own_s + others_s, own_s, queue_s, exposed_s, prefill_s, others_s, cached, last, url)
         assert found is not None
         return found
 
-    def _beginnings(self, worker: WorkerState, source: WorkerState | None) -> list[tuple[int, float, str | None]]:
-        """How computing may begin: (cached tokens, seconds until those of a source are there, the source)."""
-        cached = self._cached.get(worker.url, 0)
+    def _beginnings(
+        self, worker: WorkerState, own: int, source: WorkerState | None
+    ) -> list[tuple[int, WorkerState | None]]:
+        """How computing may begin: with so many cached tokens, of which those beyond its `own` are pulled from whom."""
         if source is not None:
-            return [self._pulling(worker, cached, self._readable(source), source)]
-        found: list[tuple[int, float, str | None]] = [(cached, 0.0, None)]
+            return [(max(own, self._readable(source)), source)]
+        found: list[tuple[int, WorkerState | None]] = [(own, None)]
         holders = self._holders.get(worker.revision)
         if holders is not None:
             near = holders.of_node.get(worker.node)
-            if near is not None and near[0] > cached:
-                found.append(self._pulling(worker, cached, *near))
+            if near is not None and near[0] > own:
+                found.append(near)
             far = holders.second if near is holders.first else holders.first
-            if far is not None and far[0] > cached:
-                found.append(self._pulling(worker, cached, *far))
+            if far is not None and far[0] > own:
+                found.append(far)
         return found
-
-    def _pulling(
-        self, worker: WorkerState, cached: int, tokens: int, source: WorkerState
-    ) -> tuple[int, float, str | None]:
-        """From `cached` to `tokens` cached tokens, by one more hop and a read."""
-        link = self._near if source.node == worker.node else self._far
-        found = max(cached, tokens)
-        return found, self._hop_s + link.seconds(found - cached), source.url
 
     def decoding(self, worker: WorkerState) -> Decoding:
         """The answer on `worker`: its steps are longer by what this request adds to them, for all who share them."""
@@ -303,10 +308,6 @@ def _mean_prompts(pool: tuple[WorkerState, ...], more: int) -> float:
     prompts = [worker.prompts for worker in pool]
     most = 2 * statistics.median_low(prompts) + _FEW_PROMPTS
     return (sum(min(each, most) for each in prompts) + more) / len(pool)
-
-
-def _first(item: tuple[Any, ...]) -> Any:
-    return item[0]
 
 
 def _by_total(item: tuple[Computing | Decoding, WorkerState]) -> float:

@@ -5,7 +5,6 @@ raises WorkerLost. Leaving the context closes the connection, which cancels ever
 """
 
 import asyncio
-import io
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -14,13 +13,13 @@ import aiohttp
 import msgspec
 
 from penstock.errors import Overloaded, RequestError, WorkerLost
+from penstock.post import Answer, Posts
 from penstock.protocol import SILENT_S, STUCK_FACTOR, STUCK_S, Accepted, Error, Frame, Heartbeat, decode_frame
 from penstock.telemetry.trace import current
 
 MAX_LINE_BYTES = 64 * 2**20
 """Longest frame: a ticket of a million blocks. Only a reader that needs it holds so much."""
 
-_ONE_PIECE_BYTES = 2**16
 _LATE_S = 0.2
 """A timer that goes off so late tells of this process, not of the peer."""
 
@@ -56,31 +55,45 @@ class Readiness(msgspec.Struct):
     """Fingerprint of the weights: an answer that began with some goes on with no others."""
 
 
+class _Connector(aiohttp.TCPConnector):
+    """With the connections of hops, so that they end with the session."""
+
+    def __init__(self) -> None:
+        super().__init__(limit=0, ttl_dns_cache=5)
+        self.posts = Posts()
+
+    async def close(self, *, abort_ssl: bool = False) -> None:
+        self.posts.close()
+        await super().close(abort_ssl=abort_ssl)
+
+
 def new_session() -> aiohttp.ClientSession:
-    """A client session for hops: no total timeout (liveness is by heartbeats), no limit of connections."""
+    """A client session, also for hops: no total timeout (liveness is by heartbeats), no limit of connections."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=5),
+        connector=_Connector(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=SILENT_S),
         read_bufsize=2**20,
     )
 
 
 class Hop:
-    """One open stream: `accepted` is its first frame; iterate for the others (heartbeats are consumed here)."""
+    """One open stream: `accepted` is its first frame; `next` gives the others (heartbeats are consumed here)."""
 
     def __init__(self, url: str, reader: "_FrameReader", accepted: Accepted) -> None:
         self.url = url
         self.accepted = accepted
         self._reader = reader
 
+    async def next(self) -> Frame:
+        """Raises WorkerLost when the stream falls silent, sticks or is cut: do not ask beyond the last frame."""
+        while isinstance(frame := await self._reader.next(), Heartbeat):
+            _check_not_stuck(self.url, frame)
+        return frame
+
     async def frames(self) -> AsyncGenerator[Frame, None]:
-        """Frames up to and including the last. Raises WorkerLost when the stream falls silent, sticks or is cut."""
+        """Frames up to and including the last. Raises as `next` does."""
         while True:
-            frame = await self._reader.next()
-            if isinstance(frame, Heartbeat):
-                _check_not_stuck(self.url, frame)
-                continue
-            yield frame
+            yield await self.next()
 
 
 @asynccontextmanager
@@ -91,45 +104,40 @@ async def open_hop(session: aiohttp.ClientSession, url: str, body: msgspec.Struc
     current trace, which continues at the worker.
     """
     with current().span(url.rpartition("/")[2], "client", url=url) as span:
-        async with _open_hop(session, url, body, span.headers) as hop:
-            yield hop
+        answer = await _post(session, url, body, span.headers)
+        reader = _FrameReader(url, answer)
+        try:
+            if answer.status != 200:
+                await _raise_refusal(url, answer)
+            accepted = await reader.next()
+            if isinstance(accepted, Error):
+                raise WorkerLost(f"{url}: {accepted.message}")
+            if not isinstance(accepted, Accepted):
+                raise WorkerLost(f"{url} did not answer with an accepted frame but {type(accepted).__name__}")
+            yield Hop(url, reader, accepted)
+        finally:
+            reader.close()
 
 
-@asynccontextmanager
-async def _open_hop(
-    session: aiohttp.ClientSession, url: str, body: msgspec.Struct, headers: Mapping[str, str]
-) -> AsyncIterator[Hop]:
-    data = msgspec.json.encode(body)
+async def _post(session: aiohttp.ClientSession, url: str, body: msgspec.Struct, headers: Mapping[str, str]) -> Answer:
+    connector = session.connector
+    assert isinstance(connector, _Connector), "a session of new_session"
     try:
         async with asyncio.timeout(SILENT_S):
-            # Large ones as a file: aiohttp writes bytes in one piece, which would hold up every other stream.
-            post = session.post(url, data=data if len(data) <= _ONE_PIECE_BYTES else io.BytesIO(data), headers=headers)
-            response = await post
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            return await connector.posts.post(url, msgspec.json.encode(body), headers)
+    except OSError as error:
         raise WorkerLost(f"{url} does not answer: {error or type(error).__name__}") from error
-    reader = _FrameReader(url, response)
-    try:
-        if response.status != 200:
-            await _raise_refusal(url, response)
-        accepted = await reader.next()
-        if isinstance(accepted, Error):
-            raise WorkerLost(f"{url}: {accepted.message}")
-        if not isinstance(accepted, Accepted):
-            raise WorkerLost(f"{url} did not answer with an accepted frame but {type(accepted).__name__}")
-        yield Hop(url, reader, accepted)
-    finally:
-        reader.close()
 
 
 class _FrameReader:
-    """The frames of one response: every wake-up takes all that has come, and one timer watches all waits for a line.
+    """The frames of one answer: every wake-up takes all that has come, and one timer watches all waits for a line.
 
     (A timeout around each frame and a `readline` cost 20 us of CPU more per token, measured.)
     """
 
-    def __init__(self, url: str, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, url: str, answer: Answer) -> None:
         self._url = url
-        self._response = response
+        self._answer = answer
         self._loop = asyncio.get_running_loop()
         self._lines: deque[bytes] = deque()
         self._begun: list[bytes] = []
@@ -150,10 +158,10 @@ class _FrameReader:
         return frame
 
     def close(self) -> None:
-        """Closes the connection, unless its response has ended."""
+        """Closes the connection, unless its answer has ended."""
         if self._timer is not None:
             self._timer.cancel()
-        self._response.close()
+        self._answer.close()
 
     async def _read_lines(self) -> None:
         """Waits until a line has come to its end, for SILENT_S at most."""
@@ -162,8 +170,8 @@ class _FrameReader:
             self._timer = self._loop.call_at(self._until, self._look)
         try:
             while not self._lines:
-                self._take(await self._response.content.readany())
-        except (aiohttp.ClientError, OSError) as error:
+                self._take(await self._answer.read())
+        except OSError as error:
             if self._was_silent:
                 raise WorkerLost(f"{self._url} was silent for {SILENT_S} s") from error
             raise WorkerLost(f"{self._url} was cut: {error or type(error).__name__}") from error
@@ -195,7 +203,7 @@ class _FrameReader:
             self._timer = self._loop.call_at(self._until, self._look)
         else:
             self._was_silent = True
-            self._response.close()  # wakes who waits
+            self._answer.close()  # wakes who waits
 
 
 def _check_not_stuck(url: str, beat: Heartbeat) -> None:
@@ -204,13 +212,15 @@ def _check_not_stuck(url: str, beat: Heartbeat) -> None:
         raise WorkerLost(f"{url} is stuck: {beat.step_s:.1f} s in step {beat.step} (limit {limit_s:.1f} s)")
 
 
-async def _raise_refusal(url: str, response: aiohttp.ClientResponse) -> None:
+async def _raise_refusal(url: str, answer: Answer) -> None:
+    body = b""
     try:
         async with asyncio.timeout(SILENT_S):
-            body = await response.read()
+            while part := await answer.read():
+                body += part
         refusal = msgspec.json.decode(body, type=Refusal)
-    except (aiohttp.ClientError, OSError, msgspec.DecodeError) as error:  # not a worker, or another version
-        raise Overloaded(f"{url} answered HTTP {response.status} without saying why") from error
-    if 400 <= response.status < 500 and response.status != 429:
-        raise RequestError(refusal.message, field=refusal.field, code=refusal.code, status=response.status)
+    except (OSError, msgspec.DecodeError) as error:  # not a worker, or another version
+        raise Overloaded(f"{url} answered HTTP {answer.status} without saying why") from error
+    if 400 <= answer.status < 500 and answer.status != 429:
+        raise RequestError(refusal.message, field=refusal.field, code=refusal.code, status=answer.status)
     raise Overloaded(refusal.message, retry_after_s=refusal.retry_after_s)

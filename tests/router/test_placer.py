@@ -170,7 +170,7 @@ def test_workers_that_come_and_go_prolong_no_wait() -> None:
             waiting.add_done_callback(lambda _: ended_s.append(loop.time()))
             cluster.add(Member("http://p", "prefill"))
             for number in range(40):
-                cluster._set_ready(cluster.workers[1], number % 2 == 0)
+                cluster._set_ready(cluster.workers[1], "" if number % 2 == 0 else "told so")
                 await asyncio.sleep(0.1)
             with pytest.raises(Overloaded):
                 await waiting

@@ -147,6 +147,38 @@ def test_a_worker_that_left_is_forgotten_and_its_bookings_still_end() -> None:
     ledger.book(PAIR, PlacementRequest(100), 0.0).release(0.0)
 
 
+def test_every_figure_of_a_state_is_in_its_own_place() -> None:
+    ledger = books()
+    ledger.describe("d", About(kind="h100", block_tokens=16, step_tokens=512, layout="l1", max_streams=48))
+    ledger.book(Placement("d"), PlacementRequest(50, output_tokens=7), 3.0)
+    ledger.book(Placement("d"), PlacementRequest(30, {"d": 10}, output_tokens=4, num_answers=2), 4.0)
+    memory = {"free_blocks": 90, "evictable_blocks": 5, "num_blocks": 99}
+    load(ledger, "d", running=6, prefill_tokens=200, context_tokens=400, **memory)
+    assert msgspec.structs.asdict(state(ledger, "d")) == {
+        "url": "d",
+        "prefill_tokens": 50 + 20 + 100,
+        "output_tokens": 7 + 8,
+        "revision": "r1 l1",
+        "role": "decode",
+        "kind": "h100",
+        "node": "node-2",
+        "prompts": 2,
+        "prefill_pairs": sum(range(1, 51)) + sum(range(11, 31)),
+        "head_tokens": 50,
+        "head_pairs": sum(range(1, 51)),
+        "head_since_s": 3.0,
+        "streams": 3 + 3,
+        "max_streams": 48,
+        "context_tokens": 50 + 60 + 200,
+        "num_tokens": 16 * 99,
+        "free_tokens": 16 * 90 - 70,
+        "evictable_tokens": 16 * 5,
+        "block_tokens": 16,
+        "step_tokens": 512,
+        "cost": ledger.model.cost("d", "h100"),
+    }
+
+
 def test_states_are_made_anew_only_when_something_changed() -> None:
     ledger = books()
     before = state(ledger, "d")

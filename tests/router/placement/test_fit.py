@@ -1,6 +1,5 @@
 """Costs are learned from timings, whatever else comes with them."""
 
-import dataclasses
 import math
 import random
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from penstock.protocol import StepTiming
 from penstock.router.placement.costs import PRIOR_STEP, LinkCost, StepCost
@@ -41,8 +41,8 @@ def learned(*timings: Iterator[StepTiming]) -> StepCost:
 
 
 def assert_close(found: StepCost, true: StepCost, tolerance: float) -> None:
-    for field in dataclasses.fields(StepCost):
-        assert getattr(found, field.name) == pytest.approx(getattr(true, field.name), rel=tolerance), field.name
+    for name in StepCost.__struct_fields__:
+        assert getattr(found, name) == pytest.approx(getattr(true, name), rel=tolerance), name
 
 
 @pytest.mark.parametrize("true", [PRIOR_STEP, SLOW_CPU], ids=["as the prior", "far from it"])
@@ -116,7 +116,7 @@ def test_what_cannot_be_true_is_refused_and_counted(lie: StepTiming) -> None:
 )
 def test_costs_are_finite_and_never_negative(counts: list[tuple[int, int, int, float, int]]) -> None:
     found = learned(iter([StepTiming(*each) for each in counts]))
-    values = [getattr(found, field.name) for field in dataclasses.fields(StepCost)]
+    values = structs.astuple(found)
     assert all(0 <= value < math.inf for value in values)
     assert sum(values) > 0
 
