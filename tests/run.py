@@ -1,8 +1,7 @@
 """Runs every suite of tests/ (one folder, one suite), fast tests first, and prints one line per suite and the totals.
 
 `make test` is this file. Each suite is a pytest process of its own: a crash of one (a native library may abort) cannot
-hide the others. Those that are not about time run two at a time. `python tests/run.py engine router` runs only those
-suites; `--fast` leaves out what is marked slow.
+hide the others. `python tests/run.py engine router` runs only those suites; `--fast` leaves out what is marked slow.
 """
 
 import argparse
@@ -12,18 +11,13 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 TESTS = Path(__file__).parent
 LOGS = TESTS.parent / "build" / "tests"
 NO_TESTS = 5  # pytest's exit status when nothing was collected
-CALM = ("charts", "engine", "house", "kernels", "operator", "simulator", "sources")
-"""Suites in which nothing has to happen in a short time: two of them run at a time, before the others."""
-LAST = ("demo", "e2e", "cluster")
-"""Suites that take longest: a mistake elsewhere shows before them."""
+LAST = ("house", "demo", "e2e", "cluster")  # suites that take longest; a mistake elsewhere shows before them
 FAST, SLOW = ("", "not slow"), (" (slow)", "slow")
 
 
@@ -61,7 +55,8 @@ def main() -> int:
     begin = time.perf_counter()
     results = []
     for suffix, marker in (FAST,) if arguments.fast else (FAST, SLOW):
-        for result in run_suites(wanted or suites, suffix, marker):
+        for suite in wanted or suites:
+            result = run_suite(suite, suffix, marker)
             if result.exit_status != NO_TESTS:
                 results.append(result)
                 print(result.line(), flush=True)
@@ -73,15 +68,6 @@ def main() -> int:
 def when(suite: str) -> tuple[int, str]:
     """The order in which suites run."""
     return (LAST.index(suite) + 1 if suite in LAST else 0), suite
-
-
-def run_suites(suites: Sequence[str], suffix: str, marker: str) -> Iterator[Result]:
-    with ThreadPoolExecutor(2) as pool:
-        calm = [suite for suite in suites if suite in CALM]
-        yield from pool.map(lambda suite: run_suite(suite, suffix, marker), calm)
-    for suite in suites:
-        if suite not in CALM:
-            yield run_suite(suite, suffix, marker)
 
 
 def run_suite(suite: str, suffix: str, marker: str) -> Result:
