@@ -1,7 +1,7 @@
 """One request's turn: the best placement whose workers have room. Pure.
 
-When the best one's workers are full, the best of the others is taken, but only after as long a wait as it takes longer:
-delay scheduling (Zaharia et al. 2010), with what the cache saves as the delay.
+When the best one's workers are full, the best of the others is taken, but only after as long a wait as it costs more:
+delay scheduling (Zaharia et al. 2010), with what a cache saves, or the streams of a decode worker lose, as the delay.
 """
 
 import math
@@ -75,9 +75,17 @@ def take_turn(
         placement = choose(full | limits.pressed(cluster, wanted))
     if placement is None:
         return Busy(best_s, waits_for=best.decode)
-    if turn.waited_s < compute_s(cluster, placement, wanted) - best_s:
+    if turn.waited_s < _more_s(cluster, placement, best, wanted):
         return Busy(best_s, could_go=True)
     return placement
+
+
+def _more_s(cluster: ClusterSnapshot, placement: Placement, best: Placement, wanted: PlacementRequest) -> float:
+    """What `placement` costs more than `best`: everybody, or only this prompt while predictions are off."""
+    one, other = placement.prediction, best.prediction
+    if one is not None and other is not None and one.trusted and other.trusted:
+        return one.total_s - other.total_s
+    return compute_s(cluster, placement, wanted) - compute_s(cluster, best, wanted)
 
 
 def _check_time(turn: Turn, seconds: float, cluster: ClusterSnapshot, placement: Placement) -> None:

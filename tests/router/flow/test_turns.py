@@ -198,6 +198,26 @@ def test_a_worker_that_is_kept_for_another_is_used_for_nothing() -> None:
     assert USUAL.any(cluster, kept="d1")
 
 
+def test_a_decode_worker_is_lent_only_after_as_long_a_wait_as_its_streams_would_lose() -> None:
+    """Both would give the first token after a second, but on d it costs d's streams another two."""
+    busy = worker("p", prefill_tokens=2000, prompts=1)
+    cluster = ClusterSnapshot(prefill=(busy,), decode=(worker("d", streams=20),))
+    on_p = Placement("d", "p", prediction=Prediction(prefill_s=1.0))
+    on_d = Placement("d", prediction=Prediction(prefill_s=1.0, others_s=2.0))
+
+    def take_after(waited_s: float, *, trusted: bool = True) -> Placement | Busy | None:
+        def choose(full: frozenset[str]) -> Placement | None:
+            placement = on_d if "p" in full else on_p
+            assert placement.prediction is not None
+            return replace(placement, prediction=replace(placement.prediction, trusted=trusted))
+
+        return take_turn(choose, PlacementRequest(1000), cluster, ROOM, Turn(waited_s=waited_s))
+
+    assert take_after(1.9) == Busy(1.0, could_go=True)
+    assert take_after(2.1) == on_d
+    assert isinstance(take_after(0.1, trusted=False), Placement), "what it costs others is not known"
+
+
 def test_nobody_is_refused_or_held_back_by_predictions_that_are_known_to_be_off() -> None:
     cluster = ClusterSnapshot(decode=(worker("d", streams=1),))
 
