@@ -151,6 +151,7 @@ def test_a_stopped_decode_worker_hands_its_streams_over_with_their_kv(deploy: De
         salts = ("one", "two")  # nothing of the one is of use to the other
         asked = [threads.submit(completion, client, list(PROMPT), **options, salt=salt) for salt in salts]
         eventually(lambda: all(streams(worker) == 1 for worker in pair.decode), "a stream on each worker")
+        eventually(lambda: all(computed(worker) >= len(PROMPT) for worker in pair.decode), "their prompts computed")
         leaving, staying = pair.decode
         before = computed(staying)
         send_signal(leaving.process.front, signal.SIGTERM)
