@@ -128,7 +128,7 @@ def test_bodies_together_are_bounded(start_router: StartRouter, worker: FakeWork
         assert router.services.bodies.num_bytes <= 2**20
         refused = 0
         for client in clients:
-            client.settimeout(0.5)
+            client.settimeout(1)
             try:
                 status, headers, error = answer_of(client)
             except TimeoutError:  # its body is being waited for

@@ -15,7 +15,21 @@ def placed(decode: str = "d", prefill: str | None = None, **what: Any) -> Placed
     """One attempt, of which nothing was booked."""
     unbooked: Any = None
     decision: Any = SimpleNamespace(request=PlacementRequest(9, num_answers=what.pop("num_answers", 1)))
-    return Placed(decode, prefill, None, "", unbooked, unbooked, 0, [], decision, 0.0, **what)
+    return Placed(
+        decode=decode,
+        prefill=prefill,
+        source=None,
+        revision="",
+        reservation=unbooked,
+        keys=unbooked,
+        cached_tokens=0,
+        as_of=0,
+        source_as_of=0,
+        expected=[],
+        decision=decision,
+        placed_at=0.0,
+        **what,
+    )
 
 
 def fail(trial: Trial, attempt: Placed, error: RetryableError | None = None, *, at: int = 0) -> None:
