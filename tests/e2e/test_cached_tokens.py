@@ -2,14 +2,16 @@
 
 import asyncio
 import random
+import urllib.request
 from typing import Any
 
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.client import new_async_client, random_prompt, stream_completion
 from tests.e2e.conftest import Deploy
-from tests.e2e.deployment import DEFAULT_POLICY, Deployment
+from tests.e2e.deployment import DEFAULT_POLICY
 
 REQUESTS, CONVERSATIONS = 1000, 6
 MOST_WRONG = 1
@@ -29,7 +31,7 @@ def test_predictions_are_exact_while_caches_overflow(deploy: Deploy, layout: str
     """Conversations that share beginnings, on workers that cache a tenth of them."""
     deployment = deploy(**LAYOUTS[layout], engine={"num_blocks": 512, "max_step_tokens": 64})
     asyncio.run(converse(deployment.url))
-    counted = outcomes(deployment)
+    counted = outcomes(deployment.url)
     assert sum(counted.values()) == REQUESTS
     assert counted["exact"] >= REQUESTS - MOST_WRONG, counted
     deployment.assert_quiet()
@@ -57,13 +59,9 @@ async def converse(url: str) -> None:
         await asyncio.gather(*(one(client) for _ in range(CONVERSATIONS)))
 
 
-def outcomes(deployment: Deployment) -> dict[str, float]:
-    """Requests by how prediction and truth compare, as the router counts them."""
-    import urllib.request
-
-    from prometheus_client.parser import text_string_to_metric_families
-
-    with urllib.request.urlopen(f"{deployment.url}/metrics", timeout=5.0) as response:
+def outcomes(url: str) -> dict[str, float]:
+    """Requests by how prediction and truth compare, as the router at `url` counts them."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=5.0) as response:
         text = response.read().decode()
     return {
         sample.labels["outcome"]: sample.value

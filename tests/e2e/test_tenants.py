@@ -8,6 +8,9 @@ import pytest
 
 from tests.e2e.client import Reply, completion, new_client, random_prompt
 from tests.e2e.conftest import Deploy
+from tests.e2e.deployment import metrics_of
+from tests.e2e.processes import eventually
+from tests.e2e.test_cached_tokens import outcomes
 
 PROMPT_TOKENS, ROUNDS = 400, 12
 """25 steps of 16 tokens: what a hit saves is far more than the noise."""
@@ -47,3 +50,20 @@ def test_a_tenant_cannot_tell_what_another_has_asked(deploy: Deploy, prefill: in
     saved = statistics.median(fresh) - statistics.median(own)
     assert saved > 0.3 * statistics.median(fresh), "a hit can be told by its time, so this test sees one"
     assert abs(statistics.median(seen) - statistics.median(fresh)) < 0.3 * saved, (seen, fresh, own)
+
+
+@pytest.mark.parametrize("salt", ["", "team"])
+def test_what_one_router_had_computed_another_knows(deploy: Deploy, salt: str) -> None:
+    """From the workers' events, which name salted blocks alike to all routers of a deployment."""
+    deployment = deploy(prefill=0, decode=2, routers=2, router={"secret": "of this test"})
+    first, second = deployment.routers
+    prompts = [random_prompt(80, seed=seed) for seed in range(6)]
+    with new_client(first.url) as client:
+        workers = [completion(client, prompt, salt=salt).decode for prompt in prompts]
+    blocks = len(prompts) * (len(prompts[0]) // 8)
+    eventually(lambda: metrics_of(second.url)["penstock_router_index_blocks"] >= blocks, "the events' arrival")
+    with new_client(second.url) as client:
+        replies = [completion(client, prompt, salt=salt) for prompt in prompts]
+    assert [reply.decode for reply in replies] == workers
+    assert all(cached(reply) > 64 for reply in replies)
+    assert outcomes(second.url) == {"exact": len(prompts)}
