@@ -109,10 +109,16 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def commit() -> str:
-    """The commit that was measured, with `-dirty` where the tree differed from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    result = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
+    """The commit that was measured, with `-dirty` where the tree differed from it, but for results."""
+    name = _git("rev-parse", "--short=12", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":!{RESULTS}")
+    return f"{name}-dirty" if changed else name or "unknown"
+
+
+def _git(*words: str) -> str:
+    """What git says; nothing where this is no repository."""
+    result = subprocess.run(["git", *words], cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+    return result.stdout.strip()
 
 
 def machine() -> str:
