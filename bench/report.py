@@ -111,7 +111,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 def commit() -> str:
     """The commit that was measured, with `-dirty` where the tree differed from it, but for results."""
     name = _git("rev-parse", "--short=12", "HEAD")
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":!{RESULTS}")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)bench/results")
     return f"{name}-dirty" if changed else name or "unknown"
 
 
