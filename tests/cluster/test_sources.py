@@ -40,6 +40,7 @@ def test_a_model_image_without_the_folder_says_so_in_the_status(namespace: Kube)
     )
 
 
+@pytest.mark.slow
 def test_a_model_in_a_claim_is_served_and_a_missing_folder_is_named(namespace: Kube) -> None:
     volume = f"penstock-test-{namespace.namespace}"
     namespace.apply(
@@ -154,6 +155,7 @@ def hub(penstock: Kube) -> Iterator[Kube]:
     run("kubectl", "delete", "namespace", HUB, "--wait=true", "--timeout=60s")
 
 
+@pytest.mark.slow
 def test_a_repository_of_a_hub_is_fetched_with_the_token_and_a_missing_one_is_said(namespace: Kube, hub: Kube) -> None:
     assert hub.namespace == HUB
     namespace.apply(small("private", "hf://penstock/demo@main"))

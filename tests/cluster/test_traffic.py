@@ -163,7 +163,13 @@ BROKEN: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("broken", BROKEN)
+OFTEN = ("image", "model", "template")
+"""The others take their time."""
+
+
+@pytest.mark.parametrize(
+    "broken", [*OFTEN, *(pytest.param(each, marks=pytest.mark.slow) for each in BROKEN if each not in OFTEN)]
+)
 def test_a_spec_that_cannot_work_says_why_and_the_running_revision_serves_on(busy: Busy, broken: str) -> None:
     reason, message, change = BROKEN[broken]
     serving = busy.status()["revision"]
@@ -187,6 +193,7 @@ def test_a_spec_that_cannot_work_says_why_and_the_running_revision_serves_on(bus
     assert busy.status()["revision"] == serving
 
 
+@pytest.mark.slow
 def test_workers_that_run_and_never_become_ready_are_told_of(busy: Busy) -> None:
     probe = {"name": "worker", "readinessProbe": {"httpGet": {"path": "/nowhere"}}}
     with busy.traffic.unbroken():
