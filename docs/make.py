@@ -9,7 +9,7 @@ python docs/make.py --check    exits with 1 and names the pages that differ (tes
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -204,12 +204,7 @@ def performance() -> str:
         "Every figure comes from a command that anyone can run; [how-to/benchmark.md](how-to/benchmark.md) says how.",
         "A ratio above 1 means that Penstock is better; the peer was measured in the same run on the same machine.\n",
     ]
-    targets = [
-        (f"[{result['name']}](#{result['name']})", *_result_row(row))
-        for result in _results()
-        for row in result["rows"]
-        if row["target"]
-    ]
+    targets = [row for row in _all_rows(page="") if row[-2]]
     parts += ["## Every target\n", _table(("of", *RESULT_HEADER), targets)]
     for result in _results():
         parts += [
@@ -225,8 +220,9 @@ def readme() -> str:
     """README.md with every figure that stands beside a peer's, the bad ones too."""
     begin, end = "<!-- comparisons: made by docs/make.py -->\n", "<!-- end of comparisons -->\n"
     before, _, rest = README.read_text().partition(begin)
-    rows = [row for result in _results() for row in map(_result_row, result["rows"]) if row[_RATIO]]
-    table = _table(RESULT_HEADER[: _RATIO + 1], (row[: _RATIO + 1] for row in rows))
+    header = ("of", *RESULT_HEADER[: RESULT_HEADER.index("ratio") + 1])
+    rows = [row[: len(header)] for row in _all_rows(page="docs/performance.md")]
+    table = _table(header, (row for row in rows if row[-1]))
     return before + begin + table + end + rest.partition(end)[2]
 
 
@@ -235,7 +231,13 @@ def _results() -> list[dict[str, Any]]:
 
 
 RESULT_HEADER = ("what", "unit", "Penstock", "peer", "ratio", "target", "met")
-_RATIO = RESULT_HEADER.index("ratio")
+
+
+def _all_rows(page: str) -> Iterator[tuple[str, ...]]:
+    """Of all results; before each, a link to its benchmark on `page`."""
+    for result in _results():
+        for row in result["rows"]:
+            yield f"[{result['name']}]({page}#{result['name']})", *_result_row(row)
 
 
 def _result_row(row: dict[str, Any]) -> tuple[str, ...]:
