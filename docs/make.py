@@ -217,12 +217,14 @@ def performance() -> str:
 
 
 def readme() -> str:
-    """README.md with every figure that stands beside a peer's, the bad ones too."""
+    """README.md with the figures beside a peer's that have a target, the bad ones too; of a benchmark without, all."""
     begin, end = "<!-- comparisons: made by docs/make.py -->\n", "<!-- end of comparisons -->\n"
     before, _, rest = README.read_text().partition(begin)
-    header = ("of", *RESULT_HEADER[: RESULT_HEADER.index("ratio") + 1])
-    rows = [row[: len(header)] for row in _all_rows(page="docs/performance.md")]
-    table = _table(header, (row for row in rows if row[-1]))
+    header = ("of", *RESULT_HEADER)
+    ratio, target = header.index("ratio"), header.index("target")
+    rows = [row for row in _all_rows(page="docs/performance.md") if row[ratio]]
+    aimed = {row[0] for row in rows if row[target]}
+    table = _table(header[: ratio + 1], (row[: ratio + 1] for row in rows if row[target] or row[0] not in aimed))
     return before + begin + table + end + rest.partition(end)[2]
 
 
