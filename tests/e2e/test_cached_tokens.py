@@ -14,8 +14,9 @@ from tests.e2e.conftest import Deploy
 from tests.e2e.deployment import DEFAULT_POLICY
 
 REQUESTS, CONVERSATIONS = 1000, 6
-MOST_WRONG = 1
-"""99.9 %; bench.cached_tokens counts ten times as many."""
+MOST_WRONG = {"decode alone": 1, "by seconds": 5, "handed over": 1}
+"""99.9 %; bench.cached_tokens counts ten times as many, by seconds too. Here prompts come again while they are still being
+handed over: one that is placed on the decode worker alone meanwhile may find more than was predicted (caches.md)."""
 
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -33,7 +34,7 @@ def test_predictions_are_exact_while_caches_overflow(deploy: Deploy, layout: str
     asyncio.run(converse(deployment.url))
     counted = outcomes(deployment.url)
     assert sum(counted.values()) == REQUESTS
-    assert counted["exact"] >= REQUESTS - MOST_WRONG, counted
+    assert counted["exact"] >= REQUESTS - MOST_WRONG[layout], counted
     deployment.assert_quiet()
 
 
