@@ -15,8 +15,8 @@ from tests.e2e.deployment import DEFAULT_POLICY
 
 REQUESTS, CONVERSATIONS = 1000, 6
 MOST_WRONG = {"decode alone": 1, "by seconds": 5, "handed over": 1}
-"""99.9 %; bench.cached_tokens counts ten times as many, by seconds too. Here prompts come again while they are still being
-handed over: one that is placed on the decode worker alone meanwhile may find more than was predicted (caches.md)."""
+"""99.9 %; bench.cached_tokens counts ten times as many, by seconds too. Here prompts come again while they are still
+being handed over: one that is placed on the decode worker alone meanwhile may find more than predicted (caches.md)."""
 
 
 LAYOUTS: dict[str, dict[str, Any]] = {
