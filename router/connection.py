@@ -46,7 +46,7 @@ class ClientConnection(HttpToolsProtocol):
     _header_bytes = 0
     """Of whole headers."""
     _received_bytes = 0
-    """Since the headers began: one without an end is not a whole one yet."""
+    """Since the headers began, or since the last of the body: a line without an end is told of by nobody else."""
     _in_headers = True
     _is_refused = False
 
@@ -70,21 +70,24 @@ class ClientConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             return
-        if self._in_headers:
-            if self._header_timer is None:  # another request on a connection that was idle
-                self._expect_headers()
-            self._received_bytes += len(data)
+        if self._in_headers and self._header_timer is None:  # another request on a connection that was idle
+            self._expect_headers()
+        self._received_bytes += len(data)
         super().data_received(data)
-        if self._in_headers and self._received_bytes > self.limits.max_header_bytes:
-            self._refuse_headers()
+        if self._received_bytes > self.limits.max_header_bytes:
+            if self._in_headers:
+                self._refuse_headers()
+            else:
+                self._cut()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         offer_is_free(cast("Scope", self.scope), lambda: not self.flow.write_paused)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        self._header_bytes += len(name) + len(value)
+        if self._in_headers:  # else it is a trailer's: nobody reads those, and none may pass for a header
+            super().on_header(name, value)
+            self._header_bytes += len(name) + len(value)
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
@@ -96,6 +99,7 @@ class ClientConnection(HttpToolsProtocol):
         self._header_bytes = self._received_bytes = 0
 
     def on_body(self, body: bytes) -> None:
+        self._received_bytes = 0
         if not self._is_refused:
             super().on_body(body)
 
@@ -103,6 +107,7 @@ class ClientConnection(HttpToolsProtocol):
         if not self._is_refused:
             super().on_message_complete()
         self._in_headers = True
+        self._received_bytes = 0
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -130,6 +135,11 @@ class ClientConnection(HttpToolsProtocol):
     def _refuse_headers(self) -> None:
         most = self.limits.max_header_bytes
         self._refuse(RequestError(f"the headers are longer than {most} bytes", status=431, code="headers_too_large"))
+
+    def _cut(self) -> None:
+        """Between parts of a body, or after it, comes more than any header may have: trailers, say, without an end."""
+        self._is_refused = True
+        self.transport.abort()
 
     def _refuse(self, error: PenstockError) -> None:
         """An answer without a request, and the end of the connection."""

@@ -38,6 +38,12 @@ def request(body: bytes = BODY, *headers: bytes) -> bytes:
     return b"".join([HEAD, b"content-length: %d\r\n" % len(body), *headers, b"\r\n", body])
 
 
+def send_for_long(client: socket.socket, data: bytes) -> None:
+    for _ in range(2000):
+        client.sendall(data)
+        time.sleep(0.001)
+
+
 def asks(router: RunningRouter) -> None:
     """An honest client is served."""
     with connection(router) as client:
@@ -74,6 +80,32 @@ def test_headers_within_the_limit_are_taken_however_they_come(start_router: Star
             for byte in request(BODY, b"x-large: " + b"a" * 3000 + b"\r\n"):
                 client.sendall(bytes([byte]))
             assert client.recv(2**16).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("endless", [b"a: b\r\n", b"b"], ids=["many", "one"])
+@pytest.mark.parametrize("begun", [b'5\r\n{"a":\r\n0\r\n', b"5;x="], ids=["trailers", "a chunk's extension"])
+def test_what_follows_a_part_of_a_body_is_bounded(
+    start_router: StartRouter, worker: FakeWorker, begun: bytes, endless: bytes
+) -> None:
+    router = start_router((worker,), max_header_bytes=4096)
+    with connection(router) as client:
+        client.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n" + begun + (b"" if b":" in endless else b"a: "))
+        with pytest.raises(ConnectionError):
+            send_for_long(client, endless * 1000)
+    asks(router)
+
+
+def test_a_trailer_is_no_header(start_router: StartRouter, worker: FakeWorker) -> None:
+    router = start_router((worker,))
+    trailer = b"x-request-id: from-the-trailer\r\n"
+    chunked = b"%x\r\n%b\r\n0\r\n%b\r\n" % (len(BODY), BODY, trailer)
+    with connection(router) as client:
+        client.sendall(HEAD + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n" + chunked)
+        data = b""
+        while part := client.recv(2**16):
+            data += part
+    assert data.startswith(b"HTTP/1.1 200")
+    assert b"from-the-trailer" not in data
 
 
 def test_slow_headers_end(start_router: StartRouter, worker: FakeWorker) -> None:
