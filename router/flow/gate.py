@@ -199,7 +199,8 @@ class Gate(Generic[T]):
             self._remove(entry)
             waiter = entry.item
             error = self._admission.crowded_out(waiter.claim.arrival, entry.work, self._most_waiting, now)
-            waiter.result.set_exception(error)
+            if not waiter.result.done():  # else its task was cancelled, and has not run since
+                waiter.result.set_exception(error)
 
     def _set_timer(self) -> None:
         if self._timer is None and len(self._queue):

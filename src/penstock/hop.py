@@ -203,7 +203,7 @@ class _FrameReader:
             self._timer = self._loop.call_at(self._until, self._look)
         else:
             self._was_silent = True
-            self._answer.close()  # wakes who waits
+            self._answer.cut()  # wakes who waits
 
 
 def _check_not_stuck(url: str, beat: Heartbeat) -> None:

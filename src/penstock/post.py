@@ -51,6 +51,8 @@ class Posts:
             for old in idle:
                 old.cut()
             idle.clear()
+        while idle and idle[-1].is_closing:
+            idle.pop()
         if idle:
             answer = idle.pop()
         else:
@@ -90,7 +92,7 @@ class Answer(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
         self._num_unread = 0
-        self._is_asked, self._is_whole, self._can_stay = True, False, True
+        self._is_asked, self._is_sent, self._is_whole, self._can_stay = True, False, False, True
         self.status = 0
         self._transport.write(head + body[:_PIECE_BYTES])
         rest = memoryview(body)[_PIECE_BYTES:]
@@ -100,7 +102,7 @@ class Answer(asyncio.Protocol):
             else:
                 self._transport.write(rest[:_PIECE_BYTES])
                 rest = rest[_PIECE_BYTES:]
-        self._can_stay &= not rest
+        self._is_sent = not rest
         while not self.status:
             await self._wait()
 
@@ -118,12 +120,17 @@ class Answer(asyncio.Protocol):
         if not self._is_asked:
             return
         self._is_asked = False
-        if self._is_whole and self._can_stay and self._error is None:
+        if self._is_whole and self._is_sent and self._can_stay and self._error is None and not self.is_closing:
             self._all_read()
             self.idle_since = self._loop.time()
             self._idle.append(self)
         else:
             self.cut()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether it ends, though `connection_lost` may not have been told yet."""
+        return self._transport.is_closing()
 
     def cut(self) -> None:
         """Ends the connection; who waits gets an error."""

@@ -240,3 +240,33 @@ def test_closing_ends_calls_that_are_under_way(run: Run) -> None:
                 await answer.read()
 
     run(test)
+
+
+def test_a_connection_on_which_half_a_request_was_sent_is_not_used_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server refuses before it has read all, and the caller is cancelled in the same turn of the loop."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\n{}")
+        await asyncio.sleep(0.1)
+        while await reader.read(2**20):
+            pass
+
+    async def test() -> None:
+        async with calling(serve) as (posts, url):
+            asking = asyncio.ensure_future(posts.post(url, b"x" * 50_000_000, {}))
+            wake = Answer._wake
+
+            def wake_and_cancel(answer: Answer) -> None:
+                wake(answer)
+                asking.cancel()
+
+            monkeypatch.setattr(Answer, "_wake", wake_and_cancel)
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            monkeypatch.setattr(Answer, "_wake", wake)
+            assert not any(posts._idle.values())
+
+    run(test)

@@ -298,6 +298,30 @@ def test_the_queue_is_bounded_and_the_longest_line_makes_room() -> None:
     run(test())
 
 
+def test_one_that_has_just_left_makes_room_in_a_full_queue() -> None:
+    """Its task is cancelled in the same turn of the loop in which another request comes."""
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        gate: Gate[Job] = Gate(has_room=lambda _: False, undo=lambda _: None, most_waiting=3, longest_wait_s=60)
+
+        def enter(tenant: Tenant) -> "asyncio.Future[Job | None]":
+            arrival = Arrival("id", tenant, Patience(600, 600, 15), loop.time(), b"")
+            return asyncio.ensure_future(gate.enter(Claim(arrival, 0, 100.0, loop.time() + 600), lambda _: Busy()))
+
+        greedy = [enter(GREEDY) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        other = enter(A)
+        greedy[-1].cancel()
+        await asyncio.sleep(0.01)
+        assert not other.done()
+        assert len(gate) == 3
+        for waiting in (*greedy, other):
+            waiting.cancel()
+
+    run(test())
+
+
 def test_who_leaves_while_waiting_or_while_being_let_through_leaves_nothing() -> None:
     async def test() -> None:
         worker = Worker(1000)
