@@ -79,7 +79,8 @@ class Client:
                     self.failed += 1
                     return
                 wait_s = float(answer.headers["retry-after-ms"]) / 1000
-            await asyncio.sleep(wait_s)
+            if attempt < self.retries:
+                await asyncio.sleep(wait_s)
 
     async def _read(self, answer: aiohttp.ClientResponse, began: float) -> None:
         has_token = False
