@@ -12,6 +12,7 @@ import aiohttp
 import msgspec
 from msgspec import Struct
 
+from penstock.address import bracketed
 from penstock.operator import names
 from penstock.operator.store import Store
 
@@ -52,8 +53,7 @@ class Predictions:
                 await asyncio.sleep(PAUSE_S)
 
     async def _ask(self, session: aiohttp.ClientSession, address: str) -> None:
-        host = f"[{address}]" if ":" in address else address
         async with self._limit:
             with suppress(aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError):
-                async with session.get(f"http://{host}:{names.ROUTER_PORT}/ready") as response:
+                async with session.get(f"http://{bracketed(address)}:{names.ROUTER_PORT}/ready") as response:
                     self._said[address] = msgspec.json.decode(await response.read(), type=Answer).drift

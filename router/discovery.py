@@ -19,6 +19,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
+from penstock.address import bracketed
 from penstock.errors import ConfigError, PenstockError
 from penstock.router.cluster import Member
 from penstock.router.endpoint_slices import (
@@ -83,9 +84,8 @@ def api_of_this_pod() -> Api:
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
     if not host or not (ACCOUNT / "token").is_file():
         raise ConfigError("--discover works only in a pod with a ServiceAccount; elsewhere set --prefill and --decode")
-    host = f"[{host}]" if ":" in host else host
     namespace = (ACCOUNT / "namespace").read_text().strip()
-    return Api(f"https://{host}:{port}", namespace, ACCOUNT / "token", ACCOUNT / "ca.crt")
+    return Api(f"https://{bracketed(host)}:{port}", namespace, ACCOUNT / "token", ACCOUNT / "ca.crt")
 
 
 async def discover(

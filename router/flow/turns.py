@@ -75,17 +75,17 @@ def take_turn(
         placement = choose(full | limits.pressed(cluster, wanted))
     if placement is None:
         return Busy(best_s, waits_for=best.decode)
-    if turn.waited_s < _more_s(cluster, placement, best, wanted):
+    if turn.waited_s < _more_s(best, placement, compute_s(cluster, placement, wanted) - best_s):
         return Busy(best_s, could_go=True)
     return placement
 
 
-def _more_s(cluster: ClusterSnapshot, placement: Placement, best: Placement, wanted: PlacementRequest) -> float:
-    """What `placement` costs more than `best`: everybody, or only this prompt while predictions are off."""
+def _more_s(best: Placement, placement: Placement, own_s: float) -> float:
+    """What `placement` costs more than `best`: everybody, or only this prompt (`own_s`) while predictions are off."""
     one, other = placement.prediction, best.prediction
     if one is not None and other is not None and one.trusted and other.trusted:
         return one.total_s - other.total_s
-    return compute_s(cluster, placement, wanted) - compute_s(cluster, best, wanted)
+    return own_s
 
 
 def _check_time(turn: Turn, seconds: float, cluster: ClusterSnapshot, placement: Placement) -> None:

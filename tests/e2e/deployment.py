@@ -4,12 +4,13 @@ import dataclasses
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from penstock.engine.config import EngineConfig
 from penstock.router.config import RouterConfig
@@ -234,10 +235,20 @@ class Deployment:
 
 def metrics_of(url: str) -> dict[str, float]:
     """Every sample of /metrics, summed over its labels. Raises OSError when there is no answer."""
+    sums: dict[str, float] = {}
+    for sample in _samples(url):
+        sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+    return sums
+
+
+def prediction_outcomes(url: str) -> dict[str, float]:
+    """Requests by how prediction and truth of cached tokens compare, as the router at `url` counts them."""
+    name = "penstock_router_predicted_requests_total"
+    return {sample.labels["outcome"]: sample.value for sample in _samples(url) if sample.name == name}
+
+
+def _samples(url: str) -> Iterator[Sample]:
     with urllib.request.urlopen(f"{url}/metrics", timeout=5.0) as response:
         text = response.read().decode()
-    sums: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
-    return sums
+        yield from family.samples

@@ -2,16 +2,14 @@
 
 import asyncio
 import random
-import urllib.request
 from typing import Any
 
 import openai
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.client import new_async_client, random_prompt, stream_completion
 from tests.e2e.conftest import Deploy
-from tests.e2e.deployment import DEFAULT_POLICY
+from tests.e2e.deployment import DEFAULT_POLICY, prediction_outcomes
 
 REQUESTS, CONVERSATIONS = 1000, 6
 MOST_WRONG = {"decode alone": 1, "by seconds": 5, "handed over": 1}
@@ -32,7 +30,7 @@ def test_predictions_are_exact_while_caches_overflow(deploy: Deploy, layout: str
     """Conversations that share beginnings, on workers that cache a tenth of them."""
     deployment = deploy(**LAYOUTS[layout], engine={"num_blocks": 512, "max_step_tokens": 64})
     asyncio.run(converse(deployment.url))
-    counted = outcomes(deployment.url)
+    counted = prediction_outcomes(deployment.url)
     assert sum(counted.values()) == REQUESTS
     assert counted["exact"] >= REQUESTS - MOST_WRONG[layout], counted
     deployment.assert_quiet()
@@ -58,15 +56,3 @@ async def converse(url: str) -> None:
 
     async with new_async_client(url) as client:
         await asyncio.gather(*(one(client) for _ in range(CONVERSATIONS)))
-
-
-def outcomes(url: str) -> dict[str, float]:
-    """Requests by how prediction and truth compare, as the router at `url` counts them."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=5.0) as response:
-        text = response.read().decode()
-    return {
-        sample.labels["outcome"]: sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == "penstock_router_predicted_requests_total"
-    }

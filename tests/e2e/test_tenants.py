@@ -8,9 +8,8 @@ import pytest
 
 from tests.e2e.client import Reply, completion, new_client, random_prompt
 from tests.e2e.conftest import Deploy
-from tests.e2e.deployment import metrics_of
+from tests.e2e.deployment import metrics_of, prediction_outcomes
 from tests.e2e.processes import eventually
-from tests.e2e.test_cached_tokens import outcomes
 
 PROMPT_TOKENS, ROUNDS = 400, 12
 """25 steps of 16 tokens: what a hit saves is far more than the noise."""
@@ -66,4 +65,4 @@ def test_what_one_router_had_computed_another_knows(deploy: Deploy, salt: str) -
         replies = [completion(client, prompt, salt=salt) for prompt in prompts]
     assert [reply.decode for reply in replies] == workers
     assert all(cached(reply) > 64 for reply in replies)
-    assert outcomes(second.url) == {"exact": len(prompts)}
+    assert prediction_outcomes(second.url) == {"exact": len(prompts)}
