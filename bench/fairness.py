@@ -28,6 +28,7 @@ from penstock.router.flow.keys import new_key
 
 LIGHT = tuple(f"light-{number}" for number in range(4))
 GREEDY = "greedy"
+PATIENT = "patient"
 SHARE = 0.6 / 5
 """Of the capacity, for each tenant."""
 TIMES = 100
@@ -157,7 +158,7 @@ async def phase(target: Target, per_s: float, times: float, seconds: float, seed
 
 async def retries(target: Target, per_s: float, seconds: float) -> Client:
     """Three times what the workers can do; everyone who is refused comes back once, when told."""
-    client = target.client(GREEDY, 7, retries=1)
+    client = target.client(PATIENT, 7, retries=1)
     async with new_session() as session:
         await client.ask_often(session, per_s, seconds)
     return client
@@ -181,7 +182,7 @@ def new_session() -> aiohttp.ClientSession:
 def write_keys(path: Path) -> dict[str, str]:
     """A key file with all tenants; returns the keys."""
     keys, entries = {}, []
-    for tenant in (*LIGHT, GREEDY):
+    for tenant in (*LIGHT, GREEDY, PATIENT):
         keys[tenant], digest = new_key()
         entries.append(f'[{tenant}]\nkey_sha256 = ["{digest}"]\n')
     path.write_text("".join(entries))

@@ -10,6 +10,8 @@ time.
 import heapq
 from dataclasses import dataclass
 
+from penstock.router.flow.advice import LONGEST_WAIT_S
+
 EARLY_S = 0.05
 """A client that comes back so little too soon is on time: clocks and rounding."""
 _GRACE_S = 2.0
@@ -34,7 +36,8 @@ class Promises:
     """Of one tenant."""
 
     def __init__(self, most: int = 10_000) -> None:
-        """At most `most` are kept; who is refused beyond that is advised, but not booked."""
+        """At most `most` are kept; who is refused beyond that is advised, but not booked. Nor is who is told to wait
+        longer than its SDK will: it gives up."""
         self._most = most
         self._open: dict[bytes, Promise] = {}
         self._ends: list[tuple[float, bytes]] = []
@@ -63,7 +66,7 @@ class Promises:
             return known.due_s - now_s
         if known is not None:
             self._drop(digest)
-        if len(self._open) < self._most:
+        if wait_s <= LONGEST_WAIT_S and len(self._open) < self._most:
             expires_s = now_s + wait_s * (1 + _GRACE) + _GRACE_S
             self._open[digest] = Promise(amount, now_s + wait_s, expires_s)
             self._amount += amount

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.router.flow.advice import LONGEST_WAIT_S
 from penstock.router.flow.promises import Promises
 
 
@@ -47,6 +48,13 @@ def test_only_so_many_are_booked() -> None:
     assert [promises.make(name, 1, wait_s=5, now_s=0) for name in (b"a", b"b", b"c")] == [5, 5, 5]
     assert len(promises) == 2
     assert not promises.redeem(b"c", 5)
+
+
+def test_who_is_told_longer_than_its_sdk_waits_is_not_booked() -> None:
+    promises = Promises()
+    for number in range(1000):  # a flood: each is told when those before it have gone, one in a second
+        assert promises.make(b"%d" % number, 1, wait_s=1 + promises.amount(0), now_s=0) <= LONGEST_WAIT_S + 1
+    assert len(promises) == LONGEST_WAIT_S
 
 
 @given(
