@@ -133,8 +133,8 @@ def test_more_tokens_than_a_minutes_quota_can_never_be_had() -> None:
     run(test())
 
 
-@pytest.mark.parametrize("tokens", [1, 700])
-def test_everybody_who_comes_back_as_told_is_let_in(tokens: int) -> None:
+@pytest.mark.parametrize(("tokens", "clients"), [(1, 130), (700, 18)])
+def test_everybody_who_comes_back_as_told_is_let_in(tokens: int, clients: int) -> None:
     """A burst far beyond the quota, while newcomers keep trying: each refused one is told another time."""
 
     async def test() -> None:
@@ -155,7 +155,7 @@ def test_everybody_who_comes_back_as_told_is_let_in(tokens: int) -> None:
             return True
 
         async def newcomers() -> None:
-            for number in range(20):
+            for number in range(clients // 8):
                 await asyncio.sleep(0.37)
                 try:
                     await ask(quotas, b"newcomer %d" % number, tokens)
@@ -163,10 +163,10 @@ def test_everybody_who_comes_back_as_told_is_let_in(tokens: int) -> None:
                     continue
 
         trying = asyncio.ensure_future(newcomers())
-        let_in = await asyncio.gather(*(client(str(number)) for number in range(130)))
+        let_in = await asyncio.gather(*(client(str(number)) for number in range(clients)))
         await trying
-        assert sum(let_in) == 130
-        assert len(set(waits)) > 60
+        assert sum(let_in) == clients
+        assert len(set(waits)) > clients // 3
 
     run(test())
 
