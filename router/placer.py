@@ -174,7 +174,7 @@ class Placer:
             )
             if not isinstance(found, Placement):
                 return found
-            placed = self._book(found, latest, cluster, job, claim, heavy=turn.heavy)
+            placed = self._book(found, latest, cluster, job, claim, turn)
             placed.work, placed.output_work = claim.work, output_work
             return placed
 
@@ -221,8 +221,7 @@ class Placer:
         cluster: ClusterSnapshot,
         job: _Job,
         claim: Claim,
-        *,
-        heavy: bool = False,
+        turn: Turn = Turn(),  # noqa: B008 - frozen
     ) -> Placed:
         job.trial.attempts += 1
         job.trial.weights = self._cluster.weights(placement.decode)
@@ -244,5 +243,5 @@ class Placer:
             decision=decision,
             placed_at=asyncio.get_running_loop().time(),
             tenant=claim.tenant,
-            priority=claim.wire_priority(heavy=heavy),
+            priority=claim.wire_priority(turn),
         )

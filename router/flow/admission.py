@@ -15,6 +15,7 @@ from penstock.router.flow.fair_queue import FairQueue
 from penstock.router.flow.promises import Promises
 from penstock.router.flow.speed import Speeds
 from penstock.router.flow.tenants import ANYONE, Tenant
+from penstock.router.flow.turns import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,10 @@ class Claim:
     def tenant(self) -> Tenant:
         return self.arrival.tenant
 
-    def wire_priority(self, *, heavy: bool) -> int:
-        """For the worker's own order. With several tenants those that have had most lately go last there too."""
-        return self.priority if self.tenant is ANYONE else 2 * self.tenant.priority + heavy
+    def wire_priority(self, turn: Turn) -> int:
+        """For the worker's own order. With several tenants those that have more waiting, or that have had most lately,
+        go last there too: what they have at the worker must not hold up one that asks for little."""
+        return self.priority if self.tenant is ANYONE else 2 * self.tenant.priority + (turn.in_line or turn.heavy)
 
 
 class Ahead(NamedTuple):

@@ -8,6 +8,7 @@ from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.fair_queue import FairQueue
 from penstock.router.flow.patience import Patience
 from penstock.router.flow.tenants import ANYONE, Tenant
+from penstock.router.flow.turns import Turn
 
 A, B = Tenant(name="a"), Tenant(name="b")
 
@@ -62,3 +63,11 @@ def test_one_tenants_line_is_ahead_of_nobody_else() -> None:
     assert admission.outlook(other.arrival, 10.0).waiting == (0, 0)
     with pytest.raises(RateLimited, match="a asks for more than its share"):
         admission.check(admission.outlook(greedy.arrival, 10.0), greedy, 0.0, 10.0)
+
+
+@pytest.mark.parametrize("turn", [Turn(in_line=True), Turn(heavy=True)])
+def test_on_the_worker_too_those_with_more_waiting_or_with_most_lately_go_last(turn: Turn) -> None:
+    assert claim(A).wire_priority(Turn()) < claim(A).wire_priority(turn)
+    urgent = Tenant(name="urgent", priority=-1)
+    assert claim(urgent).wire_priority(turn) < claim(A).wire_priority(Turn()), "a tenant's own priority counts first"
+    assert claim().wire_priority(turn) == 0, "without keys only requests have priorities"
