@@ -50,7 +50,8 @@ def command_line() -> str:
         "# The command line\n",
         "Every flag can also be set in the environment: `--kv-bytes` is `PENSTOCK_FLAG_KV_BYTES`. A flag wins.",
         "A variable of that form that is no command's is refused, with the nearest that is.",
-        "Sizes take suffixes, as in `512MiB`.\n",
+        "Sizes take suffixes, as in `512MiB`. What is True or False needs no value to be True: `--log-requests`, or",
+        "`--log-requests true`; `--prefix-cache false` turns off what is on.\n",
     ]
     for name, command in COMMANDS.items():
         parser = Parser(prog=f"penstock {name}", environment={})
