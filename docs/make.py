@@ -2,14 +2,17 @@
 
 python docs/make.py            writes docs/reference/command-line.md, docs/reference/metrics.md,
                                docs/reference/kubernetes-api.md, docs/performance.md,
-                               the table of comparisons in README.md
+                               the table of comparisons in README.md, the example in docs/how-to/plan-capacity.md
 python docs/make.py --check    exits with 1 and names the pages that differ (tests/house runs this)
 """
 
 import argparse
+import io
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -29,6 +32,7 @@ def main() -> int:
         DOCS / "reference" / "metrics.md": metrics(),
         DOCS / "reference" / "kubernetes-api.md": kubernetes_api(),
         DOCS / "performance.md": performance(),
+        DOCS / "how-to" / "plan-capacity.md": plan_capacity(),
         README: readme(),
     }
     differing = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
@@ -219,14 +223,29 @@ def performance() -> str:
 
 def readme() -> str:
     """README.md with the figures beside a peer's that have a target, the bad ones too; of a benchmark without, all."""
-    begin, end = "<!-- comparisons: made by docs/make.py -->\n", "<!-- end of comparisons -->\n"
-    before, _, rest = README.read_text().partition(begin)
     header = ("of", *RESULT_HEADER)
     ratio, target = header.index("ratio"), header.index("target")
     rows = [row for row in _all_rows(page="docs/performance.md") if row[ratio]]
     aimed = {row[0] for row in rows if row[target]}
     table = _table(header[: ratio + 1], (row[: ratio + 1] for row in rows if row[target] or row[0] not in aimed))
-    return before + begin + table + end + rest.partition(end)[2]
+    return _with(README, "comparisons", table)
+
+
+def plan_capacity() -> str:
+    """The how-to with what its command prints now."""
+    from penstock.cli import main as penstock
+
+    command = "penstock plan examples/trace.jsonl --speed 6 --ttft 2 --tpot 0.03"
+    with chdir(DOCS.parent), redirect_stdout(io.StringIO()) as printed:
+        penstock(shlex.split(command)[1:])
+    return _with(DOCS / "how-to" / "plan-capacity.md", "example", f"```\n$ {command}\n{printed.getvalue()}```\n")
+
+
+def _with(page: Path, name: str, made: str) -> str:
+    """The page with `made` between its marks of that `name`."""
+    begin, end = f"<!-- {name}: made by docs/make.py -->\n", f"<!-- end of {name} -->\n"
+    before, _, rest = page.read_text().partition(begin)
+    return before + begin + made + end + rest.partition(end)[2]
 
 
 def _results() -> list[dict[str, Any]]:

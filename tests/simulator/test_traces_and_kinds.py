@@ -55,6 +55,11 @@ def test_parts_and_speeds(tmp_path: Path) -> None:
         ("t.jsonl", "{", "not a trace"),
         ("t.jsonl", "", "no requests"),
         ("t.csv", "a,b\n1,2\n", "not a trace"),
+        ("t.jsonl", MOONCAKE.replace("1024", "-1"), "request 2: .* >= 0 - at `\\$.input_length`"),
+        ("t.csv", AZURE.replace(",109", ""), "request 2: .* - at `\\$.GeneratedTokens`"),
+        ("t.csv", AZURE.replace("396", "-396"), "request 2: .* >= 0 - at `\\$.ContextTokens`"),
+        ("t.csv", AZURE.replace("2023-11-16 18:15:50.9951690", "yesterday"), "request 2: .*'yesterday'"),
+        ("t.csv", AZURE + "x" * 200_000, "request 3: .* larger than field limit"),
     ],
 )
 def test_what_is_no_trace_is_refused(tmp_path: Path, name: str, text: str, part: str) -> None:
