@@ -89,6 +89,15 @@ def test_every_code_of_a_retryable_error_is_in_the_reference() -> None:
         assert f"`{code}`" in page, code
 
 
+def test_every_status_of_a_refusal_is_in_the_reference() -> None:
+    page = (ROOT / "docs/reference/errors.md").read_text()
+    sources = "\n".join(path.read_text() for path in (ROOT / "router").rglob("*.py"))
+    statuses = set(re.findall(r"(?:status=|HTTPException\(|^ +)(4\d\d)\b", sources, re.MULTILINE))
+    assert {"401", "405", "408"} <= statuses
+    for status in statuses:
+        assert re.search(rf"^\|[\d, ]*\b{status}\b", page, re.MULTILINE), status
+
+
 def test_every_field_of_the_api_is_in_the_reference() -> None:
     from penstock.router.openai.requests import _UNSUPPORTED, ChatRequest, CompletionRequest
 
