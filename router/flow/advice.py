@@ -20,8 +20,8 @@ def retry_after_of(error: RetryableError) -> float:
 
 
 def advice_headers(error: Exception) -> list[tuple[bytes, bytes]]:
-    """Everything but a RetryableError is permanent: the same request would fail again. (One that merely came too slowly,
-    408, may come faster; how soon nobody knows.)"""
+    """Everything but a RetryableError is permanent: the same request would fail again. One that only came too slowly
+    (408) need not; when it would come faster nobody knows."""
     if not isinstance(error, RetryableError):
         was_slow = isinstance(error, RequestError) and error.status == 408
         return [(b"x-should-retry", b"true" if was_slow else b"false")]

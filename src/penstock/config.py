@@ -8,6 +8,7 @@ A field is written once with its default, unit and sentence; `add_flags` makes `
 import argparse
 import dataclasses
 import difflib
+import itertools
 import os
 import re
 import sys
@@ -51,7 +52,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """As argparse's; but in `fetch --text-only URI` the URI is no value of the flag before it."""
         words = list(sys.argv[1:] if args is None else args)
-        for index, (word, following) in enumerate(zip(words, words[1:], strict=False)):
+        for index, (word, following) in enumerate(itertools.pairwise(words)):
             flag = self._option_string_actions.get(word)
             if flag is not None and flag.type is _parse_bool and following.lower() not in _TRUTHS:
                 words[index] += "=true"
