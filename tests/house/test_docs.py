@@ -116,6 +116,16 @@ _HARMLESS = {
 """Accepted without effect, so not worth a line."""
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_programs_are_those_of_the_active_environment_on_every_page(page: Path) -> None:
+    assert set(re.findall(r"\.venv/bin/\w+", page.read_text())) <= {".venv/bin/activate"}
+
+
+def test_every_way_in_says_how_to_activate_it() -> None:
+    for page in ("README.md", "docs/README.md", "docs/tutorial/first-cluster.md"):
+        assert ". .venv/bin/activate" in (ROOT / page).read_text(), page
+
+
 def test_readme_names_only_make_targets_that_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for page in PAGES:
