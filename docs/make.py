@@ -209,7 +209,7 @@ def performance() -> str:
         "# Performance\n",
         "Every figure comes from a command that anyone can run; [how-to/benchmark.md](how-to/benchmark.md) says how.",
         "A ratio above 1 means that Penstock is better; the peer was measured in the same run on the same machine, but",
-        "for Grove, of which published figures are shown. In the storms (`chaos-...`) the router places by `least-work`,",
+        "for Grove, of which published figures are shown. In storms (`chaos-...`) the router places by `least-work`,",
         "which hands over every prompt, and in those that end in `-seconds` by its default policy.\n",
     ]
     targets = [row for row in _all_rows(page="") if row[-2]]
