@@ -1,5 +1,6 @@
 """What is read from files: traces and kinds of workers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,15 @@ def test_a_measured_kind_is_written_and_read(tmp_path: Path) -> None:
 def test_a_file_that_is_no_kind_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match="no kind of worker"):
         find_kind(str(write(tmp_path / "kind.json", text)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("kv_tokens", 0), ("link_bytes_s", 0), ("max_sequences", 0), ("price_per_hour", -1)]
+)
+def test_a_kind_that_could_serve_nothing_is_refused(tmp_path: Path, field: str, value: float) -> None:
+    write_kind(replace(KIND, **{field: value}), tmp_path / "kind.json")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=field):
+        find_kind(str(tmp_path / "kind.json"))
 
 
 def test_an_unknown_kind_names_the_known_ones() -> None:
