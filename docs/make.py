@@ -2,14 +2,17 @@
 
 python docs/make.py            writes docs/reference/command-line.md, docs/reference/metrics.md,
                                docs/reference/kubernetes-api.md, docs/performance.md,
-                               the table of comparisons in README.md
+                               the table of comparisons in README.md, the example in docs/how-to/plan-capacity.md
 python docs/make.py --check    exits with 1 and names the pages that differ (tests/house runs this)
 """
 
 import argparse
+import io
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -29,6 +32,7 @@ def main() -> int:
         DOCS / "reference" / "metrics.md": metrics(),
         DOCS / "reference" / "kubernetes-api.md": kubernetes_api(),
         DOCS / "performance.md": performance(),
+        DOCS / "how-to" / "plan-capacity.md": plan_capacity(),
         README: readme(),
     }
     differing = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
@@ -49,8 +53,10 @@ def command_line() -> str:
         MADE,
         "# The command line\n",
         "Every flag can also be set in the environment: `--kv-bytes` is `PENSTOCK_FLAG_KV_BYTES`. A flag wins.",
-        "A variable of that form that is no command's is refused, with the nearest that is.",
-        "Sizes take suffixes, as in `512MiB`.\n",
+        "A variable of that form that is no command's is refused, with the nearest that is. `penstock up` passes its",
+        "environment on, so that `PENSTOCK_FLAG_MAX_WAIT_S=5 penstock up` sets a flag of its routers.\n",
+        "Sizes take suffixes, as in `512MiB`. What is True or False needs no value to be True: `--log-requests`, or",
+        "`--log-requests true`; `--prefix-cache false` turns off what is on.\n",
     ]
     for name, command in COMMANDS.items():
         parser = Parser(prog=f"penstock {name}", environment={})
@@ -202,7 +208,9 @@ def performance() -> str:
         MADE,
         "# Performance\n",
         "Every figure comes from a command that anyone can run; [how-to/benchmark.md](how-to/benchmark.md) says how.",
-        "A ratio above 1 means that Penstock is better; the peer was measured in the same run on the same machine.\n",
+        "A ratio above 1 means that Penstock is better; the peer was measured in the same run on the same machine, but",
+        "for Grove, of which published figures are shown. In storms (`chaos-...`) the router places by `least-work`,",
+        "which hands over every prompt, and in those that end in `-seconds` by its default policy.\n",
     ]
     targets = [row for row in _all_rows(page="") if row[-2]]
     parts += ["## Every target\n", _table(("of", *RESULT_HEADER), targets)]
@@ -218,14 +226,29 @@ def performance() -> str:
 
 def readme() -> str:
     """README.md with the figures beside a peer's that have a target, the bad ones too; of a benchmark without, all."""
-    begin, end = "<!-- comparisons: made by docs/make.py -->\n", "<!-- end of comparisons -->\n"
-    before, _, rest = README.read_text().partition(begin)
     header = ("of", *RESULT_HEADER)
     ratio, target = header.index("ratio"), header.index("target")
     rows = [row for row in _all_rows(page="docs/performance.md") if row[ratio]]
     aimed = {row[0] for row in rows if row[target]}
     table = _table(header[: ratio + 1], (row[: ratio + 1] for row in rows if row[target] or row[0] not in aimed))
-    return before + begin + table + end + rest.partition(end)[2]
+    return _with(README, "comparisons", table)
+
+
+def plan_capacity() -> str:
+    """The how-to with what its command prints now."""
+    from penstock.cli import main as penstock
+
+    command = "penstock plan examples/trace.jsonl --speed 6 --ttft 2 --tpot 0.03"
+    with chdir(DOCS.parent), redirect_stdout(io.StringIO()) as printed:
+        penstock(shlex.split(command)[1:])
+    return _with(DOCS / "how-to" / "plan-capacity.md", "example", f"```\n$ {command}\n{printed.getvalue()}```\n")
+
+
+def _with(page: Path, name: str, made: str) -> str:
+    """The page with `made` between its marks of that `name`."""
+    begin, end = f"<!-- {name}: made by docs/make.py -->\n", f"<!-- end of {name} -->\n"
+    before, _, rest = page.read_text().partition(begin)
+    return before + begin + made + end + rest.partition(end)[2]
 
 
 def _results() -> list[dict[str, Any]]:
@@ -243,11 +266,15 @@ def _all_rows(page: str) -> Iterator[tuple[str, ...]]:
 
 
 def _result_row(row: dict[str, Any]) -> tuple[str, ...]:
-    peer = f"{row['peer']:.4g} ({row['peer_name']})" if row["peer"] is not None else ""
-    ratio = f"{row['ratio']:.2f}x" if row["ratio"] is not None else ""
-    ours = f"{row['ours']:.4g}" if row["ours"] is not None else ""
+    peer = f"{_figure(row['peer'])} ({row['peer_name']})" if row["peer"] is not None else ""
+    ratio = f"{row['ratio']:,.2f}x" if row["ratio"] is not None else ""
+    ours = _figure(row["ours"]) if row["ours"] is not None else ""
     met = {True: "yes", False: "**no**", None: ""}[row["met"]]
     return row["what"], row["unit"], ours, peer, ratio, row["target"] or "", met
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -86,7 +86,7 @@ class Metrics:
         )
         self.event_errors = Counter(
             "penstock_router_event_errors",
-            "Times a worker's event stream was given up: lost, gap or nonsense",
+            "Times a worker's event stream was given up: lost, gap, nonsense, or fault where the router is to blame",
             ["worker", "reason"],
             registry=self.registry,
         )

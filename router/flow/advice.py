@@ -6,7 +6,7 @@
 
 import math
 
-from penstock.errors import RetryableError
+from penstock.errors import RequestError, RetryableError
 
 LONGEST_WAIT_S = 120.0
 """OpenAI's SDK gives up at once when it is told to wait longer."""
@@ -20,9 +20,11 @@ def retry_after_of(error: RetryableError) -> float:
 
 
 def advice_headers(error: Exception) -> list[tuple[bytes, bytes]]:
-    """Everything but a RetryableError is permanent: the same request would fail again."""
+    """Everything but a RetryableError is permanent: the same request would fail again. One that only came too slowly
+    (408) need not; when it would come faster nobody knows."""
     if not isinstance(error, RetryableError):
-        return [(b"x-should-retry", b"false")]
+        was_slow = isinstance(error, RequestError) and error.status == 408
+        return [(b"x-should-retry", b"true" if was_slow else b"false")]
     wait_s = retry_after_of(error)
     return [
         (b"x-should-retry", b"true"),

@@ -18,6 +18,7 @@ class KeyConfig:
     requests_per_minute: int | None = option(None, "Quota of requests; none is no limit.", unit="requests")
     tokens_per_minute: int | None = option(None, "Quota of tokens, prompt and answer together.", unit="tokens")
     weight: float | None = option(None, "Share against other tenants when there is not enough for all; 1 when none.")
+    priority: int | None = option(None, "Smaller is served first, before any fairness; 0 when none.")
     salt: bool = option(False, "Make a salt too: the tenant then never shares a KV block with others.")
 
 
@@ -27,6 +28,7 @@ def run_key(config: KeyConfig) -> int:
     fields: dict[str, object] = {
         "key_sha256": [digest],
         "weight": config.weight,
+        "priority": config.priority,
         "requests_per_minute": config.requests_per_minute,
         "tokens_per_minute": config.tokens_per_minute,
         "salt": secrets.token_urlsafe(24) if config.salt else None,

@@ -1,15 +1,17 @@
 """One way to configure: each component has one frozen dataclass, and its flags and environment come from the fields.
 
 A field is written once with its default, unit and sentence; `add_flags` makes `--kv-bytes` of `kv_bytes`, and
-`PENSTOCK_FLAG_KV_BYTES` in the environment sets its default. Sizes accept suffixes (`512MiB`, `4GiB`). An unknown
-name is an error, on the command line and in the environment.
+`PENSTOCK_FLAG_KV_BYTES` in the environment sets its default. Sizes accept suffixes (`512MiB`, `4GiB`). Of a bool
+`--salt` and `--salt true` are the same. An unknown name is an error, on the command line and in the environment.
 """
 
 import argparse
 import dataclasses
 import difflib
+import itertools
 import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +23,7 @@ T = TypeVar("T")
 
 _VARIABLE = "PENSTOCK_FLAG_"
 """(Not `PENSTOCK_PORT`: for a Service named penstock, Kubernetes sets that to an address in every pod.)"""
+_TRUTHS = {**dict.fromkeys(("true", "yes", "1", "on"), True), **dict.fromkeys(("false", "no", "0", "off"), False)}
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -46,6 +49,15 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
         self.environment = environment
 
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse's; but in `fetch --text-only URI` the URI is no value of the flag before it."""
+        words = list(sys.argv[1:] if args is None else args)
+        for index, (word, following) in enumerate(itertools.pairwise(words)):
+            flag = self._option_string_actions.get(word)
+            if flag is not None and flag.type is _parse_bool and following.lower() not in _TRUTHS:
+                words[index] += "=true"
+        return super().parse_known_args(words, namespace)
+
     def variables(self) -> set[str]:
         """What sets its flags in the environment."""
         return {_variable(flag) for flag in self._option_string_actions if flag.startswith("--")}
@@ -68,13 +80,18 @@ def add_flags(parser: Parser, config: type[Any], *, skip: tuple[str, ...] = ()) 
         if field.name in skip or not field.init:
             continue
         text, unit = field.metadata["help"], field.metadata["unit"]
+        parse = _parser_of(hints[field.name], unit)
         shown = "none" if field.default is None or field.default == "" else field.default
+        form: dict[str, Any] = {"metavar": (unit or field.name).upper().replace(" ", "_")}
+        if parse is _parse_bool:
+            form = {"metavar": "true|false", "nargs": "?", "const": True}
+        elif field.metadata["choices"]:
+            form = {"choices": field.metadata["choices"]}
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
-            type=_parser_of(hints[field.name], unit),
-            default=_default(field, _parser_of(hints[field.name], unit), parser.environment),
-            choices=field.metadata["choices"] or None,
-            metavar=None if field.metadata["choices"] else (unit or field.name).upper().replace(" ", "_"),
+            type=parse,
+            default=_default(field, parse, parser.environment),
+            **form,
             help=f"{text} (default: {shown}{' ' + unit if unit and field.default is not None else ''})".replace(
                 "%", "%%"
             ),
@@ -132,11 +149,9 @@ def _parser_of(hint: Any, unit: str) -> Callable[[str], Any]:
 
 
 def _parse_bool(text: str) -> bool:
-    if text.lower() in ("true", "yes", "1", "on"):
-        return True
-    if text.lower() in ("false", "no", "0", "off"):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
+    if text.lower() not in _TRUTHS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
+    return _TRUTHS[text.lower()]
 
 
 def _as_argument(parse: Callable[[str], T]) -> Callable[[str], T]:

@@ -4,7 +4,7 @@ PenstockError
 ├── ConfigError           a flag, file or model folder is wrong: refused at start
 │   ├── ModelError        the model folder cannot be served (file and reason)
 │   └── MemoryPlanError   weights and KV cache do not fit (with the arithmetic)
-├── RequestError          the caller's request is wrong (HTTP 4xx, never retried)
+├── RequestError          the caller's request is wrong (HTTP 4xx, never retried; a client that was slow, 408, may)
 └── RetryableError        nothing is wrong with the request; try again (HTTP 503 or an error frame)
     ├── RateLimited       the caller asks for more than its quota or its share (HTTP 429)
     ├── PrefillLost       the prefill worker was lost, late or sent something invalid

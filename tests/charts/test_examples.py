@@ -1,5 +1,6 @@
 """Every example is something the operator takes, and Argo CD's health check says what the operator means."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 import pytest
 import yaml
 
+from penstock.operator import names
 from penstock.operator.api import API_VERSION, Spec
 from penstock.operator.problems import Problem
 from tests.charts.conftest import CHART, ROOT
@@ -147,3 +149,11 @@ def test_a_commit_that_cannot_work_is_not_healthy_although_the_former_one_serves
 
 def test_argo_cd_takes_pools_as_healthy() -> None:
     assert argocd_health("LLMPool", {}) == ("Healthy", None)
+
+
+def test_the_network_policy_of_the_how_to_selects_the_routers_and_their_port() -> None:
+    page = (ROOT / "docs" / "how-to" / "limit-and-share.md").read_text()
+    [block] = re.findall(r"```yaml\n(apiVersion: networking.k8s.io/v1\n.*?)```", page, re.DOTALL)
+    spec = yaml.safe_load(block)["spec"]
+    assert spec["podSelector"]["matchLabels"] == names.selector("demo", "router")
+    assert [rule["ports"] for rule in spec["ingress"]] == [[{"port": names.ROUTER_PORT}]]

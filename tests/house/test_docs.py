@@ -89,6 +89,15 @@ def test_every_code_of_a_retryable_error_is_in_the_reference() -> None:
         assert f"`{code}`" in page, code
 
 
+def test_every_status_of_a_refusal_is_in_the_reference() -> None:
+    page = (ROOT / "docs/reference/errors.md").read_text()
+    sources = "\n".join(path.read_text() for path in (ROOT / "router").rglob("*.py"))
+    statuses = set(re.findall(r"(?:status=|HTTPException\(|^ +)(4\d\d)\b", sources, re.MULTILINE))
+    assert {"401", "405", "408"} <= statuses
+    for status in statuses:
+        assert re.search(rf"^\|[\d, ]*\b{status}\b", page, re.MULTILINE), status
+
+
 def test_every_field_of_the_api_is_in_the_reference() -> None:
     from penstock.router.openai.requests import _UNSUPPORTED, ChatRequest, CompletionRequest
 
@@ -105,6 +114,16 @@ _HARMLESS = {
     *("parallel_tool_calls", "prediction", "verbosity"),
 }
 """Accepted without effect, so not worth a line."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_programs_are_those_of_the_active_environment_on_every_page(page: Path) -> None:
+    assert set(re.findall(r"\.venv/bin/\w+", page.read_text())) <= {".venv/bin/activate"}
+
+
+def test_every_way_in_says_how_to_activate_it() -> None:
+    for page in ("README.md", "docs/README.md", "docs/tutorial/first-cluster.md"):
+        assert ". .venv/bin/activate" in (ROOT / page).read_text(), page
 
 
 def test_readme_names_only_make_targets_that_exist() -> None:

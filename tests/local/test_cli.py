@@ -81,6 +81,29 @@ def test_an_unknown_or_shortened_flag_exits_with_2_and_names_the_nearest(words: 
 
 
 @pytest.mark.parametrize(
+    ("words", "text_only"),
+    [
+        (["URI"], False),
+        (["URI", "--text-only"], True),
+        (["--text-only", "URI"], True),
+        (["--text-only", "--termination-log=log", "URI"], True),
+        (["--text-only", "True", "URI"], True),
+        (["--text-only", "no", "URI"], False),
+        (["--text-only=false", "URI"], False),
+    ],
+)
+def test_a_flag_that_is_true_or_false_needs_no_value_and_takes_one(words: list[str], text_only: bool) -> None:
+    parser = Parser(environment={"PENSTOCK_FLAG_TEXT_ONLY": "true"} if "--text-only=false" in words else {})
+    COMMANDS["fetch"].add_flags(parser)
+    args = parser.parse_args(words)
+    assert (args.uri, args.text_only) == ("URI", text_only)
+
+
+def test_a_flag_that_is_true_or_false_takes_nothing_else() -> None:
+    assert run("fetch", "--text-only=perhaps", "URI").stderr.endswith("'perhaps' is not true or false\n")
+
+
+@pytest.mark.parametrize(
     ("variable", "hint"),
     [
         ("PENSTOCK_FLAG_KV_BYTE", "did you mean PENSTOCK_FLAG_KV_BYTES?"),

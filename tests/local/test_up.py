@@ -121,7 +121,10 @@ def test_killed_up_takes_every_process_along(tiny_model: Path) -> None:
         assert wait_all_gone(processes, 2.0) == []
 
 
-def test_with_a_key_file_only_its_keys_are_served(tiny_model: Path, tmp_path: Path) -> None:
+def test_key_file_and_flags_of_the_environment_reach_the_router(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_FLAG_DEFAULT_MAX_TOKENS", "4")
     key, digest = new_key()
     (tmp_path / "keys.toml").write_text(f'[me]\nkey_sha256 = ["{digest}"]\n')
     flags = ("--port", "0", "--prefill", "0", "--kv-bytes", "8MiB", "--keys", str(tmp_path / "keys.toml"))
@@ -130,7 +133,7 @@ def test_with_a_key_file_only_its_keys_are_served(tiny_model: Path, tmp_path: Pa
         with pytest.raises(AskError, match="no API key is given"):
             first_model(url)
         model = first_model(url, key)
-        assert ask(url, model, QUESTION, lambda _: None, key=key, max_tokens=4).usage["completion_tokens"] == 4
+        assert ask(url, model, QUESTION, lambda _: None, key=key, ignore_eos=True).usage["completion_tokens"] == 4
         up.stop()
 
 

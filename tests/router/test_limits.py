@@ -140,7 +140,7 @@ def test_slow_bodies_end(start_router: StartRouter, worker: FakeWorker) -> None:
     with connection(router) as client:
         client.sendall(request()[:-10])
         status, headers, error = answer_of(client)
-        assert (status, error["code"], headers["x-should-retry"]) == (408, "body_timeout", "false")
+        assert (status, error["code"], headers["x-should-retry"]) == (408, "body_timeout", "true")
     assert not worker.requests
     assert_nothing_is_left(router)
 

@@ -65,7 +65,9 @@ def test_the_command_prints_the_plans_and_the_cheapest(trace: str, capsys: pytes
     printed = capsys.readouterr().out
     assert "30 requests, 1.03 per second, on average 4,000 tokens in and 20 out" in printed
     assert "not measured" in printed
-    assert printed.splitlines()[-1] == "cheapest: none for prefill, 1 x h100-8b for decode, 3.00 per hour"
+    lines = printed.splitlines()
+    assert lines[-1] == "cheapest: none for prefill, 1 x h100-8b for decode, 3.00 per hour"
+    assert [line.rstrip() for line in lines] == lines
 
 
 def test_a_faster_trace_needs_more(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,8 +85,18 @@ def test_when_nothing_is_good_enough_it_says_how_close_the_most_came(
 
 @pytest.mark.parametrize(
     ("flags", "part"),
-    [(["--decode", "h900"], "neither a file nor one of the kinds"), (["--speed", "0"], "must be more than 0")],
+    [
+        (["--decode", "h900"], "neither a file nor one of the kinds"),
+        *((["--speed", value], "must be more than 0") for value in ("0", "nan", "inf")),
+        *((["--ttft", value], "must be more than 0") for value in ("-1", "nan")),
+        (["--tpot", "0"], "must be more than 0"),
+        *((["--good", value], "must be more than 0, and at most 100") for value in ("0", "200", "nan")),
+        (["--requests", "-5"], "--requests -5 must be 0 or more"),
+        (["--max-workers", "0"], "--max-workers 0 must be 1 or more"),
+    ],
 )
 def test_wrong_flags_are_refused(trace: str, flags: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", trace, *flags]) == 2
-    assert part in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert part in said
+    assert len(said.splitlines()) == 1

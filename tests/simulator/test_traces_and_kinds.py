@@ -1,5 +1,6 @@
 """What is read from files: traces and kinds of workers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,11 @@ def test_parts_and_speeds(tmp_path: Path) -> None:
         ("t.jsonl", "{", "not a trace"),
         ("t.jsonl", "", "no requests"),
         ("t.csv", "a,b\n1,2\n", "not a trace"),
+        ("t.jsonl", MOONCAKE.replace("1024", "-1"), "request 2: .* >= 0 - at `\\$.input_length`"),
+        ("t.csv", AZURE.replace(",109", ""), "request 2: .* - at `\\$.GeneratedTokens`"),
+        ("t.csv", AZURE.replace("396", "-396"), "request 2: .* >= 0 - at `\\$.ContextTokens`"),
+        ("t.csv", AZURE.replace("2023-11-16 18:15:50.9951690", "yesterday"), "request 2: .*'yesterday'"),
+        ("t.csv", AZURE + "x" * 200_000, "request 3: .* larger than field limit"),
     ],
 )
 def test_what_is_no_trace_is_refused(tmp_path: Path, name: str, text: str, part: str) -> None:
@@ -73,6 +79,15 @@ def test_a_measured_kind_is_written_and_read(tmp_path: Path) -> None:
 def test_a_file_that_is_no_kind_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match="no kind of worker"):
         find_kind(str(write(tmp_path / "kind.json", text)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("kv_tokens", 0), ("link_bytes_s", 0), ("max_sequences", 0), ("price_per_hour", -1)]
+)
+def test_a_kind_that_could_serve_nothing_is_refused(tmp_path: Path, field: str, value: float) -> None:
+    write_kind(replace(KIND, **{field: value}), tmp_path / "kind.json")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=field):
+        find_kind(str(tmp_path / "kind.json"))
 
 
 def test_an_unknown_kind_names_the_known_ones() -> None:

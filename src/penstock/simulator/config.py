@@ -1,8 +1,10 @@
-"""The flags of `penstock plan`. Imports nothing, so that --help needs nothing."""
+"""The flags of `penstock plan`. Imports no other module of the simulator, so that --help needs nothing."""
 
 from dataclasses import dataclass
+from math import inf
 
 from penstock.config import option
+from penstock.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -18,3 +20,15 @@ class PlanConfig:
     speed: float = option(1.0, "Replay the trace so many times as fast: 2 is twice the load.", unit="times")
     requests: int = option(2000, "Replay the first so many requests of the trace; 0: all.", unit="requests")
     max_workers: int = option(32, "Give up beyond so many workers of one role.", unit="workers")
+
+    def __post_init__(self) -> None:
+        for flag, is_sensible, wanted in (
+            ("ttft", 0 < self.ttft < inf, "more than 0"),
+            ("tpot", 0 < self.tpot < inf, "more than 0"),
+            ("good", 0 < self.good <= 100, "more than 0, and at most 100"),
+            ("speed", 0 < self.speed < inf, "more than 0"),
+            ("requests", self.requests >= 0, "0 or more"),
+            ("max_workers", self.max_workers >= 1, "1 or more"),
+        ):
+            if not is_sensible:
+                raise ConfigError(f"--{flag.replace('_', '-')} {getattr(self, flag)} must be {wanted}")

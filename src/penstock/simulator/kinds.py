@@ -6,9 +6,10 @@ on data sheets (`Roofline`), for devices that nobody here has measured. Every re
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
+from msgspec import Meta
 
 from penstock.errors import ConfigError
 from penstock.router.placement.costs import StepCost
@@ -129,20 +130,24 @@ H100_NODE = WorkerKind(
 PRIORS = {kind.name: kind for kind in (H100, H100_NODE)}
 
 
+_AtLeastOne = Annotated[int, Meta(ge=1)]
+_NotNegative = Annotated[float, Meta(ge=0)]
+
+
 class _KindFile(msgspec.Struct, forbid_unknown_fields=True):
     """The JSON that bench.step_times writes."""
 
     name: str
     source: str
-    step: dict[str, float]
+    step: dict[str, _NotNegative]
     """Fields of StepCost."""
-    kv_tokens: int
-    kv_token_bytes: int
-    link_bytes_s: float
-    link_latency_s: float
-    step_tokens: int
-    max_sequences: int
-    price_per_hour: float = 0.0
+    kv_tokens: Annotated[int, Meta(ge=BLOCK_TOKENS)]
+    kv_token_bytes: _AtLeastOne
+    link_bytes_s: Annotated[float, Meta(gt=0)]
+    link_latency_s: _NotNegative
+    step_tokens: _AtLeastOne
+    max_sequences: _AtLeastOne
+    price_per_hour: _NotNegative = 0.0
 
 
 def find_kind(word: str) -> WorkerKind:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from penstock.errors import ConfigError
 from penstock.router.config import RouterConfig
 from penstock.router.placement.guarded import Guarded
 from penstock.simulator.cluster import ClusterSpec, simulate
@@ -53,10 +52,7 @@ Try = Callable[[int, int], Plan]
 
 def run_plan(config: PlanConfig) -> int:
     """Prints the plans and the cheapest of them. Exit status 1: none is good enough."""
-    trace = load_trace(Path(config.trace)).first(config.requests)
-    if config.speed <= 0:
-        raise ConfigError(f"--speed {config.speed:g} must be more than 0")
-    trace = trace.at_speed(config.speed)
+    trace = load_trace(Path(config.trace)).first(config.requests).at_speed(config.speed)
     kinds = [(find_kind(p), find_kind(d)) for p in config.prefill.split(",") for d in config.decode.split(",")]
     print(describe(config, trace, kinds))
     found: list[Plan] = []
@@ -140,4 +136,5 @@ def describe(config: PlanConfig, trace: Trace, kinds: list[tuple[WorkerKind, Wor
 
 def table(rows: list[tuple[str, ...]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

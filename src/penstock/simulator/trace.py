@@ -9,8 +9,10 @@ import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from penstock.errors import ConfigError
 
@@ -51,11 +53,20 @@ class Trace:
         return replace(self, requests=tuple(requests))
 
 
+_Tokens = Annotated[int, Meta(ge=0)]
+
+
 class _MooncakeLine(msgspec.Struct):
     timestamp: float
-    input_length: int
-    output_length: int
+    input_length: _Tokens
+    output_length: _Tokens
     hash_ids: list[int]
+
+
+class _AzureRow(msgspec.Struct, rename="pascal"):
+    timestamp: str = msgspec.field(name="TIMESTAMP")
+    context_tokens: _Tokens
+    generated_tokens: _Tokens
 
 
 def load_trace(path: Path) -> Trace:
@@ -63,12 +74,13 @@ def load_trace(path: Path) -> Trace:
     readers = {".jsonl": _mooncake, ".csv": _azure}
     if path.suffix not in readers:
         raise ConfigError(f"{path}: a trace is a .jsonl file of Mooncake's form or a .csv file of Azure's")
+    requests: list[TraceRequest] = []
     try:
-        requests = list(readers[path.suffix](path))
+        requests.extend(readers[path.suffix](path))
     except OSError as error:
         raise ConfigError(f"cannot read the trace {path}: {error}") from error
-    except (msgspec.DecodeError, KeyError, ValueError) as error:
-        raise ConfigError(f"{path} is not a trace of its form: {error!r}") from error
+    except (msgspec.DecodeError, csv.Error, ValueError) as error:
+        raise ConfigError(f"{path} is not a trace of its form: request {len(requests) + 1}: {error}") from error
     if not requests:
         raise ConfigError(f"{path} has no requests")
     requests.sort(key=lambda each: each.arrival_s)
@@ -91,7 +103,8 @@ def _mooncake(path: Path) -> Iterator[TraceRequest]:
 def _azure(path: Path) -> Iterator[TraceRequest]:
     with path.open(newline="") as file:
         for number, row in enumerate(csv.DictReader(file)):
-            time_s = datetime.datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp()
-            prompt, output = max(1, int(row["ContextTokens"])), max(1, int(row["GeneratedTokens"]))
+            record = msgspec.convert(row, _AzureRow, strict=False)
+            time_s = datetime.datetime.fromisoformat(record.timestamp[:26]).timestamp()
+            prompt, output = max(1, record.context_tokens), max(1, record.generated_tokens)
             hashes = tuple(b"%d.%d" % (number, block) for block in range(prompt // BLOCK_TOKENS))
             yield TraceRequest(number, time_s, prompt, output, hashes)

@@ -16,6 +16,7 @@ from penstock.router.flow.advice import advice_headers, advised
         (RateLimited("slow", retry_after_s=0.0), {"retry-after": "1", "retry-after-ms": "1", "x-should-retry": "true"}),
         (Overloaded("full"), {"retry-after": "1", "retry-after-ms": "1000", "x-should-retry": "true"}),
         (RequestError("wrong"), {"x-should-retry": "false"}),
+        (RequestError("came too slowly", status=408), {"x-should-retry": "true"}),
         (RequestError("conflict", status=409), {"x-should-retry": "false"}),
         (RequestError("never in time", status=503), {"x-should-retry": "false"}),
         (PenstockError("a bug"), {"x-should-retry": "false"}),
