@@ -149,8 +149,8 @@ def _add_operation(app: FastAPI, services: Services) -> None:
         decision = services.journal.find(request_id)
         if decision is None:
             message = (
-                f"no placement of {request_id} is remembered; the last {REMEMBERED} are. Each router remembers its own: "
-                "ask the one that took the request"
+                f"no placement of {request_id} is remembered; the last {REMEMBERED} are. Each router remembers its "
+                "own: ask the one that took the request"
             )
             return _refusal(request, RequestError(message, status=404, code="not_found"))
         not_used = {worker.url: worker.why for worker in services.cluster.workers if not worker.ready}

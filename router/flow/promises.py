@@ -56,9 +56,7 @@ class Promises:
         self._expire(now_s)
         return self.trust * self._amount
 
-    def make(
-        self, digest: bytes, amount: float, wait_s: float, now_s: float, *, is_first_try: bool = False
-    ) -> float:
+    def make(self, digest: bytes, amount: float, wait_s: float, now_s: float, *, is_first_try: bool = False) -> float:
         """Tells this request to come back in `wait_s`. One that was told before, and comes too early, is told the same
         time again, the last of those that equal ones were told; but a first try is a request of its own. Seconds from
         now."""

@@ -186,7 +186,9 @@ async def told(quotas: Quotas, body: bytes, tokens: int = 1, *, is_first_try: bo
 @pytest.mark.parametrize("are_equal", [False, True], ids=["different", "equal"])
 @pytest.mark.parametrize("buckets", [LocalBuckets, FarBuckets])
 @pytest.mark.parametrize(("tokens", "clients"), [(1, 130), (700, 23)])
-def test_everybody_who_comes_back_as_told_is_let_in(tokens: int, clients: int, buckets: type[LocalBuckets], are_equal: bool) -> None:
+def test_everybody_who_comes_back_as_told_is_let_in(
+    tokens: int, clients: int, buckets: type[LocalBuckets], are_equal: bool
+) -> None:
     """A burst far beyond the quota, while newcomers keep trying: each refused one is told another time."""
 
     async def test() -> None:
