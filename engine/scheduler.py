@@ -1,13 +1,16 @@
 """What the next step computes: a pure function of the sequences and the pool, shared by engine and simulator.
 
 Decoding sequences come first, then prompts that were begun, then new ones, all within one token budget (chunked
-prefill: Agrawal et al. 2023, "SARATHI"). A prompt is admitted only when all of its blocks fit, so a prompt that was
-begun never waits for memory; sequences that grow may preempt later ones, which recompute (Kwon et al. 2023, 4.5).
+prefill: Agrawal et al. 2023, "SARATHI"); but a new prompt goes before the rest of one of lower priority. A prompt is
+admitted only when all of its blocks fit, so a prompt that was begun never waits for memory; sequences that grow may
+preempt later ones, which recompute (Kwon et al. 2023, 4.5).
 """
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Protocol
 
 from penstock.engine.kv.pool import num_blocks_for
@@ -55,70 +58,94 @@ def schedule(
 
     `num_pulling` sequences hold blocks too and will join `running` when their KV has arrived.
     """
-    plan = Plan()
-    free = pool.num_free
+    num_running = num_pulling + sum(sequence.request.width for sequence in running)
+    step = _Step(pool, budget, pool.num_free, budget.max_step_tokens, num_running)
+    plan = step.plan
     given_up: Counter[int] = Counter()
-    tokens = budget.max_step_tokens
     queue = sorted(running, key=lambda sequence: (sequence.num_pending > 1, sequence.request.rank))
-    while queue and tokens > 0:
+    while queue and step.tokens > 0:
         sequence = queue.pop(0)
-        rows = min(sequence.num_pending, tokens)
+        if sequence.num_pending > 1 and not plan.preempt:
+            step.admit(_more_urgent(waiting, sequence))
+            if not step.tokens:
+                break
+        rows = min(sequence.num_pending, step.tokens)
         need = _growth(sequence, rows, pool, budget.block_size)
-        while need > free and (victim := _victim(queue, sequence)) is not None:
+        while need > step.free and (victim := _victim(queue, sequence)) is not None:
             plan.preempt.append(victim)
             given_up.update(victim.blocks)
-            free += sum(given_up[block] == pool.refs(block) for block in victim.blocks)
+            step.free += sum(given_up[block] == pool.refs(block) for block in victim.blocks)
             if victim is sequence:
                 break
             queue.remove(victim)
-        if need > free or (plan.preempt and plan.preempt[-1] is sequence):
+        if need > step.free or (plan.preempt and plan.preempt[-1] is sequence):
             continue
-        free -= need
-        tokens -= rows
+        step.free -= need
+        step.tokens -= rows
         plan.work.append((sequence, rows))
     if not plan.preempt:
-        num_running = num_pulling + sum(sequence.request.width for sequence in running)
-        _admit(plan, waiting, pool, budget, free=free, tokens=tokens, num_running=num_running)
+        step.admit(waiting)
     return plan
 
 
-def _admit(
-    plan: Plan, waiting: Seq[Sequence], pool: PoolView, budget: Budget, *, free: int, tokens: int, num_running: int
-) -> None:
-    """Admits waiting sequences in order until one does not fit; that one blocks the others, so that none starves.
+@dataclass(slots=True)
+class _Step:
+    """What a step has left, and its plan."""
 
-    One whose next block another sequence is just computing or pulling waits for that instead of computing it twice.
-    """
-    expected: set[bytes] = set()
-    for sequence in waiting:
-        request = sequence.request
-        pull = request.role is Role.PULL
-        if pull and not request.tickets:
-            continue  # waits for its prefill worker, not for us
-        width = request.width
-        if num_running + width > max(budget.max_sequences, width) or (tokens <= 0 and not pull):
-            return
-        # A sequence computed here needs the logits of its last token, so that token is never taken from a cache.
-        usable = request.num_start_tokens if pull else sequence.num_tokens - 1
-        hashes = sequence.full_hashes()[: usable // budget.block_size] if budget.prefix_cache else []
-        matched = pool.match(hashes, request.as_of)
-        following = next(iter(hashes[len(matched) :]), None)
-        if not pull and following is not None and (following in expected or pool.is_expected(following)):
-            continue
-        need = num_blocks_for(usable + 1, budget.block_size) - len(matched)
-        if need + pool.num_unheld(matched) > free:
-            return
-        free -= need + pool.num_unheld(matched)
-        num_running += width
-        if budget.prefix_cache:
-            expected.update(sequence.full_hashes()[len(matched) :])
-        if pull or (request.source is not None and len(matched) < len(hashes)):
-            plan.pull.append((sequence, matched))
-            continue
-        plan.admit.append((sequence, matched))
-        rows = min(sequence.num_tokens - len(matched) * budget.block_size, tokens)
-        tokens -= rows
-        plan.work.append((sequence, rows))
+    pool: PoolView
+    budget: Budget
+    free: int
+    """Blocks."""
+    tokens: int
+    num_running: int
+    plan: Plan = field(default_factory=Plan)
+    _admitted: set[int] = field(default_factory=set)
+    _expected: set[bytes] = field(default_factory=set)
+    """Blocks that those just admitted will compute or pull."""
+
+    def admit(self, waiting: Iterable[Sequence]) -> None:
+        """Admits waiting sequences in order until one does not fit; that one blocks the others, so that none starves.
+
+        One whose next block another sequence is just computing or pulling waits for that instead of computing it twice.
+        """
+        pool, budget = self.pool, self.budget
+        for sequence in waiting:
+            request = sequence.request
+            pull = request.role is Role.PULL
+            if id(sequence) in self._admitted or (pull and not request.tickets):
+                continue  # the latter waits for its prefill worker, not for us
+            width = request.width
+            is_full = self.num_running + width > max(budget.max_sequences, width)
+            if is_full or (self.tokens <= 0 and not pull):
+                return
+            # A sequence computed here needs the logits of its last token, so that token is never taken from a cache.
+            usable = request.num_start_tokens if pull else sequence.num_tokens - 1
+            hashes = sequence.full_hashes()[: usable // budget.block_size] if budget.prefix_cache else []
+            matched = pool.match(hashes, request.as_of)
+            following = next(iter(hashes[len(matched) :]), None)
+            if not pull and following is not None and (following in self._expected or pool.is_expected(following)):
+                continue
+            need = num_blocks_for(usable + 1, budget.block_size) - len(matched)
+            if need + pool.num_unheld(matched) > self.free:
+                return
+            self.free -= need + pool.num_unheld(matched)
+            self.num_running += width
+            self._admitted.add(id(sequence))
+            if budget.prefix_cache:
+                self._expected.update(sequence.full_hashes()[len(matched) :])
+            if pull or (request.source is not None and len(matched) < len(hashes)):
+                self.plan.pull.append((sequence, matched))
+                continue
+            self.plan.admit.append((sequence, matched))
+            rows = min(sequence.num_tokens - len(matched) * budget.block_size, self.tokens)
+            self.tokens -= rows
+            self.plan.work.append((sequence, rows))
+
+
+def _more_urgent(waiting: Seq[Sequence], sequence: Sequence) -> Iterator[Sequence]:
+    """Those before which the rest of `sequence`'s prompt is not computed."""
+    priority, _ = sequence.request.rank
+    return takewhile(lambda other: other.request.rank[0] < priority, waiting)
 
 
 def _growth(sequence: Sequence, rows: int, pool: PoolView, block_size: int) -> int:

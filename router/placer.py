@@ -170,7 +170,7 @@ class Placer:
             latest = self._wanted(job, arrival) if turn.is_later else wanted
             cluster = self._cluster.snapshot(waiting=len(self.gate))
             found = take_turn(
-                lambda full: self._choose(latest, job.trial, cluster, full), latest, cluster, self._room, turn
+                lambda wanted: self._choose(wanted, job.trial, cluster), latest, cluster, self._room, turn
             )
             if not isinstance(found, Placement):
                 return found
@@ -204,14 +204,13 @@ class Placer:
         wanted: PlacementRequest,
         trial: Trial,
         cluster: ClusterSnapshot,
-        full: frozenset[str] = frozenset(),
     ) -> Placement | None:
         """Without the workers that failed this request; else also with those that came back since."""
-        if not (trial.excluded or full):
+        if not trial.excluded:
             return self._policy.choose(wanted, cluster)
-        placement = self._policy.choose(replace(wanted, excluded=frozenset(trial.excluded) | full), cluster)
-        if placement is None and trial.excluded:
-            excluded = trial.still_excluded(self._cluster.arrivals) | full
+        placement = self._policy.choose(replace(wanted, excluded=wanted.excluded.union(trial.excluded)), cluster)
+        if placement is None:
+            excluded = wanted.excluded | trial.still_excluded(self._cluster.arrivals)
             placement = self._policy.choose(replace(wanted, excluded=excluded), cluster)
         return placement
 

@@ -115,7 +115,7 @@ class PlacementRequest:
     cached_tokens: Mapping[str, int] = field(default_factory=dict)
     """Per worker URL, how much of the prompt it has in its cache, or will have when the request is there."""
     excluded: frozenset[str] = frozenset()
-    """Workers that have already failed this request."""
+    """Workers that have no part: they have already failed this request, or are full."""
     output_tokens: int = EXPECTED_OUTPUT_TOKENS
     """Expected, per answer."""
     num_answers: int = 1
@@ -124,6 +124,9 @@ class PlacementRequest:
     pending: frozenset[str] = frozenset()
     """Workers that are still to compute or to pull some of their cached tokens: what another worker would find there
     depends on when it asks."""
+    busy: frozenset[str] = frozenset()
+    """Decode workers with prompts enough: they should compute no further one, but may decode. A policy need
+    not heed it."""
 
     def readable(self, url: str) -> int:
         """Tokens of the prompt that other workers can read from this one's cache."""

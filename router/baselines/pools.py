@@ -36,7 +36,8 @@ class TwoPools(ABC):
             for each in cluster.prefill
             if each.url not in request.excluded and each.revision == decode.revision and each.url != decode.url
         ]
-        if not prefills or request.uncached(decode) < self.alone_below_tokens:
+        is_short = request.uncached(decode) < self.alone_below_tokens and decode.url not in request.busy
+        if not prefills or is_short:
             return Placement(decode.url)
         pool = Pool(request, prefills, cluster)
         prefill = self.prefill(pool)

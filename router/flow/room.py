@@ -67,12 +67,14 @@ class Limits:
             + [worker.url for worker in cluster.decode if not self._streams(worker, num_answers)]
         )
 
+    def busy(self, cluster: ClusterSnapshot) -> frozenset[str]:
+        """The decode workers that have prompts enough."""
+        return frozenset(worker.url for worker in cluster.decode if not self._computes(worker, cluster))
+
     def pressed(self, cluster: ClusterSnapshot, request: PlacementRequest) -> frozenset[str]:
         """The decode workers that can have only some: they have prompts to compute, or must wait for memory."""
-        return frozenset(
-            worker.url
-            for worker in cluster.decode
-            if not self._computes(worker, cluster) or (worker.streams and _is_short(worker, request))
+        return self.busy(cluster) | frozenset(
+            worker.url for worker in cluster.decode if worker.streams and _is_short(worker, request)
         )
 
     def _computes(self, worker: WorkerState, cluster: ClusterSnapshot) -> bool:

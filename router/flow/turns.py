@@ -6,7 +6,7 @@ delay scheduling (Zaharia et al. 2010), with what a cache saves, or the streams 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from penstock.errors import RequestError
 from penstock.router.flow.room import Room, compute_s, workers_of
@@ -48,19 +48,23 @@ class Busy:
 
 
 def take_turn(
-    choose: Callable[[frozenset[str]], Placement | None],
+    choose: Callable[[PlacementRequest], Placement | None],
     wanted: PlacementRequest,
     cluster: ClusterSnapshot,
     room: Room,
     turn: Turn,
 ) -> Placement | Busy | None:
-    """`choose` gives the policy's choice without some workers, and is asked three times at most, however many are full.
-    None when there is no worker at all.
+    """`choose` gives the policy's choice, for `wanted` and then without some workers, and is asked three times at most,
+    however many are full. None when there is no worker at all.
 
     Raises RequestError for a prompt that takes longer to compute than its client waits.
     """
+
+    def without(full: frozenset[str], busy: frozenset[str] = frozenset()) -> Placement | None:
+        return choose(replace(wanted, excluded=wanted.excluded | full, busy=busy) if full or busy else wanted)
+
     kept = frozenset([turn.kept] if turn.kept else ())
-    best = choose(kept) or choose(frozenset())
+    best = without(kept) or choose(wanted)
     if best is None:
         return None
     best_s = compute_s(cluster, best, wanted)
@@ -69,23 +73,35 @@ def take_turn(
     lacking = limits.lacking(cluster, best, num_answers=wanted.num_answers)
     if not lacking and best.decode != turn.kept:
         return best
-    full = kept | lacking | limits.full(cluster, num_answers=wanted.num_answers)
-    placement = choose(full)
+    busy = limits.busy(cluster)
+    full = kept | (lacking - busy) | limits.full(cluster, num_answers=wanted.num_answers)
+    placement = without(full, busy)
     if placement is not None and limits.lacking(cluster, placement, num_answers=wanted.num_answers):
-        placement = choose(full | limits.pressed(cluster, wanted))
+        placement = without(full | limits.pressed(cluster, wanted))
     if placement is None:
         return Busy(best_s, waits_for=best.decode)
-    if turn.waited_s < _more_s(best, placement, compute_s(cluster, placement, wanted) - best_s):
+    if turn.waited_s < _more_s(cluster, best, placement, compute_s(cluster, placement, wanted) - best_s):
         return Busy(best_s, could_go=True)
     return placement
 
 
-def _more_s(best: Placement, placement: Placement, own_s: float) -> float:
-    """What `placement` costs more than `best`: everybody, or only this prompt (`own_s`) while predictions are off."""
+def _more_s(cluster: ClusterSnapshot, best: Placement, placement: Placement, own_s: float) -> float:
+    """What `placement` costs more than `best`: everybody, or only this prompt (`own_s`) while predictions are off.
+
+    Those who wait in the router count where a prefill worker computes the prompt, which is what they wait for. But one
+    that has room helps none of them while everybody waits for a decode worker instead.
+    """
     one, other = placement.prediction, best.prediction
-    if one is not None and other is not None and one.trusted and other.trusted:
-        return one.total_s - other.total_s
-    return own_s
+    if one is None or other is None or not (one.trusted and other.trusted):
+        return own_s
+    more_s = one.total_s - other.total_s
+    if _is_by_prefill(cluster, placement) and not _is_by_prefill(cluster, best):
+        more_s -= cluster.waiting / len(cluster.prefill) * one.prefill_s
+    return more_s
+
+
+def _is_by_prefill(cluster: ClusterSnapshot, placement: Placement) -> bool:
+    return any(worker.url == placement.prefill for worker in cluster.prefill)
 
 
 def _check_time(turn: Turn, seconds: float, cluster: ClusterSnapshot, placement: Placement) -> None:

@@ -124,6 +124,11 @@ class Scene:
         most = request.prompt_tokens - 1  # the last token is always computed
         self._cached = {url: min(tokens, most) for url, tokens in request.cached_tokens.items()}
         self._decode = [worker for worker in cluster.decode if worker.url not in request.excluded]
+        self._able = self._decode
+        """Those of them that may compute prompts: the first ones."""
+        if request.busy:
+            self._decode.sort(key=lambda worker: worker.url in request.busy)
+            self._able = [worker for worker in self._decode if worker.url not in request.busy]
         self._prefill = [worker for worker in cluster.prefill if worker.url not in request.excluded]
         self._waiting = {
             "prefill": _mean_prompts(cluster.prefill, cluster.waiting),
@@ -138,10 +143,10 @@ class Scene:
         if not self._decode:
             return None
         decodings = [(self.decoding(worker), worker) for worker in self._decode]
-        computings = [(self.computing(worker), worker) for worker in (*self._prefill, *self._decode)]
+        computings = [(self.computing(worker), worker) for worker in (*self._prefill, *self._able)]
         least = math.inf
         choice: _Choice | None = None
-        for (decoding, decode), (computing, _) in zip(decodings, computings[len(self._prefill) :], strict=True):
+        for (decoding, decode), (computing, _) in zip(decodings, computings[len(self._prefill) :], strict=False):
             total_s = self._cluster.alone_s + computing.total_s + decoding.total_s
             total_s += max(0.0, decoding.admit_s - computing.own_s)
             if total_s < least:
@@ -167,7 +172,7 @@ class Scene:
     def all(self) -> list[_Choice]:
         """Every candidate."""
         decodings = [(self.decoding(worker), worker) for worker in self._decode]
-        computings = [(self.computing(worker), worker) for worker in (*self._prefill, *self._decode)]
+        computings = [(self.computing(worker), worker) for worker in (*self._prefill, *self._able)]
         return [
             (None if decode is prefill else prefill, decode, computing, decoding)
             for computing, prefill in computings

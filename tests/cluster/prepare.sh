@@ -33,6 +33,10 @@ build_test_client() {
 }
 
 build_images() {
+    # What earlier builds left is there for the next ones, until it fills the disk (KiB).
+    if [ -x "$shared" ] && [ "$(df --output=avail /var/lib | tail -n 1)" -lt 20000000 ]; then
+        buildah rmi --prune --force >&2
+    fi
     image control penstock/control:test
     image worker penstock/worker:test
     image test-model penstock/test-model:test

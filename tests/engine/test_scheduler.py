@@ -43,6 +43,25 @@ def test_a_prompt_is_cut_at_the_budget_and_the_next_waits() -> None:
     assert plan.work == [(first, 20), (second, 12)]
 
 
+def test_a_prompt_that_was_begun_gives_way_to_a_new_one_of_higher_priority_only() -> None:
+    pool = BlockPool(64)
+    begun, late = sequence(100), decoding(pool, 10, seed=1)
+    begun.blocks = pool.allocate(13)
+    same, urgent = sequence(8, seed=2), sequence(20, seed=3, priority=-1)
+    plan = schedule([begun, late], [urgent, same], pool, BUDGET)
+    assert plan.work == [(late, 1), (urgent, 20), (begun, 11)]
+    assert plan.admit == [(urgent, [])]
+    plan = schedule([begun, late], [sequence(8, seed=4, priority=1)], pool, BUDGET)
+    assert plan.work == [(late, 1), (begun, 31)]
+
+
+def test_a_new_prompt_of_higher_priority_takes_no_memory_of_those_that_were_begun() -> None:
+    pool = BlockPool(14)
+    begun = sequence(100)
+    begun.blocks = pool.allocate(13)
+    assert schedule([begun], [sequence(9, seed=1, priority=-1)], pool, BUDGET).work == [(begun, 32)]
+
+
 def test_a_prompt_that_does_not_fit_blocks_those_behind_it() -> None:
     """Else a stream of short prompts would starve a long one."""
     pool = BlockPool(4)
@@ -112,9 +131,10 @@ def test_room_for_n_samples_is_counted() -> None:
     lengths=st.lists(st.integers(1, 60), max_size=12),
     grown=st.lists(st.integers(1, 40), max_size=8),
     tokens=st.integers(1, 80),
+    priorities=st.lists(st.integers(-1, 1), min_size=12, max_size=12),
 )
 def test_a_plan_never_exceeds_memory_or_budget(
-    num_blocks: int, lengths: list[int], grown: list[int], tokens: int
+    num_blocks: int, lengths: list[int], grown: list[int], tokens: int, priorities: list[int]
 ) -> None:
     pool = BlockPool(num_blocks)
     running = [
@@ -122,7 +142,15 @@ def test_a_plan_never_exceeds_memory_or_budget(
         for index, length in enumerate(grown)
         if num_blocks_for(length, SIZE) <= pool.num_free
     ]
-    waiting = [sequence(length, seed=100 + index) for index, length in enumerate(lengths)]
+    waiting = [
+        sequence(length, seed=100 + index, priority=priority)
+        for index, (length, priority) in enumerate(zip(lengths, priorities, strict=False))
+    ]
+    waiting.sort(key=lambda each: each.request.rank)
+    if len(waiting) > 1 and num_blocks_for(waiting[-1].num_tokens, SIZE) <= pool.num_free:
+        begun = waiting.pop()  # a prompt, with its blocks
+        begun.blocks = pool.allocate(num_blocks_for(begun.num_tokens, SIZE))
+        running.append(begun)
     plan = schedule(running, waiting, pool, Budget(tokens, 64, SIZE))
     for victim in plan.preempt:
         pool.free(victim.blocks)

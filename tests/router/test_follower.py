@@ -1,6 +1,7 @@
 """Streams of events over real HTTP: what is heard is in the index, and a bad worker harms only itself."""
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -313,13 +314,17 @@ def test_a_flood_leaves_time_for_others(num_frames: int, num_timings: int) -> No
     flood = b"".join(map(encode_line, frames))
 
     async def test(world: World) -> None:
-        longest, last = 0.0, time.process_time()
+        longest, last = 0.0, time.thread_time()
         while len(world.heard) < num_frames:
             await asyncio.sleep(0)
-            longest, last = max(longest, time.process_time() - last), time.process_time()
+            longest, last = max(longest, time.thread_time() - last), time.thread_time()
         assert longest < 0.2, "CPU seconds between two turns of another coroutine"
 
-    in_world(test, writes(flood))
+    gc.freeze()  # a collection of all that earlier tests left takes longer than what is measured
+    try:
+        in_world(test, writes(flood))
+    finally:
+        gc.unfreeze()
 
 
 def test_a_fault_of_ours_does_not_end_the_following() -> None:

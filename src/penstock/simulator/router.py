@@ -100,13 +100,13 @@ class Router:
         """Asks the policy, and notes what it said. With a `turn`, workers must also have room."""
         cluster = replace(self._snapshot(), waiting=len(self.line))
 
-        def choice(without: frozenset[str]) -> Placement | None:
-            return self._policy.choose(replace(request, excluded=request.excluded | without), cluster)
+        def choose(wanted: PlacementRequest) -> Placement | None:
+            return self._policy.choose(wanted, cluster)
 
         if turn is None or self._room is None:
-            found: Placement | Busy | None = choice(frozenset())
+            found: Placement | Busy | None = choose(request)
         else:
-            found = take_turn(choice, request, cluster, self._room, turn)
+            found = take_turn(choose, request, cluster, self._room, turn)
         return self.journal.placed(name, request, cluster, found) if isinstance(found, Placement) else found
 
     def _snapshot(self) -> ClusterSnapshot:

@@ -5,7 +5,7 @@ import heapq
 import itertools
 import random
 import statistics
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -471,10 +471,7 @@ class Streams:
         def attempt(turn: Turn) -> Job | Busy | None:
             cluster = self.cluster()
 
-            def choose(full: frozenset[str]) -> Placement | None:
-                return Seconds().choose(replace(wanted, excluded=full), cluster)
-
-            found = take_turn(choose, wanted, cluster, Room(0.25), turn)
+            found = take_turn(lambda request: Seconds().choose(request, cluster), wanted, cluster, Room(0.25), turn)
             if not isinstance(found, Placement):
                 return found
             stream = num_answers, prompt_tokens

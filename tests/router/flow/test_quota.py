@@ -185,7 +185,7 @@ async def told(quotas: Quotas, body: bytes, tokens: int = 1, *, is_first_try: bo
 
 @pytest.mark.parametrize("are_equal", [False, True], ids=["different", "equal"])
 @pytest.mark.parametrize("buckets", [LocalBuckets, FarBuckets])
-@pytest.mark.parametrize(("tokens", "clients"), [(1, 130), (700, 23)])
+@pytest.mark.parametrize(("tokens", "clients"), [(1, 130), (700, 18)])
 def test_everybody_who_comes_back_as_told_is_let_in(
     tokens: int, clients: int, buckets: type[LocalBuckets], are_equal: bool
 ) -> None:
@@ -204,7 +204,7 @@ def test_everybody_who_comes_back_as_told_is_let_in(
             return wait_s == 0 or await told(quotas, body, tokens) == 0
 
         async def newcomers() -> None:
-            for number in range(20):
+            for number in range(clients // 8):
                 await asyncio.sleep(0.37)
                 await told(quotas, b"newcomer %d" % number, tokens)
 
@@ -212,7 +212,7 @@ def test_everybody_who_comes_back_as_told_is_let_in(
         let_in = await asyncio.gather(*(client(number) for number in range(clients)))
         await trying
         assert sum(let_in) == clients
-        assert len(set(waits)) > clients / 2
+        assert len(set(waits)) > clients // 3
 
     run(test())
 

@@ -30,10 +30,7 @@ def worker(url: str, **state: object) -> WorkerState:
 
 
 def take(wanted: PlacementRequest, cluster: ClusterSnapshot, turn: Turn = Turn()) -> Placement | Busy | None:  # noqa: B008
-    def choose(full: frozenset[str]) -> Placement | None:
-        return POLICY.choose(replace(wanted, excluded=wanted.excluded | full), cluster)
-
-    return take_turn(choose, wanted, cluster, ROOM, turn)
+    return take_turn(lambda request: POLICY.choose(request, cluster), wanted, cluster, ROOM, turn)
 
 
 @pytest.mark.parametrize(
@@ -172,9 +169,9 @@ def test_however_many_workers_are_full_the_policy_is_asked_three_times_at_most(
     )
     wanted, policy, asked = PlacementRequest(1000), Seconds(), list[int]()
 
-    def choose(full: frozenset[str]) -> Placement | None:
-        asked.append(len(full))
-        return policy.choose(replace(wanted, excluded=full), cluster)
+    def choose(request: PlacementRequest) -> Placement | None:
+        asked.append(len(request.excluded))
+        return policy.choose(request, cluster)
 
     assert isinstance(take_turn(choose, wanted, cluster, ROOM, Turn(in_line=True)), Busy)
     assert len(asked) <= 3
@@ -184,7 +181,7 @@ def test_a_decode_worker_with_prompts_to_compute_still_decodes_for_a_prefill_wor
     busy = worker("d1", prefill_tokens=300, prompts=1), worker("d2", prefill_tokens=300, output_tokens=990, prompts=1)
     cluster = ClusterSnapshot((worker("p", role="prefill"),), busy)
     wanted = PlacementRequest(1000, {"d1": 990})  # on d1 alone that would be nearly nothing
-    assert take(wanted, cluster, Turn(in_line=True, waited_s=9.0)) == Placement("d2", "p")
+    assert take(wanted, cluster, Turn(in_line=True, waited_s=9.0)) == Placement("d1", "p")
 
 
 def test_a_worker_that_is_kept_for_another_is_used_for_nothing() -> None:
@@ -206,8 +203,8 @@ def test_a_decode_worker_is_lent_only_after_as_long_a_wait_as_its_streams_would_
     on_d = Placement("d", prediction=Prediction(prefill_s=1.0, others_s=2.0))
 
     def take_after(waited_s: float, *, trusted: bool = True) -> Placement | Busy | None:
-        def choose(full: frozenset[str]) -> Placement | None:
-            placement = on_d if "p" in full else on_p
+        def choose(request: PlacementRequest) -> Placement | None:
+            placement = on_d if "p" in request.excluded else on_p
             assert placement.prediction is not None
             return replace(placement, prediction=replace(placement.prediction, trusted=trusted))
 
@@ -218,12 +215,26 @@ def test_a_decode_worker_is_lent_only_after_as_long_a_wait_as_its_streams_would_
     assert isinstance(take_after(0.1, trusted=False), Placement), "what it costs others is not known"
 
 
+def test_a_prefill_worker_with_room_is_not_left_idle_for_those_who_wait() -> None:
+    """d alone is the best for each of thirty prompts, as each would hold up the others at p; but d is full."""
+    full = worker("d", prefill_tokens=2000, prompts=2)
+    cluster = ClusterSnapshot(prefill=(worker("p", role="prefill"),), decode=(full,), waiting=30)
+    policy, wanted = Seconds(), PlacementRequest(1000)
+
+    best = policy.choose(wanted, cluster)
+    assert best is not None
+    assert best.prefill is None
+    found = take_turn(lambda request: policy.choose(request, cluster), wanted, cluster, ROOM, Turn(in_line=True))
+    assert isinstance(found, Placement)
+    assert found.prefill == "p"
+
+
 def test_nobody_is_refused_or_held_back_by_predictions_that_are_known_to_be_off() -> None:
     cluster = ClusterSnapshot(decode=(worker("d", streams=1),))
 
     def take_by(prediction: Prediction) -> Placement | Busy | None:
-        def choose(full: frozenset[str]) -> Placement | None:
-            return None if full else Placement("d", prediction=prediction)
+        def choose(request: PlacementRequest) -> Placement | None:
+            return None if request.excluded or request.busy else Placement("d", prediction=prediction)
 
         return take_turn(choose, PlacementRequest(10), cluster, ROOM, Turn(remaining_s=9.0))
 
