@@ -148,7 +148,10 @@ def _add_operation(app: FastAPI, services: Services) -> None:
         request_id = request.path_params["request_id"]
         decision = services.journal.find(request_id)
         if decision is None:
-            message = f"no placement of {request_id} is remembered; the last {REMEMBERED} are"
+            message = (
+                f"no placement of {request_id} is remembered; the last {REMEMBERED} are. Each router remembers its "
+                "own: ask the one that took the request"
+            )
             return _refusal(request, RequestError(message, status=404, code="not_found"))
         not_used = {worker.url: worker.why for worker in services.cluster.workers if not worker.ready}
         return Response(msgspec.json.encode(explain(decision, not_used)), media_type=JSON)

@@ -115,7 +115,7 @@ class Admission:
         """The error, with a time after which the same request will be let in."""
         tenant = arrival.tenant
         promises = self._promises.setdefault(tenant.name, Promises())
-        wait_s = promises.make(arrival.digest(), work, wait_s, now_s)
+        wait_s = promises.make(arrival.digest(), work, wait_s, now_s, is_first_try=arrival.is_first_try)
         self._open[tenant.name] = promises
         kind: type[RetryableError] = Overloaded
         if tenant is not ANYONE and 2 * self._queue.work_of(tenant) >= self._queue.work:

@@ -20,6 +20,8 @@ class Arrival:
     body: bytes = b""
     came_back: bool = False
     """It was refused before, and comes when it was told to."""
+    is_first_try: bool = False
+    """By its SDK's own account: no repetition of a request that was refused, even if it is equal to one."""
     picked: Picked | None = None
     """By the gateway that sent it."""
     _digest: bytes = b""

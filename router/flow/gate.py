@@ -21,7 +21,7 @@ from penstock.router.flow.usage import Usage
 
 POLL_S = 0.05
 """While somebody waits, workers are looked at so often: prompts progress without telling."""
-_MOST_SEEN = 32
+MOST_SEEN = 32
 """So many requests are looked at, until one can go."""
 
 
@@ -153,7 +153,7 @@ class Gate(Generic[T]):
 
     def _let_one_through(self, now: float) -> bool:
         look = Round(self._tries, now)
-        for entry in self._queue.first(_MOST_SEEN):
+        for entry in self._queue.first(MOST_SEEN):
             waiter = entry.item
             if waiter.result.done():  # its task was cancelled, and has not run since
                 self._remove(entry)

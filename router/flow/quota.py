@@ -5,6 +5,7 @@ comes, its prompt and the answer that it may be expected to get, and set right w
 fall below zero. Where the levels are kept is behind `Buckets`, so that several routers can share them.
 """
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Literal, Protocol, Self, TypeAlias
 
 from penstock.errors import RateLimited, RequestError, RetryableError
 from penstock.router.flow.arrival import Arrival
-from penstock.router.flow.promises import Promises
+from penstock.router.flow.promises import EARLY_S, Promises
 
 Kind: TypeAlias = Literal["requests", "tokens"]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
@@ -40,7 +41,7 @@ class Buckets(Protocol):
     async def take(self, name: str, per_minute: int, amount: float, least: float = -math.inf) -> Level:
         """Takes `amount` from the bucket `name` unless less than `least` would be left; a negative amount gives back.
 
-        A new bucket is full, with a quota of `per_minute`; none ever holds more.
+        A new bucket is full, with a quota of `per_minute`; none ever holds more. Whoever asks first is told first.
         """
         ...
 
@@ -88,7 +89,7 @@ class Spending:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, RetryableError) and self.used is None:
+        if self.used is None and isinstance(error, (RetryableError, asyncio.CancelledError)):
             await self._quotas.give_back(self._arrival, "requests", 1)
         await self._quotas.give_back(self._arrival, "tokens", self._expected - (self.used or 0))
 
@@ -118,7 +119,8 @@ class Quotas:
     def spending(self, arrival: Arrival, headers: Headers) -> Spending:
         """Counts one request when it is entered; adds to `headers` what is left. Raises RateLimited.
 
-        In the end as many tokens count as were used, and nothing at all where the request was refused for a while.
+        In the end as many tokens count as were used, and nothing at all where no worker saw the request: it was refused
+        for a while, or cancelled.
         """
         return Spending(self, arrival, headers)
 
@@ -136,16 +138,25 @@ class Quotas:
         now_s = self._clock()
         promises = self._promises.setdefault((tenant.name, kind), Promises())
         came_back = len(promises) > 0 and promises.redeem(arrival.digest(), now_s)
-        # Whoever comes as promised does not stand behind what was promised to others.
-        ahead = 0.0 if came_back else promises.amount(now_s)
-        level = await self._buckets.take(f"{tenant.name}/{kind}", per_minute, amount, least=ahead)
+        # Who comes as promised does not stand behind what was promised to others, and may be a little early.
+        least = -EARLY_S * per_minute / 60 if came_back else promises.amount(now_s)
+        level = await self._buckets.take(f"{tenant.name}/{kind}", per_minute, amount, least)
+        now_s = self._clock()
+        ahead = promises.amount(now_s)  # others may have been refused while the buckets were asked
+        was_promised = level.taken and not came_back and level.amount < ahead - SLACK
+        if was_promised:
+            level = Level(False, level.amount + amount, per_minute)
         headers += [
             (f"x-ratelimit-limit-{kind}".encode(), b"%d" % per_minute),
             (f"x-ratelimit-remaining-{kind}".encode(), b"%d" % max(0, int(level.amount))),
             (f"x-ratelimit-reset-{kind}".encode(), duration(level.seconds_to(per_minute)).encode()),
         ]
         if not level.taken:
-            wait_s = promises.make(arrival.digest(), amount, level.seconds_to(amount + ahead), now_s)
+            wait_s = promises.make(
+                arrival.digest(), amount, level.seconds_to(amount + ahead), now_s, is_first_try=arrival.is_first_try
+            )
+            if was_promised:
+                await self.give_back(arrival, kind, amount)
             raise RateLimited(
                 f"{tenant.name} may ask for {per_minute} {kind} per minute; {max(0, int(level.amount))} are left of "
                 f"them, and this takes {amount}",
@@ -164,9 +175,10 @@ def _per_minute(arrival: Arrival, kind: Kind) -> int | None:
 
 def duration(seconds: float) -> str:
     """As OpenAI writes it: `6m0s`, `1.5s`, `20ms`."""
-    if seconds < 1:
-        return f"{math.ceil(1000 * seconds)}ms"
-    minutes, rest = divmod(seconds, 60)
-    hours, minutes = divmod(int(minutes), 60)
+    milliseconds = math.ceil(1000 * seconds - SLACK)
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
     said = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
-    return f"{said}{rest:.3g}s"
+    return f"{said}{milliseconds / 1000:g}s"

@@ -60,6 +60,7 @@ class Pick(Endpoint):
                 if not exchange.allows(endpoint):  # lost and back while this waited, which ends an exclusion
                     raise Overloaded(f"no endpoint is ready that the gateway allows; {endpoint} is")
                 await exchange.pick(endpoint, headers, remove)
+                watch.used_tokens = 0  # a worker's affair from here on
                 held.release()
                 async for status, piece in exchange.rest(reply.headers):
                     watch.see(status, piece)
@@ -82,7 +83,7 @@ class _Watch:
         """Events still to come that bring no token."""
         self._prompt_tokens = sum(len(generation.prompt) for generation in call.generations)
         self.used_tokens: int | None = None
-        """None as long as no worker has taken the request."""
+        """None as long as the request has not gone to a worker, 0 until that has taken it."""
         decision = placed.decision
         prediction = decision.placement.prediction
         first_s = prediction.ttft_s if prediction else compute_s(decision.cluster, decision.placement, decision.request)
@@ -97,7 +98,7 @@ class _Watch:
                 self._produced(self._call.expected_tokens - self._prompt_tokens)
                 self._placed.is_resume = True  # its first token was not seen: nothing is to be learned of when it came
                 self._placer.computed(self._placed, None)
-        elif self._call.stream and self.used_tokens is not None:
+        elif self._call.stream and self.used_tokens:
             events = piece.count(b"data: {")
             openings = min(events, self._openings)
             self._openings -= openings

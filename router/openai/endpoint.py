@@ -19,7 +19,7 @@ from penstock.router.flow.bodies import Held
 from penstock.router.flow.patience import patience_of
 from penstock.router.flow.quota import Spending
 from penstock.router.generation import Event, Generation, Output, Started
-from penstock.router.http import ClientGone, Lifeline, Reply, request_id_of
+from penstock.router.http import ClientGone, Lifeline, Reply, header, request_id_of
 from penstock.router.merge import merge
 from penstock.router.openai.call import Call, Choice
 from penstock.router.openai.errors import error_status, named_for_api
@@ -88,7 +88,8 @@ class Endpoint:
             scope, default_s=config.timeout_s, longest_s=config.max_timeout_s, silence_s=config.silence_s
         )
         async with Lifeline(receive, patience.longest_s, services.lifelines) as lifeline:
-            arrival = Arrival(reply.request_id, tenant, patience, lifeline.began)
+            is_first_try = header(scope, b"x-stainless-retry-count") == "0"
+            arrival = Arrival(reply.request_id, tenant, patience, lifeline.began, is_first_try=is_first_try)
             if config.beside:
                 arrival.picked = picked_of(scope)
             with services.bodies.hold() as held:

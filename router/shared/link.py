@@ -80,21 +80,25 @@ class Link:
 
     async def _send(self) -> None:
         """All calls there are, until there are none."""
-        while self._calls:
-            calls, self._calls = self._calls, []
+        try:
+            while self._calls:
+                calls, self._calls = self._calls, []
+                for call, answer in zip(calls, await self._answers(calls), strict=True):
+                    if not call.answer.done():  # who asked may have given up
+                        call.answer.set_result(answer)
+        finally:
+            self._sending = None
+
+    async def _answers(self, calls: list[_Call]) -> list[Any]:
+        """To each call; an exception is one, too."""
+        try:
             pipeline = self._redis.pipeline(transaction=False)
             for call in calls:
                 pipeline.eval(call.script, 1, call.key, *call.arguments)
-            answers: list[Any]
-            try:
-                async with asyncio.timeout(_PATIENCE_S):
-                    answers = await pipeline.execute(raise_on_error=False)
-            except Exception as error:  # whatever the client raises for what it reads: no request may fail of it
-                answers = [error] * len(calls)
-            for call, answer in zip(calls, answers, strict=True):
-                if not call.answer.done():  # who asked may have given up
-                    call.answer.set_result(answer)
-        self._sending = None
+            async with asyncio.timeout(_PATIENCE_S):
+                return await pipeline.execute(raise_on_error=False)
+        except Exception as error:  # whatever the client raises for what it reads: no request may fail of it
+            return [error] * len(calls)
 
     def _lost(self, why: str) -> None:
         self.is_up = False
@@ -108,5 +112,5 @@ class Link:
         self.is_up = True
         self._metrics.redis_ready.set(1)
         if self._told_lost:
-            log.info("Redis answers again")
+            log.warning("Redis answers again")
         self._told_lost = False

@@ -64,7 +64,9 @@ def test_a_worker_of_another_model_is_named_wherever_one_may_look(
 
 def test_an_unknown_request_is_said_to_be_unknown(router: RunningRouter, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "nobody", "--url", router.url]) == 1
-    assert "no placement of nobody is remembered" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no placement of nobody is remembered" in said
+    assert "ask the one that took the request" in said, "each router remembers its own"
 
 
 def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,6 +130,19 @@ def test_requests_beyond_the_quota_are_refused_in_openais_form(
     assert len(worker.requests) == 5
 
 
+def test_what_no_worker_has_begun_is_not_counted(
+    start_router: StartRouter, worker: FakeWorker, keys: Path, connect_with: ConnectWith
+) -> None:
+    router = start_router((worker,), keys=str(keys), worker_wait_s=30.0)
+    client = connect_with(router, "sk-search", max_retries=0)
+    worker.ready = False
+    wait_until(lambda: not router.services.ready, "unreadiness")
+    with pytest.raises(openai.InternalServerError, match=r"deadline of 0\.3 s"):
+        ask(client, extra_headers={"timeout": "0.3"})
+    worker.ready = True
+    assert ask(client).headers["x-ratelimit-remaining-requests"] == "4"
+
+
 def test_tokens_count_as_used_and_not_as_feared(
     start_router: StartRouter, worker: FakeWorker, keys: Path, connect_with: ConnectWith
 ) -> None:
@@ -154,8 +167,8 @@ def test_the_sdk_waits_as_it_is_told_and_is_let_in(
         pass
     began = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda number: ask(client, user=str(number)), range(4)))
-    assert 2 < time.monotonic() - began < 8, "one a second"
+        answers = list(pool.map(lambda _: ask(client), range(4)))
+    assert 2 < time.monotonic() - began < 8, "one a second, though they are equal"
     retries = [answer.retries_taken for answer in answers]
     assert max(retries) == 1
     assert sum(retries) >= 3, "one may have come just when there was one more"

@@ -1,8 +1,10 @@
 """Waiting in the router, as in its gate."""
 
+from functools import partial
+
 import pytest
 
-from penstock.router.flow.gate import POLL_S
+from penstock.router.flow.gate import MOST_SEEN, POLL_S
 from penstock.router.flow.turns import Busy, Turn
 from penstock.router.placement.guarded import Guarded
 from penstock.simulator.clock import Clock
@@ -50,6 +52,23 @@ def test_one_that_waits_for_its_best_worker_holds_nobody_up() -> None:
     clock.run()
     assert gone == {"second": 0.6, "first": pytest.approx(1.5, abs=2 * POLL_S)}
     assert len(line) == 0
+
+
+def test_as_many_are_looked_at_as_in_the_gate() -> None:
+    looked_at: set[int] = set()
+    has_room = False
+    line = Line(Clock(), lambda _: has_room)
+
+    def attempt(number: int, _: Turn) -> Busy:
+        looked_at.add(number)
+        return Busy(could_go=True)
+
+    for number in range(2 * MOST_SEEN + 1):
+        line.enter(partial(attempt, number))
+    looked_at.clear()
+    has_room = True
+    line.changed()
+    assert looked_at == set(range(MOST_SEEN))
 
 
 def test_waiting_for_what_never_comes_ends_with_all_else() -> None:

@@ -9,13 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from penstock.router.flow.gate import POLL_S
+from penstock.router.flow.gate import MOST_SEEN, POLL_S
 from penstock.router.flow.tries import Round, Tried, Tries
 from penstock.router.flow.turns import Busy, Turn
 from penstock.simulator.clock import Clock, Event
-
-_MOST_SEEN = 64
-"""As the gate: so many are looked at, until one can go."""
 
 Attempt: TypeAlias = Callable[[Turn], Busy | None]
 """Places a request; None when it need not wait here any more."""
@@ -62,7 +59,7 @@ class Line:
 
     def _let_one_through(self) -> bool:
         look = Round(self._tries, self._clock.now_s)
-        for waiting in self._waiting[:_MOST_SEEN]:
+        for waiting in self._waiting[:MOST_SEEN]:
             turn = look.turn(waiting.tried, math.inf, in_line=len(self._waiting) > 1, heavy=False)
             if turn is None:
                 continue

@@ -26,6 +26,18 @@ def test_who_comes_too_early_is_told_the_same_time_again() -> None:
     assert promises.redeem(b"a", 105)
 
 
+def test_each_of_many_equal_requests_has_a_promise() -> None:
+    promises = Promises()
+    for number in range(3):
+        assert promises.make(b"a", 10, wait_s=5 + number, now_s=100, is_first_try=True) == 5 + number
+    assert promises.amount(100) == 30
+    assert promises.make(b"a", 10, wait_s=9, now_s=102) == 5, "one of them comes too early: by then all three may"
+    assert promises.amount(102) == 30
+    assert [promises.redeem(b"a", 106) for _ in range(3)] == [True, True, False]
+    assert promises.redeem(b"a", 107)
+    assert (len(promises), promises.amount(107)) == (0, 0)
+
+
 def test_who_comes_late_has_no_promise_any_more() -> None:
     promises = Promises()
     promises.make(b"a", 10, wait_s=8, now_s=100)
@@ -67,9 +79,11 @@ def test_what_is_expected_is_what_is_open(steps: list[tuple[str, int, float]]) -
     for what, name, number in steps:
         now_s += number
         if what == "make":
-            promises.make(b"%d" % name, number, wait_s=number, now_s=now_s)
+            promises.make(b"%d" % name, number, wait_s=number, now_s=now_s, is_first_try=number > 25)
         elif what == "redeem":
             promises.redeem(b"%d" % name, now_s)
         expected = promises.amount(now_s) / promises.trust
-        assert expected == pytest.approx(sum(one.amount for one in promises._open.values()), abs=1e-6)
-        assert all(one.expires_s > now_s for one in promises._open.values())
+        kept = [one for told in promises._open.values() for one in told]
+        assert expected == pytest.approx(sum(one.amount for one in kept), abs=1e-6)
+        assert len(promises) == len(kept)
+        assert all(one.expires_s > now_s for one in kept)

@@ -295,6 +295,21 @@ def test_keys_and_quotas_are_the_pickers(start_site: StartSite, tmp_path: Path) 
     assert 0 < int(answer.headers["retry-after"]) <= 60
 
 
+def test_who_leaves_when_an_endpoint_has_the_request_is_charged_for_it(start_site: StartSite, tmp_path: Path) -> None:
+    key, digest = new_key()
+    file = tmp_path / "keys.toml"
+    file.write_text(f'[team]\nkey_sha256 = ["{digest}"]\nrequests_per_minute = 5\n')
+    site = start_site(keys=str(file))
+    headers = {"authorization": f"Bearer {key}"}
+    with site.envoy.call() as call:
+        call.send(**first_message("POST", CHAT, headers, end=False))
+        call.send(request_body={"body": json.dumps(BODY).encode(), "end_of_stream": True})
+        assert destination_of(call.next())
+    assert_nothing_is_left(site.picker)
+    answer = site.envoy.post(CHAT, BODY, headers=headers)
+    assert answer.headers["x-ratelimit-remaining-requests"] == "3"
+
+
 def test_used_tokens_count_and_not_expected_ones(start_site: StartSite, tmp_path: Path) -> None:
     key, digest = new_key()
     file = tmp_path / "keys.toml"

@@ -142,7 +142,7 @@ def test_a_router_that_is_gone_is_forgotten(redis: RedisServer) -> None:
 def test_a_lost_redis_is_survived_and_an_empty_one_filled_again(
     redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("WARNING")  # as `penstock up` has it
 
     async def wait_for(what: Any, within_s: float) -> None:
         async with asyncio.timeout(within_s):
@@ -167,9 +167,8 @@ def test_a_lost_redis_is_survived_and_an_empty_one_filled_again(
         await asyncio.gather(*tasks, return_exceptions=True)
 
     run(redis.url, test)
-    assert [record.levelname for record in caplog.records if "Redis" in record.message] == ["WARNING"] * 2 + [
-        "INFO"
-    ] * 2
+    said = [record.message.split(":")[0] for record in caplog.records if "Redis" in record.message]
+    assert said == ["Redis is lost"] * 2 + ["Redis answers again"] * 2, "who sees the one sees the other"
 
 
 @pytest.mark.parametrize("url", ["localhost:6379", "http://localhost:6379", "redis://localhost:port"])
@@ -192,6 +191,20 @@ def test_a_server_that_is_no_redis_is_a_redis_that_is_lost(caplog: pytest.LogCap
 
     asyncio.run(whole())
     assert len([record for record in caplog.records if "Redis is lost" in record.message]) == 1
+
+
+def test_an_answer_too_short_costs_that_one_call(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_answers(*_: Any, **__: Any) -> list[Any]:
+        return []
+
+    async def test(new_peer: NewPeer) -> None:
+        peer = new_peer()
+        with monkeypatch.context() as broken:
+            broken.setattr("redis.asyncio.client.Pipeline.execute", no_answers)
+            assert await peer.link.run("return 1", "any", within_s=0.05) is None
+        assert await peer.link.run("return 1", "any") == 1
+
+    run(redis.url, test)
 
 
 def test_what_cannot_be_read_is_left_out_and_told_once(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
