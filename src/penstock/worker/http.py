@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from penstock.errors import Overloaded, RequestError
-from penstock.hop import Refusal
+from penstock.hop import NO_JSON, Refusal
 from penstock.protocol import Done, Error, encode_line
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ async def read_body(request: Request, kind: type[T], max_bytes: int) -> T:
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
         raise RequestError(message, field=_field(path, message)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except NO_JSON as error:
         raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from error
 
 
