@@ -16,7 +16,7 @@ import aiohttp
 import msgspec
 
 from penstock.address import authority
-from penstock.hop import Readiness
+from penstock.hop import NO_JSON, Readiness
 from penstock.protocol import SILENT_S, Events
 from penstock.router.placement.books import About, Booking, Books
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Role
@@ -233,7 +233,7 @@ class Cluster:
                 if response.status != 200:
                     return f"it answers HTTP {response.status}"
                 said = msgspec.json.decode(await response.read(), type=Readiness)
-        except (aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
+        except (aiohttp.ClientError, OSError, *NO_JSON) as error:
             return str(error) or f"no answer within {SILENT_S:g} s"
         if self._model and said.model and said.model != self._model:
             return _ANOTHER_MODEL

@@ -77,7 +77,7 @@ class ClientConnection(HttpToolsProtocol):
         if self._received_bytes > self.limits.max_header_bytes:
             if self._in_headers:
                 self._refuse_headers()
-            else:
+            else:  # trailers, say, without an end
                 self._cut()
 
     def on_message_begin(self) -> None:
@@ -117,6 +117,13 @@ class ClientConnection(HttpToolsProtocol):
         super().resume_writing()
         self._unwatch()
 
+    def send_400_response(self, msg: str) -> None:
+        """Uvicorn's word on what is not HTTP/1.1, or has two meanings: TLS, HTTP/2, two lengths."""
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self._cut()  # another status line would be taken for a part of the answer
+        else:
+            self._refuse(RequestError(msg, code="invalid_http"))
+
     def _expect_headers(self) -> None:
         self._header_timer = self.loop.call_later(self.limits.header_timeout_s, self._time_headers_out)
 
@@ -137,7 +144,7 @@ class ClientConnection(HttpToolsProtocol):
         self._refuse(RequestError(f"the headers are longer than {most} bytes", status=431, code="headers_too_large"))
 
     def _cut(self) -> None:
-        """Between parts of a body, or after it, comes more than any header may have: trailers, say, without an end."""
+        """The client broke the rules where no answer can tell it so."""
         self._is_refused = True
         self.transport.abort()
 

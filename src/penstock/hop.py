@@ -19,7 +19,10 @@ from penstock.telemetry.trace import current
 
 MAX_LINE_BYTES = 64 * 2**20
 """Longest frame: a ticket of a million blocks. Only a reader that needs it holds so much."""
+NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for other bytes than it expects."""
 
+_MOST_REFUSAL_BYTES = 2**20
 _LATE_S = 0.2
 """A timer that goes off so late tells of this process, not of the peer."""
 
@@ -153,7 +156,7 @@ class _FrameReader:
             await self._read_lines()
         try:
             frame: Frame = decode_frame(self._lines.popleft())
-        except msgspec.DecodeError as error:
+        except NO_JSON as error:
             raise WorkerLost(f"{self._url} sent a frame that is not of this protocol: {error}") from error
         return frame
 
@@ -216,10 +219,10 @@ async def _raise_refusal(url: str, answer: Answer) -> None:
     body = b""
     try:
         async with asyncio.timeout(SILENT_S):
-            while part := await answer.read():
+            while len(body) <= _MOST_REFUSAL_BYTES and (part := await answer.read()):
                 body += part
         refusal = msgspec.json.decode(body, type=Refusal)
-    except (OSError, msgspec.DecodeError) as error:  # not a worker, or another version
+    except (OSError, *NO_JSON) as error:  # not a worker, or another version
         raise Overloaded(f"{url} answered HTTP {answer.status} without saying why") from error
     if 400 <= answer.status < 500 and answer.status != 429:
         raise RequestError(refusal.message, field=refusal.field, code=refusal.code, status=answer.status)

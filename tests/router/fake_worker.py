@@ -106,6 +106,8 @@ class FakeWorker(LocalServer):
         self.trace_headers: list[dict[str, str]] = []
         self.generation = "g1"
         self.ready = True
+        self.nonsense = b""
+        """What it answers to /ready instead."""
         self.max_context_tokens: int | None = None
         self.max_samples: int | None = None
         self.model = self.weights = ""
@@ -147,6 +149,8 @@ class FakeWorker(LocalServer):
     async def _ready(self, _: web.Request) -> web.Response:
         if not self.ready:
             return web.Response(status=503)
+        if self.nonsense:
+            return web.Response(body=self.nonsense)
         said = Readiness(True, self.max_context_tokens, self.max_samples, model=self.model, weights=self.weights)
         return web.Response(body=msgspec.json.encode(said))
 

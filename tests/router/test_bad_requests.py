@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,7 +16,7 @@ from penstock.router.config import RouterConfig
 from penstock.router.openai import prepare
 from penstock.router.openai.requests import decode_request
 from tests.router.fake_worker import FakeWorker
-from tests.router.serving import LoopThread, RunningRouter, running_router
+from tests.router.serving import LoopThread, RunningRouter, assert_nothing_is_left, hold, running_router
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
 TEXT = {"model": "tiny", "prompt": "Hello"}
@@ -305,6 +305,67 @@ def test_a_long_body_is_refused_before_it_is_read(router: RunningRouter) -> None
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"request_too_large" in answer
     assert b"connection: close" in answer.lower()
+
+
+BEGUN = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00", id="TLS"),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="HTTP/2"),
+        pytest.param(b"GET / HTTP/9.9\r\n\r\n", id="HTTP/9.9"),
+        pytest.param(BEGUN + b"content-length: 3\r\ncontent-length: 4\r\n\r\nabcd", id="two lengths"),
+        pytest.param(BEGUN + b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", id="two ways to end"),
+        pytest.param(BEGUN + b"transfer-encoding: chunked\r\n\r\nzz\r\n", id="a chunk of no length"),
+    ],
+)
+def test_what_is_no_http_is_refused_in_openai_s_form(router: RunningRouter, post: Post, said: bytes) -> None:  # noqa: ARG001
+    head, body = until_the_end(router, said)
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"\r\nx-should-retry: false\r\n" in head
+    error = json.loads(body)["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_http")
+
+
+def test_what_is_no_http_is_refused_in_anthropic_s_form_where_it_says_so(router: RunningRouter) -> None:
+    said = BEGUN + b"anthropic-version: 2023-06-01\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd"
+    head, body = until_the_end(router, said)
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
+    assert json.loads(body)["type"] == "error"
+
+
+def test_no_second_answer_comes_within_one(router: RunningRouter, worker: FakeWorker, worker_loop: LoopThread) -> None:
+    worker.gate = hold(worker_loop)
+    body = json.dumps({**TEXT, "stream": True}).encode()
+    try:
+        with socket.create_connection(("127.0.0.1", router.port), timeout=10) as raw:
+            raw.sendall(BEGUN + b"content-length: %d\r\n\r\n%b" % (len(body), body))
+            answer = b""
+            while b"data: " not in answer:
+                answer += raw.recv(65536)
+            raw.sendall(b"nonsense\r\n\r\n")
+            with suppress(ConnectionError):
+                while part := raw.recv(65536):
+                    answer += part
+    finally:
+        worker.gate = None
+        worker.requests.clear()
+    assert answer.count(b"HTTP/1.1") == 1
+    assert_nothing_is_left(router)
+
+
+def until_the_end(router: RunningRouter, said: bytes) -> tuple[bytes, bytes]:
+    """Head and body of an answer after which the connection ends."""
+    with socket.create_connection(("127.0.0.1", router.port), timeout=10) as raw:
+        raw.sendall(said)
+        answer = b""
+        while part := raw.recv(65536):
+            answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return head + b"\r\n", body
 
 
 def test_a_long_body_without_a_length_is_refused(post: Post) -> None:

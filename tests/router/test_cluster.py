@@ -57,6 +57,17 @@ def test_a_worker_is_chosen_from_its_first_ready_answer_on() -> None:
     with_cluster(test)
 
 
+@pytest.mark.parametrize("nonsense", [b"{", b'{"model": "\xff"}', b'{"x": ' + b"[" * 100_000])
+def test_a_worker_that_talks_nonsense_is_not_ready_until_it_talks_sense(nonsense: bytes) -> None:
+    async def test(cluster: Cluster, worker: FakeWorker) -> None:
+        worker.nonsense = nonsense
+        await until(cluster, lambda: not cluster.has_ready("decode"))
+        worker.nonsense = b""
+        await until(cluster, lambda: cluster.has_ready("decode"))
+
+    with_cluster(test)
+
+
 def test_a_lost_worker_that_lives_is_back_at_once() -> None:
     async def test(cluster: Cluster, worker: FakeWorker) -> None:
         cluster.mark_lost(worker.url)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -109,6 +110,42 @@ def test_a_worker_that_is_silent_for_too_long_is_lost(monkeypatch: pytest.Monkey
     line = encode_line(Ticket(generation="g", first_position=0, blocks=()))
     with pytest.raises(WorkerLost, match="silent for"):
         run(lambda: read_tickets(line, line, pause_s=0.8))
+
+
+@pytest.mark.parametrize("line", [b"{", b'{"type":"error","code":"\xff"}', b'{"type":"error","x":' + b"[" * 100_000])
+def test_a_line_that_is_no_frame_is_a_lost_worker(line: bytes) -> None:
+    with pytest.raises(WorkerLost, match="a frame that is not of this protocol"):
+        run(lambda: read_tickets(line + b"\n"))
+
+
+@pytest.mark.parametrize("body", [b"busy", b'{"message": "\xff"}', b'{"x": ' + b"[" * 100_000])
+def test_a_refusal_that_no_worker_would_give_is_not_the_clients_fault(body: bytes) -> None:
+    with pytest.raises(Overloaded, match="answered HTTP 400 without saying why"):
+        run(lambda: refused_with(body))
+
+
+def test_a_refusal_of_sixteen_mebibytes_is_not_read() -> None:
+    with pytest.raises(Overloaded, match="answered HTTP 400 without saying why"):
+        run(lambda: refused_with(msgspec.json.encode(hop.Refusal("x" * 2**24))))
+
+
+async def refused_with(body: bytes) -> None:
+    """A call that its server refuses with 400 and `body`."""
+
+    async def refuse(_: web.Request) -> web.Response:
+        return web.Response(status=400, body=body)
+
+    app = web.Application()
+    app.router.add_post("/prefill", refuse)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/prefill"
+        async with call(url, request()):
+            pytest.fail("it was refused")
+    finally:
+        await runner.cleanup()
 
 
 def test_an_answer_that_no_worker_would_give_is_not_the_clients_fault() -> None:

@@ -90,26 +90,31 @@ def test_a_connection_serves_as_many_calls_as_its_server_allows(run: Run, ending
     assert opened == connections
 
 
-def test_a_connection_that_was_idle_for_long_is_not_used_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = 0
+def test_a_connection_that_is_idle_for_long_is_closed_and_forgotten(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(post, "KEPT_S", 0.1)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal opened
-        opened += 1
-        while not reader.at_eof():
-            await read_request(reader)
-            writer.write(WHOLE)
+        await read_request(reader)
+        writer.write(HEAD)
+        await asyncio.sleep(0.2)  # it is not idle while it waits for an answer
+        writer.write(WHOLE.removeprefix(HEAD))
+        await read_request(reader)
+        await asyncio.sleep(0.2)
+        writer.write(WHOLE)
+        assert await reader.read() == b""
 
     async def test() -> None:
         async with calling(serve) as (posts, url):
-            for kept_s in (15.0, 15.0, -1.0):
-                monkeypatch.setattr(post, "KEPT_S", kept_s)
+            for _ in range(2):
                 answer = await posts.post(url, b"", {})
                 assert await read_all(answer) == b"abc"
                 answer.close()
+                assert posts._idle
+            while posts._open:  # noqa: ASYNC110 - until it is closed
+                await asyncio.sleep(0.01)
+            assert not posts._idle
 
     run(test)
-    assert opened == 2
 
 
 def test_a_kept_connection_that_its_server_has_closed_is_not_used(run: Run) -> None:
@@ -123,8 +128,139 @@ def test_a_kept_connection_that_its_server_has_closed_is_not_used(run: Run) -> N
                 answer = await posts.post(url, b"", {})
                 assert await read_all(answer) == b"abc"
                 answer.close()
-                while any(posts._idle.values()):  # noqa: ASYNC110 - until the end of the connection comes
+                while posts._idle:  # noqa: ASYNC110 - until the end of the connection comes
                     await asyncio.sleep(0.01)
+
+    run(test)
+
+
+@pytest.mark.parametrize(("said", "connections"), [(b"", 2), (b"HTTP/1.1 2", 1)], ids=["no word", "half an answer"])
+def test_a_kept_connection_that_ends_without_a_word_gives_way_to_a_new_one(
+    run: Run, said: bytes, connections: int
+) -> None:
+    opened = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        await read_request(reader)
+        writer.write(WHOLE)
+        await read_request(reader)
+        writer.write(said)
+
+    async def test() -> None:
+        async with calling(serve) as (posts, url):
+            (await posts.post(url, b"", {})).close()
+            if said:
+                with pytest.raises(OSError, match="closed"):
+                    await posts.post(url, b"", {})
+            else:
+                answer = await posts.post(url, b"", {})
+                assert await read_all(answer) == b"abc"
+
+    run(test)
+    assert opened == connections
+
+
+def test_a_new_connection_that_ends_without_a_word_is_an_error_at_once(run: Run) -> None:
+    opened = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:  # noqa: ARG001
+        nonlocal opened
+        opened += 1
+        await read_request(reader)
+
+    async def test() -> None:
+        async with calling(serve) as (posts, url):
+            with pytest.raises(OSError, match="closed"):
+                await posts.post(url, b"", {})
+
+    run(test)
+    assert opened == 1
+
+
+def test_to_ask_over_a_connection_that_has_just_ended_is_an_error(run: Run) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(WHOLE)
+
+    async def test() -> None:
+        async with calling(serve) as (posts, url):
+            answer = await posts.post(url, b"", {})
+            while posts._open:  # noqa: ASYNC110 - until the end of the connection comes
+                await asyncio.sleep(0.01)
+            with pytest.raises(OSError, match="closed"):
+                await answer.ask(b"POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n", b"")
+
+    run(test)
+
+
+def test_a_plain_connection_is_not_used_for_https(run: Run) -> None:
+    first_bytes = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while first := await reader.read(1):
+            first_bytes.append(first)
+            if first != b"P":
+                return
+            await read_request(reader)
+            writer.write(WHOLE)
+
+    async def test() -> None:
+        async with calling(serve) as (posts, url):
+            (await posts.post(url, b"", {})).close()
+            with pytest.raises(OSError, match=r".*"):
+                await posts.post(url.replace("http:", "https:"), b"", {})
+
+    run(test)
+    assert first_bytes == [b"P", b"\x16"], "a request, and a TLS handshake"
+
+
+def test_what_comes_before_the_answer_is_not_the_answer(run: Run) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for early in (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nlink: </>\r\n\r\n"):
+            await read_request(reader)
+            writer.write(early)
+            await asyncio.sleep(0.01)
+            writer.write(WHOLE)
+
+    async def test() -> None:
+        async with calling(serve) as (posts, url):
+            for _ in range(2):
+                answer = await posts.post(url, b"", {})
+                assert answer.status == 200
+                assert await read_all(answer) == b"abc"
+                answer.close()
+                assert posts._idle
+
+    run(test)
+
+
+def test_a_change_of_protocols_is_an_error(run: Run) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+
+    async def test() -> None:
+        async with calling(serve) as (posts, url):
+            with pytest.raises(OSError, match="does not speak HTTP"):
+                await posts.post(url, b"", {})
+
+    run(test)
+
+
+def test_a_header_that_cannot_be_sent_leaves_a_kept_connection_alone(run: Run) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(WHOLE)
+        await reader.read()
+
+    async def test() -> None:
+        async with calling(serve) as (posts, url):
+            (await posts.post(url, b"", {})).close()
+            with pytest.raises(UnicodeEncodeError):
+                await posts.post(url, b"", {"tracestate": "\u00e9"})
+            assert posts._idle
 
     run(test)
 
@@ -191,7 +327,7 @@ def test_a_large_body_arrives_whole_and_an_early_refusal_ends_it(run: Run) -> No
             assert answer.status == 413
             assert await read_all(answer) == b"abc"
             answer.close()
-            assert not any(posts._idle.values()), "half of a request is still on it"
+            assert not posts._idle, "half of a request is still on it"
 
     run(test)
     assert received == [body]
@@ -242,6 +378,27 @@ def test_closing_ends_calls_that_are_under_way(run: Run) -> None:
     run(test)
 
 
+def test_closing_ends_a_call_on_a_kept_connection_for_good(run: Run) -> None:
+    opened = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        await read_request(reader)
+        writer.write(WHOLE)
+        await reader.read()
+
+    async def test() -> None:
+        async with calling(serve) as (posts, url):
+            (await posts.post(url, b"", {})).close()
+            asyncio.get_running_loop().call_later(0.05, posts.close)
+            with pytest.raises(OSError, match="closed"):
+                await posts.post(url, b"", {})
+
+    run(test)
+    assert opened == 1
+
+
 def test_a_connection_on_which_half_a_request_was_sent_is_not_used_again(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +424,6 @@ def test_a_connection_on_which_half_a_request_was_sent_is_not_used_again(
             with pytest.raises(asyncio.CancelledError):
                 await asking
             monkeypatch.setattr(Answer, "_wake", wake)
-            assert not any(posts._idle.values())
+            assert not posts._idle
 
     run(test)

@@ -12,8 +12,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from penstock.errors import Overloaded, RequestError
-from penstock.hop import Refusal
-from penstock.protocol import encode_line
+from penstock.hop import NO_JSON, Refusal
+from penstock.protocol import Done, Error, encode_line
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ async def read_body(request: Request, kind: type[T], max_bytes: int) -> T:
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
         raise RequestError(message, field=_field(path, message)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except NO_JSON as error:
         raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from error
 
 
@@ -64,7 +64,11 @@ class FrameResponse(Response):
     media_type = "application/x-ndjson"
 
     def __init__(self, produce: Callable[[Write], Awaitable[None]]) -> None:
-        """`produce` writes batches of frames; each batch leaves in one piece. When it returns the body ends cleanly."""
+        """`produce` writes batches of frames; each batch leaves in one piece. When it returns the body ends cleanly.
+
+        Done and Error end the body themselves, in that very piece: the caller, which reads no further, has then seen
+        the end of the answer, and can use the connection again.
+        """
         super().__init__()
         del self.headers["content-length"]
         self._produce = produce
@@ -72,15 +76,22 @@ class FrameResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
 
+        has_ended = False
+
         async def write(frames: Sequence[msgspec.Struct]) -> None:
+            nonlocal has_ended
             data = b"".join(map(encode_line, frames))
+            is_last = isinstance(frames[-1], Done | Error)
             async with asyncio.timeout(WRITE_TIMEOUT_S):
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+                await send({"type": "http.response.body", "body": data, "more_body": not is_last})
+            has_ended = is_last
 
         producer = asyncio.ensure_future(self._produce(write))
         watcher = asyncio.ensure_future(_disconnected(receive))
         try:
             await asyncio.wait((producer, watcher), return_when=asyncio.FIRST_COMPLETED)
+            if has_ended:  # which the watcher takes for a disconnection: what `produce` has left to do is still done
+                await asyncio.wait((producer,))
         finally:
             watcher.cancel()
             gone = not producer.done()
@@ -93,7 +104,8 @@ class FrameResponse(Response):
         except TimeoutError:
             log.warning("a caller accepted nothing for %g s and is cut off", WRITE_TIMEOUT_S)
         else:
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            if not has_ended:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _disconnected(receive: Receive) -> None:
