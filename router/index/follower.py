@@ -16,6 +16,7 @@ import msgspec
 from aiohttp.http_exceptions import LineTooLong
 
 from penstock.errors import WorkerLost
+from penstock.hop import NO_JSON
 from penstock.protocol import SILENT_S, Events
 from penstock.router.cluster import Cluster, Worker
 from penstock.router.index.claims import Claims, Untrue
@@ -178,7 +179,7 @@ async def _read_line(response: aiohttp.ClientResponse) -> bytes:
 def _decode_frame(line: bytes) -> Events:
     try:
         return _decode(line)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NO_JSON as error:
         raise BadEvents(f"a frame that is not of this protocol: {error}") from error
 
 

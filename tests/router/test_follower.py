@@ -232,6 +232,7 @@ def test_a_silent_worker_is_forgotten() -> None:
     "script",
     [
         pytest.param(writes(b"nonsense\n"), id="no JSON"),
+        pytest.param(writes(b'{"generation":"\xff"}\n'), id="a name that is no UTF-8"),
         pytest.param(writes(b'{"generation":"g1","sequence":"one"}\n'), id="wrong type"),
         pytest.param(writes(b'{"generation":"g1","sequence":1,"timings":[[1,1,1,NaN]]}\n'), id="NaN"),
         pytest.param(writes(b'{"generation":"g1","sequence":1,"timings":[[1,1,1,1e999]]}\n'), id="infinity"),
