@@ -195,6 +195,22 @@ def test_to_ask_over_a_connection_that_has_just_ended_is_an_error(run: Run) -> N
     run(test)
 
 
+def test_a_kept_connection_that_is_just_being_cut_is_not_used(run: Run) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(WHOLE)
+        await reader.read()
+
+    async def test() -> None:
+        async with calling(serve) as (posts, url):
+            kept = await posts.post(url, b"", {})
+            kept.close()
+            kept.cut()  # as its timer does
+            assert await read_all(await posts.post(url, b"", {})) == b"abc"
+
+    run(test)
+
+
 def test_a_plain_connection_is_not_used_for_https(run: Run) -> None:
     first_bytes = []
 
