@@ -5,6 +5,7 @@ The policy is pure and forgets; this is its hands. Its memory: trial.py (who fai
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -72,6 +73,8 @@ class Placer:
         self._max_attempts = max_attempts
         self._wait_s = wait_s
         self._room = room
+        self._begun: Counter[str] = Counter()
+        """By tenant, prompts that are with workers and not computed yet."""
         self.gate: Gate[Placed] = Gate(
             has_room=self._has_room,
             undo=self.ended,
@@ -122,6 +125,7 @@ class Placer:
     def computed(self, placed: Placed, cached_tokens: int | None) -> None:
         """The first token came, with what was really found in a cache. Calls after the first are ignored."""
         if not placed.is_computed:
+            self._begun[placed.tenant.name] -= 1
             self.expectations.computed(placed, cached_tokens)
             self.gate.changed()
 
@@ -129,6 +133,7 @@ class Placer:
         """In whatever way. Call once. The tenant pays for what was done."""
         placed.reservation.release()
         self.expectations.ended(placed)
+        self._begun[placed.tenant.name] -= not placed.is_computed
         prompt_work = placed.work - placed.output_work if placed.is_computed else 0.0
         self.gate.done(placed.tenant, prompt_work + work_of(0, placed.num_output) - placed.work)
 
@@ -229,7 +234,7 @@ class Placer:
         _, cached = placement.relies_on(wanted)
         reservation = self._cluster.reserve(placement, wanted)
         self._metrics.placements.labels("disaggregated" if placement.prefill else "decode_alone").inc()
-        return Placed(
+        placed = Placed(
             decode=placement.decode,
             prefill=placement.prefill,
             source=placement.source,
@@ -243,5 +248,7 @@ class Placer:
             decision=decision,
             placed_at=asyncio.get_running_loop().time(),
             tenant=claim.tenant,
-            priority=claim.wire_priority(turn),
+            priority=claim.wire_priority(turn, self._begun[claim.tenant.name]),
         )
+        self._begun[claim.tenant.name] += 1
+        return placed

@@ -18,6 +18,10 @@ from penstock.router.flow.tenants import ANYONE, Tenant
 from penstock.router.flow.turns import Turn
 
 
+_NUM_RANKS = 8
+"""On a worker, among requests of tenants of one priority."""
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """What one prompt asks for, and for whom."""
@@ -33,10 +37,13 @@ class Claim:
     def tenant(self) -> Tenant:
         return self.arrival.tenant
 
-    def wire_priority(self, turn: Turn) -> int:
-        """For the worker's own order. With several tenants those that have more waiting, or that have had most lately,
-        go last there too: what they have at the worker must not hold up one that asks for little."""
-        return self.priority if self.tenant is ANYONE else 2 * self.tenant.priority + (turn.in_line or turn.heavy)
+    def wire_priority(self, turn: Turn, num_begun: int) -> int:
+        """For the worker's own order. Tenants take turns there too: one that has `num_begun` prompts with workers
+        already, more in the queue, or had most lately must not hold up another that asks for little."""
+        if self.tenant is ANYONE:
+            return self.priority
+        rank = max(num_begun, turn.in_line or turn.heavy)
+        return _NUM_RANKS * self.tenant.priority + min(rank, _NUM_RANKS - 1)
 
 
 class Ahead(NamedTuple):

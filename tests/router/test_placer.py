@@ -205,6 +205,21 @@ def test_a_tenant_does_not_pay_for_a_prompt_that_was_not_computed() -> None:
     run(test())
 
 
+def test_tenants_take_turns_on_a_worker_by_the_prompts_that_they_have_there() -> None:
+    async def test() -> None:
+        async with one_decode_worker(max_streams=16) as (placer, _):
+            greedy, light = Tenant(name="greedy"), Tenant(name="light")
+            first, second, third = [await place_one(placer, greedy) for _ in range(3)]
+            assert [first.priority, second.priority, third.priority] == [0, 1, 2]
+            assert (await place_one(placer, light)).priority == 0
+            placer.computed(first, None)
+            placer.ended(first)  # computed and ended, or only ended: it is gone once
+            placer.ended(second)
+            assert (await place_one(placer, greedy)).priority == 1
+
+    run(test())
+
+
 def test_an_attempt_that_fails_is_paid_for_as_far_as_it_went(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with one_decode_worker(max_streams=9) as (placer, _):

@@ -65,9 +65,14 @@ def test_one_tenants_line_is_ahead_of_nobody_else() -> None:
         admission.check(admission.outlook(greedy.arrival, 10.0), greedy, 0.0, 10.0)
 
 
-@pytest.mark.parametrize("turn", [Turn(in_line=True), Turn(heavy=True)])
-def test_on_the_worker_too_those_with_more_waiting_or_with_most_lately_go_last(turn: Turn) -> None:
-    assert claim(A).wire_priority(Turn()) < claim(A).wire_priority(turn)
+@pytest.mark.parametrize(
+    ("turn", "num_begun"), [(Turn(in_line=True), 0), (Turn(heavy=True), 0), (Turn(), 1), (Turn(), 99)]
+)
+def test_on_a_worker_too_tenants_take_turns(turn: Turn, num_begun: int) -> None:
+    """One with prompts there, with more waiting, or with most lately goes behind one that asks for little."""
+    assert claim(A).wire_priority(Turn(), 0) < claim(A).wire_priority(turn, num_begun)
     urgent = Tenant(name="urgent", priority=-1)
-    assert claim(urgent).wire_priority(turn) < claim(A).wire_priority(Turn()), "a tenant's own priority counts first"
-    assert claim().wire_priority(turn) == 0, "without keys only requests have priorities"
+    assert claim(urgent).wire_priority(turn, num_begun) < claim(A).wire_priority(Turn(), 0), (
+        "its own priority counts first"
+    )
+    assert claim().wire_priority(turn, num_begun) == 0, "without keys only requests have priorities"

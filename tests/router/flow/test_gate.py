@@ -61,7 +61,7 @@ class Worker:
     def attempt(self, work: float, claim: Claim, turn: Turn) -> Job | Busy:
         if not self.has_room(turn):
             return Busy(work / self.tokens_per_s)
-        job = Job(work, claim.wire_priority(turn), asyncio.get_running_loop().create_future())
+        job = Job(work, claim.wire_priority(turn, 0), asyncio.get_running_loop().create_future())
         heapq.heappush(self.queue, (job.priority, next(self.numbers), job))
         self.work += work
         if self.task is None:
