@@ -1,7 +1,7 @@
 """What the next step computes: a pure function of the sequences and the pool, shared by engine and simulator.
 
 Decoding sequences come first, then prompts that were begun, then new ones, all within one token budget (chunked
-prefill: Agrawal et al. 2023, "SARATHI"); but a new prompt goes before the rest of one of lower priority. A prompt is
+prefill: Agrawal et al. 2023, "SARATHI"); but a new prompt goes before the rest of one of lower rank. A prompt is
 admitted only when all of its blocks fit, so a prompt that was begun never waits for memory; sequences that grow may
 preempt later ones, which recompute (Kwon et al. 2023, 4.5).
 """
@@ -144,8 +144,7 @@ class _Step:
 
 def _more_urgent(waiting: Seq[Sequence], sequence: Sequence) -> Iterator[Sequence]:
     """Those before which the rest of `sequence`'s prompt is not computed."""
-    priority, _ = sequence.request.rank
-    return takewhile(lambda other: other.request.rank[0] < priority, waiting)
+    return takewhile(lambda other: other.request.rank < sequence.request.rank, waiting)
 
 
 def _growth(sequence: Sequence, rows: int, pool: PoolView, block_size: int) -> int:

@@ -11,6 +11,9 @@ _arrivals = itertools.count()
 _numbers = itertools.count()
 
 
+_ARRIVALS_PER_LEVEL = 16
+
+
 class Role(Enum):
     """What this worker does for a request."""
 
@@ -137,8 +140,9 @@ class Request:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Smaller is served first and preempted last."""
-        return self.wire.priority, self.arrival
+        """Smaller is served first and preempted last: the order of arrival, but that a level of priority is worth so
+        many arrivals. More never overtake a request, whatever comes."""
+        return self.arrival + _ARRIVALS_PER_LEVEL * self.wire.priority, self.arrival
 
     @property
     def num_start_tokens(self) -> int:

@@ -20,6 +20,7 @@ from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.fair_queue import work_of
 from penstock.router.flow.gate import Gate
 from penstock.router.flow.room import Room
+from penstock.router.flow.tenants import Tenant
 from penstock.router.flow.turns import Busy, Turn, take_turn
 from penstock.router.index.keys import PromptKeys
 from penstock.router.index.prefix_index import PrefixIndex
@@ -75,6 +76,7 @@ class Placer:
         self._room = room
         self._begun: Counter[str] = Counter()
         """By tenant, prompts that are with workers and not computed yet."""
+        self._num_begun = 0
         self.gate: Gate[Placed] = Gate(
             has_room=self._has_room,
             undo=self.ended,
@@ -125,7 +127,7 @@ class Placer:
     def computed(self, placed: Placed, cached_tokens: int | None) -> None:
         """The first token came, with what was really found in a cache. Calls after the first are ignored."""
         if not placed.is_computed:
-            self._begun[placed.tenant.name] -= 1
+            self._add_begun(placed.tenant, -1)
             self.expectations.computed(placed, cached_tokens)
             self.gate.changed()
 
@@ -133,7 +135,8 @@ class Placer:
         """In whatever way. Call once. The tenant pays for what was done."""
         placed.reservation.release()
         self.expectations.ended(placed)
-        self._begun[placed.tenant.name] -= not placed.is_computed
+        if not placed.is_computed:
+            self._add_begun(placed.tenant, -1)
         prompt_work = placed.work - placed.output_work if placed.is_computed else 0.0
         self.gate.done(placed.tenant, prompt_work + work_of(0, placed.num_output) - placed.work)
 
@@ -248,7 +251,11 @@ class Placer:
             decision=decision,
             placed_at=asyncio.get_running_loop().time(),
             tenant=claim.tenant,
-            priority=claim.wire_priority(turn, self._begun[claim.tenant.name]),
+            priority=claim.wire_priority(turn, has_most=2 * self._begun[claim.tenant.name] > self._num_begun),
         )
-        self._begun[claim.tenant.name] += 1
+        self._add_begun(claim.tenant, 1)
         return placed
+
+    def _add_begun(self, tenant: Tenant, num: int) -> None:
+        self._begun[tenant.name] += num
+        self._num_begun += num

@@ -18,10 +18,6 @@ from penstock.router.flow.tenants import ANYONE, Tenant
 from penstock.router.flow.turns import Turn
 
 
-_NUM_RANKS = 8
-"""On a worker, among requests of tenants of one priority."""
-
-
 @dataclass(frozen=True, slots=True)
 class Claim:
     """What one prompt asks for, and for whom."""
@@ -37,13 +33,12 @@ class Claim:
     def tenant(self) -> Tenant:
         return self.arrival.tenant
 
-    def wire_priority(self, turn: Turn, num_begun: int) -> int:
-        """For the worker's own order. Tenants take turns there too: one that has `num_begun` prompts with workers
-        already, more in the queue, or had most lately must not hold up another that asks for little."""
+    def wire_priority(self, turn: Turn, *, has_most: bool) -> int:
+        """For the worker's own order. There too a tenant goes behind others that has had far more lately, or that has
+        most of the prompts which are with workers."""
         if self.tenant is ANYONE:
             return self.priority
-        rank = max(num_begun, turn.in_line or turn.heavy)
-        return _NUM_RANKS * self.tenant.priority + min(rank, _NUM_RANKS - 1)
+        return 2 * self.tenant.priority + (turn.heavy or has_most)
 
 
 class Ahead(NamedTuple):

@@ -82,6 +82,10 @@ class FairQueue(Generic[T]):
         line = self._lines.get(tenant.name)
         return len(line.waiting) if line is not None else 0
 
+    def tenants(self) -> Iterator[Tenant]:
+        """Of whom somebody waits."""
+        return (line.tenant for line in self._waiting.values())
+
     def work_of(self, tenant: Tenant) -> float:
         """Of the requests of `tenant` that wait."""
         line = self._lines.get(tenant.name)

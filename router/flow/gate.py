@@ -8,7 +8,7 @@ placed (tries.py).
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from penstock.router.flow.admission import Admission, Claim
@@ -87,8 +87,8 @@ class Gate(Generic[T]):
         if not len(self._queue):
             return
         now, tenant = self._now(), arrival.tenant
-        in_line, heavy = self._queue.waiting(tenant) > 0, self._usage.is_heavy(tenant, now)
-        if self._tries.kept_from(Turn(in_line=in_line, heavy=heavy, kept=self._tries.kept), now) is not None:
+        turn = replace(self._turn(tenant, now, num_own=0), kept=self._tries.kept)
+        if self._tries.kept_from(turn, now) is not None:
             return  # it may well go at once, whoever waits
         claim = Claim(arrival, 0, self._usual_work, arrival.began + arrival.patience.longest_s)
         self._admission.check(self._admission.outlook(arrival, now), claim, 0.0, now)
@@ -139,6 +139,7 @@ class Gate(Generic[T]):
     def done(self, tenant: Tenant, more_work: float) -> None:
         """A request has ended; it was `more_work` than what was charged. There may be room now."""
         self._queue.correct(tenant, more_work)
+        self._usage.add(tenant, more_work, self._now())
         self.changed()
 
     def changed(self) -> None:
@@ -153,13 +154,13 @@ class Gate(Generic[T]):
 
     def _let_one_through(self, now: float) -> bool:
         look = Round(self._tries, now)
-        for entry in self._queue.first(MOST_SEEN):
+        for entry in sorted(self._queue.first(MOST_SEEN), key=lambda each: self._usage.is_heavy(each.tenant, now)):
             waiter = entry.item
             if waiter.result.done():  # its task was cancelled, and has not run since
                 self._remove(entry)
                 return True
-            in_line, heavy = self._queue.waiting(entry.tenant) > 1, self._usage.is_heavy(entry.tenant, now)
-            turn = look.turn(waiter.tried, waiter.claim.deadline - now, in_line=in_line, heavy=heavy)
+            kind = self._turn(entry.tenant, now, num_own=1)
+            turn = look.turn(waiter.tried, waiter.claim.deadline - now, in_line=kind.in_line, heavy=kind.heavy)
             if turn is None:
                 continue
             began_s = self._tries.stopwatch()
@@ -183,6 +184,20 @@ class Gate(Generic[T]):
             return True
         look.end()
         return False
+
+    def _turn(self, tenant: Tenant, now: float, *, num_own: int) -> Turn:
+        """What kind of request one of `tenant` is; `num_own` of those that wait are this itself.
+
+        A heavy tenant's line makes nobody else wait in line, as that goes behind all others. But any other line does:
+        else those that have one request each would leave no room to one that has several.
+        """
+
+        def is_heavy(each: Tenant) -> bool:
+            return self._usage.is_heavy(each, now)
+
+        others = (each for each in self._queue.tenants() if each.name != tenant.name)
+        in_line = self._queue.waiting(tenant) > num_own or not all(map(is_heavy, others))
+        return Turn(in_line=in_line, heavy=is_heavy(tenant))
 
     def _remove(self, entry: Entry[_Waiter[T]]) -> None:
         """It no longer waits."""

@@ -24,7 +24,7 @@ class Turn:
     is_later: bool = False
     """The request has waited."""
     in_line: bool = False
-    """The tenant has more waiting behind this one."""
+    """More wait, of this tenant or of others that are not heavy."""
     heavy: bool = False
     """The tenant has had far more lately than others (usage.py)."""
     kept: str = ""

@@ -27,7 +27,7 @@ class Usage:
         self._at_s = 0.0
 
     def add(self, tenant: Tenant, work: float, now_s: float) -> None:
-        """Work begins for `tenant`."""
+        """Work begins for `tenant`, or turns out to be so much more (or less) than what was added before."""
         work /= tenant.weight
         self._total = self._faded(self._total, self._at_s, now_s) + work
         self._at_s = now_s

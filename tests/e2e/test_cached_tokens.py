@@ -11,7 +11,7 @@ from tests.e2e.client import new_async_client, random_prompt, stream_completion
 from tests.e2e.conftest import Deploy
 from tests.e2e.deployment import DEFAULT_POLICY, prediction_outcomes
 
-REQUESTS, CONVERSATIONS = 1000, 6
+REQUESTS, CONVERSATIONS = 700, 6
 MOST_WRONG = {"decode alone": 1, "by seconds": 5, "handed over": 1}
 """99.9 %; bench.cached_tokens counts ten times as many, by seconds too. Here prompts come again while they are still
 being handed over: one that is placed on the decode worker alone meanwhile may find more than predicted (caches.md)."""

@@ -205,17 +205,20 @@ def test_a_tenant_does_not_pay_for_a_prompt_that_was_not_computed() -> None:
     run(test())
 
 
-def test_tenants_take_turns_on_a_worker_by_the_prompts_that_they_have_there() -> None:
+def test_a_tenant_that_has_most_prompts_with_workers_goes_behind_others_there() -> None:
     async def test() -> None:
         async with one_decode_worker(max_streams=16) as (placer, _):
             greedy, light = Tenant(name="greedy"), Tenant(name="light")
-            first, second, third = [await place_one(placer, greedy) for _ in range(3)]
-            assert [first.priority, second.priority, third.priority] == [0, 1, 2]
-            assert (await place_one(placer, light)).priority == 0
-            placer.computed(first, None)
-            placer.ended(first)  # computed and ended, or only ended: it is gone once
-            placer.ended(second)
-            assert (await place_one(placer, greedy)).priority == 1
+            first, second = [await place_one(placer, greedy) for _ in range(2)]
+            assert [first.priority, second.priority] == [0, 1]
+            lights = [await place_one(placer, light) for _ in range(3)]
+            assert [each.priority for each in lights] == [0, 0, 0], "greedy has as many"
+            assert (await place_one(placer, light)).priority == 1
+            for each in lights:
+                placer.computed(each, None)
+                placer.ended(each)  # computed and ended, or only ended: it is gone once
+            placer.ended(first)
+            assert (await place_one(placer, light)).priority == 0, "each has one"
 
     run(test())
 

@@ -65,14 +65,10 @@ def test_one_tenants_line_is_ahead_of_nobody_else() -> None:
         admission.check(admission.outlook(greedy.arrival, 10.0), greedy, 0.0, 10.0)
 
 
-@pytest.mark.parametrize(
-    ("turn", "num_begun"), [(Turn(in_line=True), 0), (Turn(heavy=True), 0), (Turn(), 1), (Turn(), 99)]
-)
-def test_on_a_worker_too_tenants_take_turns(turn: Turn, num_begun: int) -> None:
-    """One with prompts there, with more waiting, or with most lately goes behind one that asks for little."""
-    assert claim(A).wire_priority(Turn(), 0) < claim(A).wire_priority(turn, num_begun)
-    urgent = Tenant(name="urgent", priority=-1)
-    assert claim(urgent).wire_priority(turn, num_begun) < claim(A).wire_priority(Turn(), 0), (
-        "its own priority counts first"
-    )
-    assert claim().wire_priority(turn, num_begun) == 0, "without keys only requests have priorities"
+@pytest.mark.parametrize(("turn", "has_most"), [(Turn(heavy=True), False), (Turn(), True)])
+def test_on_a_worker_too_those_who_ask_for_much_go_behind_others(turn: Turn, has_most: bool) -> None:
+    mine = claim(A).wire_priority(turn, has_most=has_most)
+    assert claim(B).wire_priority(Turn(), has_most=False) < mine
+    urgent = claim(Tenant(name="urgent", priority=-1)).wire_priority(turn, has_most=has_most)
+    assert urgent < claim(A).wire_priority(Turn(), has_most=False), "a tenant's own priority counts first"
+    assert claim().wire_priority(turn, has_most=has_most) == 0, "without keys only requests have priorities"

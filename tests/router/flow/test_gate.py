@@ -61,7 +61,7 @@ class Worker:
     def attempt(self, work: float, claim: Claim, turn: Turn) -> Job | Busy:
         if not self.has_room(turn):
             return Busy(work / self.tokens_per_s)
-        job = Job(work, claim.wire_priority(turn, 0), asyncio.get_running_loop().create_future())
+        job = Job(work, claim.wire_priority(turn, has_most=False), asyncio.get_running_loop().create_future())
         heapq.heappush(self.queue, (job.priority, next(self.numbers), job))
         self.work += work
         if self.task is None:
@@ -158,6 +158,22 @@ def test_more_than_there_is_room_for_waits_in_the_gate_and_not_with_the_worker()
         await asyncio.gather(*tasks)
         assert asyncio.get_running_loop().time() == pytest.approx(10, abs=0.2), "the worker never ran dry"
         assert len(worker.gate) == 0
+
+    run(test())
+
+
+def test_a_tenant_with_several_requests_has_its_share_beside_many_that_have_one_each() -> None:
+    async def test() -> None:
+        worker, loop = Worker(1000), asyncio.get_running_loop()
+
+        async def keep_asking(client: Client) -> None:
+            while loop.time() < 100:
+                await client.ask(100)
+
+        several, *others = [Client(worker, Tenant(name=f"{number}")) for number in range(9)]
+        await asyncio.gather(*map(keep_asking, (several, several, several, *others)))
+        assert len(several.ttft_s) >= 100, "a ninth of a thousand, nearly"
+        assert min(len(other.ttft_s) for other in others) >= 100
 
     run(test())
 
