@@ -55,6 +55,19 @@ def test_a_prompt_that_was_begun_gives_way_to_a_new_one_of_higher_priority_only(
     assert plan.work == [(late, 1), (begun, 31)]
 
 
+def test_only_so_many_later_prompts_of_higher_priority_overtake() -> None:
+    """Else one that was begun would never end, nor would an urgent one that waits for the blocks that it computes."""
+    pool = BlockPool(64)
+    begun = sequence(100, priority=1)
+    begun.blocks = pool.allocate(13)
+    firsts = []
+    for number in range(40):
+        later = sequence(32, seed=1 + number)
+        plan = schedule([begun], [later], pool, BUDGET)
+        firsts.append(plan.work[0][0] is later)
+    assert firsts == [True] * 15 + [False] * 25
+
+
 def test_a_new_prompt_of_higher_priority_takes_no_memory_of_those_that_were_begun() -> None:
     pool = BlockPool(14)
     begun = sequence(100)
