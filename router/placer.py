@@ -5,7 +5,6 @@ The policy is pure and forgets; this is its hands. Its memory: trial.py (who fai
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +19,6 @@ from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.fair_queue import work_of
 from penstock.router.flow.gate import Gate
 from penstock.router.flow.room import Room
-from penstock.router.flow.tenants import Tenant
 from penstock.router.flow.turns import Busy, Turn, take_turn
 from penstock.router.index.keys import PromptKeys
 from penstock.router.index.prefix_index import PrefixIndex
@@ -74,9 +72,6 @@ class Placer:
         self._max_attempts = max_attempts
         self._wait_s = wait_s
         self._room = room
-        self._begun: Counter[str] = Counter()
-        """By tenant, prompts that are with workers and not computed yet."""
-        self._num_begun = 0
         self.gate: Gate[Placed] = Gate(
             has_room=self._has_room,
             undo=self.ended,
@@ -127,7 +122,6 @@ class Placer:
     def computed(self, placed: Placed, cached_tokens: int | None) -> None:
         """The first token came, with what was really found in a cache. Calls after the first are ignored."""
         if not placed.is_computed:
-            self._add_begun(placed.tenant, -1)
             self.expectations.computed(placed, cached_tokens)
             self.gate.changed()
 
@@ -135,8 +129,6 @@ class Placer:
         """In whatever way. Call once. The tenant pays for what was done."""
         placed.reservation.release()
         self.expectations.ended(placed)
-        if not placed.is_computed:
-            self._add_begun(placed.tenant, -1)
         prompt_work = placed.work - placed.output_work if placed.is_computed else 0.0
         self.gate.done(placed.tenant, prompt_work + work_of(0, placed.num_output) - placed.work)
 
@@ -182,7 +174,7 @@ class Placer:
             )
             if not isinstance(found, Placement):
                 return found
-            placed = self._book(found, latest, cluster, job, claim, turn)
+            placed = self._book(found, latest, cluster, job, claim, heavy=turn.heavy)
             placed.work, placed.output_work = claim.work, output_work
             return placed
 
@@ -229,7 +221,8 @@ class Placer:
         cluster: ClusterSnapshot,
         job: _Job,
         claim: Claim,
-        turn: Turn = Turn(),  # noqa: B008 - frozen
+        *,
+        heavy: bool = False,
     ) -> Placed:
         job.trial.attempts += 1
         job.trial.weights = self._cluster.weights(placement.decode)
@@ -237,7 +230,7 @@ class Placer:
         _, cached = placement.relies_on(wanted)
         reservation = self._cluster.reserve(placement, wanted)
         self._metrics.placements.labels("disaggregated" if placement.prefill else "decode_alone").inc()
-        placed = Placed(
+        return Placed(
             decode=placement.decode,
             prefill=placement.prefill,
             source=placement.source,
@@ -251,11 +244,5 @@ class Placer:
             decision=decision,
             placed_at=asyncio.get_running_loop().time(),
             tenant=claim.tenant,
-            priority=claim.wire_priority(turn, has_most=2 * self._begun[claim.tenant.name] > self._num_begun),
+            priority=claim.wire_priority(heavy=heavy),
         )
-        self._add_begun(claim.tenant, 1)
-        return placed
-
-    def _add_begun(self, tenant: Tenant, num: int) -> None:
-        self._begun[tenant.name] += num
-        self._num_begun += num

@@ -6,7 +6,7 @@ patience         how long the client waits: deadlines, and how soon a stream mus
 advice           what a refused client is told: try again or not, and when
 promises         keeps what was advised: who comes back in time is let in before newcomers
 fair_queue       the order of those who wait: fair between tenants by tokens of work
-usage            who has had far more than others lately
+usage            who has had more than others lately
 room, turns      whether a worker should take a request yet; where a request goes whose turn it is
 speed            how fast those who wait are let through
 admission        the refusal at once of what would wait too long

@@ -15,7 +15,6 @@ from penstock.router.flow.fair_queue import FairQueue
 from penstock.router.flow.promises import Promises
 from penstock.router.flow.speed import Speeds
 from penstock.router.flow.tenants import ANYONE, Tenant
-from penstock.router.flow.turns import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +32,11 @@ class Claim:
     def tenant(self) -> Tenant:
         return self.arrival.tenant
 
-    def wire_priority(self, turn: Turn, *, has_most: bool) -> int:
-        """For the worker's own order. There too a tenant goes behind others that has had far more lately, or that has
-        most of the prompts which are with workers."""
+    def wire_priority(self, *, heavy: bool) -> int:
+        """For the worker's own order. There too a tenant that has had more than others lately goes behind them."""
         if self.tenant is ANYONE:
             return self.priority
-        return 2 * self.tenant.priority + (turn.heavy or has_most)
+        return 2 * self.tenant.priority + int(heavy)
 
 
 class Ahead(NamedTuple):

@@ -25,7 +25,7 @@ class Room:
     """Seconds of prompts to compute, from which on a worker has enough."""
 
     def of(self, *, in_line: bool, heavy: bool) -> "Limits":
-        """For a request beside which more wait (`in_line`), or whose tenant had far more lately than others
+        """For a request beside which more wait (`in_line`), or whose tenant had more lately than others
         (`heavy`)."""
         return Limits(self.ahead_s if in_line or heavy else _SPARE * self.ahead_s, heavy)
 

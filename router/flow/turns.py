@@ -26,7 +26,7 @@ class Turn:
     in_line: bool = False
     """More wait, of this tenant or of others that are not heavy."""
     heavy: bool = False
-    """The tenant has had far more lately than others (usage.py)."""
+    """The tenant has had more lately than others (usage.py)."""
     kept: str = ""
     """A worker that is kept for another request."""
     waited_s: float = 0.0

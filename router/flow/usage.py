@@ -1,4 +1,4 @@
-"""How much each tenant has had of late: who has had far more than the others goes behind them, also on the workers.
+"""How much each tenant has had of late: who has had more than the others goes behind them, also on the workers.
 
 Fair order in the queue is not enough. What is with a worker is beyond it, and a tenant that fills every gap as soon as
 there is one would still have all others wait behind its work there. Pure.
@@ -13,7 +13,7 @@ _MEMORY_S = 10.0
 """Over which work is averaged."""
 _ACTIVE_S = 60.0
 """A tenant that had something within so long is active."""
-_HEAVY = 2.0
+_HEAVY = 1.25
 """Times what the other active tenants had on average, by weight."""
 
 
@@ -37,7 +37,7 @@ class Usage:
             self._work.popitem(last=False)
 
     def is_heavy(self, tenant: Tenant, now_s: float) -> bool:
-        """Whether it has had far more than the others; never so of one that is alone."""
+        """Whether it has had clearly more than the others; never so of one that is alone."""
         own = self._of(tenant, now_s)
         num_others = len(self._work) - (tenant.name in self._work)
         if not num_others:

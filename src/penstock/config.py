@@ -53,6 +53,8 @@ class Parser(argparse.ArgumentParser):
         """As argparse's; but in `fetch --text-only URI` the URI is no value of the flag before it."""
         words = list(sys.argv[1:] if args is None else args)
         for index, (word, following) in enumerate(itertools.pairwise(words)):
+            if word == "--":
+                break
             flag = self._option_string_actions.get(word)
             if flag is not None and flag.type is _parse_bool and following.lower() not in _TRUTHS:
                 words[index] += "=true"

@@ -205,24 +205,6 @@ def test_a_tenant_does_not_pay_for_a_prompt_that_was_not_computed() -> None:
     run(test())
 
 
-def test_a_tenant_that_has_most_prompts_with_workers_goes_behind_others_there() -> None:
-    async def test() -> None:
-        async with one_decode_worker(max_streams=16) as (placer, _):
-            greedy, light = Tenant(name="greedy"), Tenant(name="light")
-            first, second = [await place_one(placer, greedy) for _ in range(2)]
-            assert [first.priority, second.priority] == [0, 1]
-            lights = [await place_one(placer, light) for _ in range(3)]
-            assert [each.priority for each in lights] == [0, 0, 0], "greedy has as many"
-            assert (await place_one(placer, light)).priority == 1
-            for each in lights:
-                placer.computed(each, None)
-                placer.ended(each)  # computed and ended, or only ended: it is gone once
-            placer.ended(first)
-            assert (await place_one(placer, light)).priority == 0, "each has one"
-
-    run(test())
-
-
 def test_an_attempt_that_fails_is_paid_for_as_far_as_it_went(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with one_decode_worker(max_streams=9) as (placer, _):

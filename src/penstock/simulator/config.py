@@ -23,10 +23,10 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         for flag, is_sensible, wanted in (
-            ("ttft", 0 < self.ttft < inf, "more than 0"),
-            ("tpot", 0 < self.tpot < inf, "more than 0"),
+            ("ttft", 0 < self.ttft < inf, "more than 0, and finite"),
+            ("tpot", 0 < self.tpot < inf, "more than 0, and finite"),
             ("good", 0 < self.good <= 100, "more than 0, and at most 100"),
-            ("speed", 0 < self.speed < inf, "more than 0"),
+            ("speed", 1e-6 <= self.speed <= 1e6, "from 1e-6 to 1e6"),
             ("requests", self.requests >= 0, "0 or more"),
             ("max_workers", self.max_workers >= 1, "1 or more"),
         ):

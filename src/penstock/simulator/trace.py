@@ -53,7 +53,7 @@ class Trace:
         return replace(self, requests=tuple(requests))
 
 
-_Tokens = Annotated[int, Meta(ge=0)]
+_Tokens = Annotated[int, Meta(ge=0, le=10**7)]
 
 
 class _MooncakeLine(msgspec.Struct):

@@ -8,7 +8,6 @@ from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.fair_queue import FairQueue
 from penstock.router.flow.patience import Patience
 from penstock.router.flow.tenants import ANYONE, Tenant
-from penstock.router.flow.turns import Turn
 
 A, B = Tenant(name="a"), Tenant(name="b")
 
@@ -65,10 +64,8 @@ def test_one_tenants_line_is_ahead_of_nobody_else() -> None:
         admission.check(admission.outlook(greedy.arrival, 10.0), greedy, 0.0, 10.0)
 
 
-@pytest.mark.parametrize(("turn", "has_most"), [(Turn(heavy=True), False), (Turn(), True)])
-def test_on_a_worker_too_those_who_ask_for_much_go_behind_others(turn: Turn, has_most: bool) -> None:
-    mine = claim(A).wire_priority(turn, has_most=has_most)
-    assert claim(B).wire_priority(Turn(), has_most=False) < mine
-    urgent = claim(Tenant(name="urgent", priority=-1)).wire_priority(turn, has_most=has_most)
-    assert urgent < claim(A).wire_priority(Turn(), has_most=False), "a tenant's own priority counts first"
-    assert claim().wire_priority(turn, has_most=has_most) == 0, "without keys only requests have priorities"
+def test_on_a_worker_too_a_tenant_that_has_had_more_goes_behind_others() -> None:
+    assert claim(B).wire_priority(heavy=False) < claim(A).wire_priority(heavy=True)
+    urgent = claim(Tenant(name="urgent", priority=-1)).wire_priority(heavy=True)
+    assert urgent < claim(A).wire_priority(heavy=False), "a tenant's own priority counts first"
+    assert claim().wire_priority(heavy=True) == 0, "without keys only requests have priorities"
