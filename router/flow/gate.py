@@ -21,6 +21,8 @@ from penstock.router.flow.usage import Usage
 
 POLL_S = 0.05
 """While somebody waits, workers are looked at so often: prompts progress without telling."""
+_HEAVY, _HEAVY_WITH_MOST = 2.0, 1.0
+"""Times what others had on average lately, from which on a tenant is heavy."""
 MOST_SEEN = 32
 """So many requests are looked at, until one can go."""
 
@@ -98,7 +100,7 @@ class Gate(Generic[T]):
         now = self._now()
         tenant = claim.tenant
         self._usual_work += 0.05 * (claim.work - self._usual_work)
-        turn = Turn(heavy=self._usage.is_heavy(tenant, now), remaining_s=claim.deadline - now)
+        turn = Turn(heavy=self._is_heavy(tenant, now), remaining_s=claim.deadline - now)
         busy: Busy | None = None
         if not len(self._queue):
             outcome = attempt(turn)
@@ -154,7 +156,7 @@ class Gate(Generic[T]):
 
     def _let_one_through(self, now: float) -> bool:
         look = Round(self._tries, now)
-        for entry in sorted(self._queue.first(MOST_SEEN), key=lambda each: self._usage.is_heavy(each.tenant, now)):
+        for entry in sorted(self._queue.first(MOST_SEEN), key=lambda each: self._is_heavy(each.tenant, now)):
             waiter = entry.item
             if waiter.result.done():  # its task was cancelled, and has not run since
                 self._remove(entry)
@@ -192,12 +194,14 @@ class Gate(Generic[T]):
         else those that have one request each would leave no room to one that has several.
         """
 
-        def is_heavy(each: Tenant) -> bool:
-            return self._usage.is_heavy(each, now)
-
         others = (each for each in self._queue.tenants() if each.name != tenant.name)
-        in_line = self._queue.waiting(tenant) > num_own or not all(map(is_heavy, others))
-        return Turn(in_line=in_line, heavy=is_heavy(tenant))
+        in_line = self._queue.waiting(tenant) > num_own or not all(self._is_heavy(each, now) for each in others)
+        return Turn(in_line=in_line, heavy=self._is_heavy(tenant, now))
+
+    def _is_heavy(self, tenant: Tenant, now: float) -> bool:
+        """Whether `tenant` goes behind others: it has had far more, or it has most that waits and has had more."""
+        has_most = 2 * self._queue.waiting(tenant) > len(self._queue) + 1
+        return self._usage.is_heavy(tenant, now, times=_HEAVY_WITH_MOST if has_most else _HEAVY)
 
     def _remove(self, entry: Entry[_Waiter[T]]) -> None:
         """It no longer waits."""

@@ -13,8 +13,6 @@ _MEMORY_S = 10.0
 """Over which work is averaged."""
 _ACTIVE_S = 60.0
 """A tenant that had something within so long is active."""
-_HEAVY = 1.25
-"""Times what the other active tenants had on average, by weight."""
 
 
 class Usage:
@@ -36,14 +34,14 @@ class Usage:
         while now_s - next(iter(self._work.values()))[1] > _ACTIVE_S:
             self._work.popitem(last=False)
 
-    def is_heavy(self, tenant: Tenant, now_s: float) -> bool:
-        """Whether it has had clearly more than the others; never so of one that is alone."""
+    def is_heavy(self, tenant: Tenant, now_s: float, *, times: float) -> bool:
+        """Whether it has had so many `times` what the other active tenants had on average, by weight; never so of one that is alone."""
         own = self._of(tenant, now_s)
         num_others = len(self._work) - (tenant.name in self._work)
         if not num_others:
             return False
         others = max(0.0, self._faded(self._total, self._at_s, now_s) - own)
-        return own > _HEAVY * others / num_others
+        return own > times * others / num_others
 
     def _of(self, tenant: Tenant, now_s: float) -> float:
         work, then_s = self._work.get(tenant.name, (0.0, now_s))
