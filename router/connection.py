@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import cast
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -47,7 +48,8 @@ class ClientConnection(HttpToolsProtocol):
     """Of whole headers."""
     _received_bytes = 0
     """Since the headers began, or since the last of the body: a line without an end is told of by nobody else."""
-    _in_headers = True
+    _in_headers = False
+    """From the first byte of a request line: line ends before it belong to no request."""
     _is_refused = False
 
     @classmethod
@@ -70,10 +72,13 @@ class ClientConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             return
-        if self._in_headers and self._header_timer is None:  # another request on a connection that was idle
-            self._expect_headers()
         self._received_bytes += len(data)
-        super().data_received(data)
+        try:
+            self._feed(memoryview(data))
+        except (HttpParserError, HttpParserUpgrade):  # TLS, HTTP/2, two lengths; the latter of CONNECT
+            log.warning("a client's request is not valid HTTP/1.1, and refused")
+            self._refuse(RequestError("Invalid HTTP request received.", code="invalid_http"))
+            return
         if self._received_bytes > self.limits.max_header_bytes:
             if self._in_headers:
                 self._refuse_headers()
@@ -83,6 +88,9 @@ class ClientConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         offer_is_free(cast("Scope", self.scope), lambda: not self.flow.write_paused)
+        self._in_headers = True
+        if self._header_timer is None and not self._is_answering():
+            self._expect_headers()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_headers:  # else it is a trailer's: nobody reads those, and none may pass for a header
@@ -94,7 +102,7 @@ class ClientConnection(HttpToolsProtocol):
         self._stop_header_timer()
         if self._header_bytes + len(self.url) > self.limits.max_header_bytes:
             self._refuse_headers()
-        else:
+        elif self._is_to_be_served():
             super().on_headers_complete()
         self._header_bytes = self._received_bytes = 0
 
@@ -104,10 +112,14 @@ class ClientConnection(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self._is_refused:
+        if self._is_to_be_served():
             super().on_message_complete()
-        self._in_headers = True
         self._received_bytes = 0
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._in_headers and not self._is_answering():  # the next request began meanwhile
+            self._expect_headers()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -117,14 +129,42 @@ class ClientConnection(HttpToolsProtocol):
         super().resume_writing()
         self._unwatch()
 
-    def send_400_response(self, msg: str) -> None:
-        """Uvicorn's word on what is not HTTP/1.1, or has two meanings: TLS, HTTP/2, two lengths."""
-        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
-            self._cut()  # another status line would be taken for a part of the answer
-        else:
-            self._refuse(RequestError(msg, code="invalid_http"))
+    def _feed(self, data: memoryview) -> None:
+        """Parses `data` as if nobody asked for another protocol, as RFC 9110, 7.8, lets a server do.
+
+        The parser stops after headers that ask so, takes the message for complete and its body for the other protocol.
+        A new one is given them without `upgrade`, and then what follows them. Raises HttpParserError, and
+        HttpParserUpgrade when they still ask so.
+        """
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except HttpParserUpgrade as stopped:
+                head = self._head_without_upgrade()
+                self.parser = HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+                self.parser.feed_data(head)
+                data = data[stopped.args[0] :]
+            else:
+                return
+
+    def _head_without_upgrade(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        fields = [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(fields))
+
+    def _is_to_be_served(self) -> bool:
+        return not self._is_refused and not self.parser.should_upgrade()
+
+    def _is_answering(self) -> bool:
+        """Whether a status line that is written now would be taken for that of an earlier request, or a part of it."""
+        cycle = self.cycle  # of the newest request
+        if self.pipeline:
+            return True
+        return cycle is not None and not cycle.response_complete and (cycle.response_started or not cycle.more_body)
 
     def _expect_headers(self) -> None:
+        self._unset_keepalive_if_required()
         self._header_timer = self.loop.call_later(self.limits.header_timeout_s, self._time_headers_out)
 
     def _stop_header_timer(self) -> None:
@@ -133,7 +173,7 @@ class ClientConnection(HttpToolsProtocol):
             self._header_timer = None
 
     def _time_headers_out(self) -> None:
-        if self._received_bytes:
+        if self._in_headers:
             said = f"the headers took longer than {self.limits.header_timeout_s:g} s"
             self._refuse(RequestError(said, status=408, code="header_timeout"))
         else:
@@ -149,7 +189,12 @@ class ClientConnection(HttpToolsProtocol):
         self.transport.abort()
 
     def _refuse(self, error: PenstockError) -> None:
-        """An answer without a request, and the end of the connection."""
+        """An answer without a request, if it cannot be taken for that of another, and the end of the connection."""
+        if self._is_refused:
+            return
+        if self._is_answering():
+            self._cut()
+            return
         self._is_refused = True
         self._stop_header_timer()
         body = dialect_of(cast("Scope | None", self.scope)).error_body(error, None)

@@ -2,8 +2,10 @@
 
 import http.client
 import json
+import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -16,7 +18,7 @@ from penstock.router.config import RouterConfig
 from penstock.router.openai import prepare
 from penstock.router.openai.requests import decode_request
 from tests.router.fake_worker import FakeWorker
-from tests.router.serving import LoopThread, RunningRouter, assert_nothing_is_left, hold, running_router
+from tests.router.serving import LoopThread, RunningRouter, assert_nothing_is_left, hold, running_router, wait_until
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
 TEXT = {"model": "tiny", "prompt": "Hello"}
@@ -316,6 +318,7 @@ BEGUN = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
         pytest.param(b"\x16\x03\x01\x02\x00\x01\x00", id="TLS"),
         pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="HTTP/2"),
         pytest.param(b"GET / HTTP/9.9\r\n\r\n", id="HTTP/9.9"),
+        pytest.param(b"CONNECT there:443 HTTP/1.1\r\nhost: there:443\r\n\r\nGET / HTTP/1.1\r\n\r\n", id="CONNECT"),
         pytest.param(BEGUN + b"content-length: 3\r\ncontent-length: 4\r\n\r\nabcd", id="two lengths"),
         pytest.param(BEGUN + b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", id="two ways to end"),
         pytest.param(BEGUN + b"transfer-encoding: chunked\r\n\r\nzz\r\n", id="a chunk of no length"),
@@ -337,24 +340,86 @@ def test_what_is_no_http_is_refused_in_anthropic_s_form_where_it_says_so(router:
     assert json.loads(body)["type"] == "error"
 
 
-def test_no_second_answer_comes_within_one(router: RunningRouter, worker: FakeWorker, worker_loop: LoopThread) -> None:
+NEXT = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["begun", "awaited"])
+@pytest.mark.parametrize(
+    "then",
+    [
+        pytest.param(b"nonsense\r\n\r\n", id="nonsense"),
+        pytest.param(NEXT + b"nonsense\r\n\r\n", id="a request and nonsense"),
+        pytest.param(b"GET / HTTP/1.1\r\na: " + b"x" * 2**17, id="large headers"),
+    ],
+)
+def test_no_second_answer_comes_within_one(
+    router: RunningRouter, worker: FakeWorker, worker_loop: LoopThread, then: bytes, stream: bool
+) -> None:
     worker.gate = hold(worker_loop)
-    body = json.dumps({**TEXT, "stream": True}).encode()
+    body = json.dumps({**TEXT, "stream": stream}).encode()
     try:
         with socket.create_connection(("127.0.0.1", router.port), timeout=10) as raw:
             raw.sendall(BEGUN + b"content-length: %d\r\n\r\n%b" % (len(body), body))
             answer = b""
-            while b"data: " not in answer:
+            while stream and b"data: " not in answer:
                 answer += raw.recv(65536)
-            raw.sendall(b"nonsense\r\n\r\n")
+            wait_until(lambda: len(worker.requests) == 1, "the request at the worker")
             with suppress(ConnectionError):
+                raw.sendall(then)
                 while part := raw.recv(65536):
                     answer += part
     finally:
         worker.gate = None
         worker.requests.clear()
-    assert answer.count(b"HTTP/1.1") == 1
+    assert answer.count(b"HTTP/1.1") == stream
     assert_nothing_is_left(router)
+
+
+UPGRADE = b"connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAA\r\nUpgrade: h2c\r\n"
+"""As Java's HttpClient sends with its first request."""
+LAST = b"GET /nowhere HTTP/1.1\r\nhost: x\r\nconnection: close, upgrade\r\nupgrade: h2c\r\n\r\n"
+
+
+def with_length(body: bytes) -> tuple[bytes, bytes]:
+    return b"content-length: %d\r\n" % len(body), body
+
+
+def in_chunks(body: bytes) -> tuple[bytes, bytes]:
+    return b"transfer-encoding: chunked\r\n", b"1\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (body[:1], len(body) - 1, body[1:])
+
+
+@pytest.mark.parametrize("framed", [with_length, in_chunks])
+@pytest.mark.parametrize("pieces", ["one", "head and body", "bytes"])
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [pytest.param(json.dumps(TEXT).encode(), b"200", id="good"), pytest.param(NEXT, b"400", id="smuggled")],
+)
+def test_an_upgrade_is_ignored(
+    router: RunningRouter,
+    worker: FakeWorker,
+    framed: Callable[[bytes], tuple[bytes, bytes]],
+    pieces: str,
+    body: bytes,
+    status: bytes,
+) -> None:
+    """The request is served, with its body; what is in the body is never taken for a request, what follows it is."""
+    length, body = framed(body)
+    head = BEGUN + UPGRADE + length + b"\r\n"
+    said = {"one": [head + body + LAST], "head and body": [head, body + LAST]}.get(pieces) or [
+        bytes([byte]) for byte in head + body + LAST
+    ]
+    with socket.create_connection(("127.0.0.1", router.port), timeout=10) as raw:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in said:
+            raw.sendall(piece)
+            time.sleep(0.1 / len(said))
+        answer = b""
+        while part := raw.recv(65536):
+            answer += part
+    num_requests = len(worker.requests)
+    worker.requests.clear()
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [status, b"404"]
+    assert num_requests == (status == b"200")
 
 
 def until_the_end(router: RunningRouter, said: bytes) -> tuple[bytes, bytes]:

@@ -1,6 +1,7 @@
 """Every bound, tested with an attack on it."""
 
 import json
+import re
 import socket
 import threading
 import time
@@ -11,7 +12,7 @@ import pytest
 
 from tests.router.conftest import TEXTS, StartRouter
 from tests.router.fake_worker import FakeWorker
-from tests.router.serving import RunningRouter, assert_nothing_is_left, wait_until
+from tests.router.serving import LoopThread, RunningRouter, assert_nothing_is_left, hold, wait_until
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: here\r\n"
 BODY = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}).encode()
@@ -32,6 +33,16 @@ def answer_of(client: socket.socket) -> tuple[int, dict[str, str], dict[str, str
     status, *lines = head.decode().split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines)
     return int(status.split()[1]), headers, json.loads(body)["error"]
+
+
+def received(client: socket.socket, mark: bytes) -> bytes:
+    """What comes until `mark` is in it."""
+    data = b""
+    while mark not in data:
+        part = client.recv(2**16)
+        assert part, data
+        data += part
+    return data
 
 
 def request(body: bytes = BODY, *headers: bytes) -> bytes:
@@ -114,6 +125,7 @@ def test_slow_headers_end(start_router: StartRouter, worker: FakeWorker) -> None
         silent = stack.enter_context(connection(router))
         slow = stack.enter_context(connection(router))
         again = stack.enter_context(connection(router))
+        silent.sendall(b"\r\n")  # of no request
         slow.sendall(HEAD)
         again.sendall(request())
         assert again.recv(2**16).startswith(b"HTTP/1.1 200")
@@ -133,6 +145,55 @@ def test_a_connection_that_is_idle_after_an_answer_is_not_cut(start_router: Star
             client.sendall(request())
             assert client.recv(2**16).startswith(b"HTTP/1.1 200")
             time.sleep(1.4)
+
+
+@pytest.mark.parametrize("begun", [b"\r\n", HEAD[:9]], ids=["CRLF", "half a line"])
+def test_what_comes_during_an_answer_waits_for_its_end(
+    start_router: StartRouter, worker: FakeWorker, worker_loop: LoopThread, begun: bytes
+) -> None:
+    """Also longer than headers may take; then they have that time."""
+    router = start_router((worker,), header_timeout_s=0.7)
+    worker.gate = hold(worker_loop)
+    with connection(router) as client:
+        client.sendall(request(BODY[:-1] + b', "stream": true}'))
+        data = received(client, b"data: ")
+        client.sendall(begun)
+        time.sleep(1.5)
+        worker_loop.call(worker.gate.set)
+        data += received(client, b"\r\n0\r\n\r\n")
+        stream, _, _ = data.partition(b"\r\n0\r\n\r\n")
+        assert b"[DONE]" in stream
+        assert stream.count(b"HTTP/1.1") == 1
+        client.sendall(request(BODY, b"connection: close\r\n").removeprefix(begun))
+        while part := client.recv(2**16):
+            data += part
+    assert re.findall(rb"HTTP/1.1 (\d+)", data) == [b"200"] * 2
+
+
+def test_headers_that_began_during_an_answer_end(
+    start_router: StartRouter, worker: FakeWorker, worker_loop: LoopThread
+) -> None:
+    router = start_router((worker,), header_timeout_s=0.7)
+    worker.gate = hold(worker_loop)
+    with connection(router) as client:
+        client.sendall(request() + HEAD)
+        wait_until(lambda: len(worker.requests) == 1, "the request at the worker")
+        worker_loop.call(worker.gate.set)
+        data = b""
+        while part := client.recv(2**16):
+            data += part
+    assert re.findall(rb"HTTP/1.1 (\d+)", data) == [b"200", b"408"]
+
+
+def test_an_idle_connection_ends_whatever_line_ends_come(start_router: StartRouter, worker: FakeWorker) -> None:
+    router = start_router((worker,))
+    router.server.config.timeout_keep_alive = 1
+    with connection(router) as client:
+        client.sendall(request())
+        assert client.recv(2**16).startswith(b"HTTP/1.1 200")
+        client.sendall(b"\r\n")
+        client.settimeout(5)
+        assert client.recv(1) == b""
 
 
 def test_slow_bodies_end(start_router: StartRouter, worker: FakeWorker) -> None:
