@@ -35,7 +35,8 @@ class Usage:
             self._work.popitem(last=False)
 
     def is_heavy(self, tenant: Tenant, now_s: float, *, times: float) -> bool:
-        """Whether it has had so many `times` what the other active tenants had on average, by weight; never so of one that is alone."""
+        """Whether it has had over so many `times` what the other active tenants had on average, by weight; never so of
+        one that is alone."""
         own = self._of(tenant, now_s)
         num_others = len(self._work) - (tenant.name in self._work)
         if not num_others:
