@@ -156,7 +156,7 @@ class Gate(Generic[T]):
 
     def _let_one_through(self, now: float) -> bool:
         look = Round(self._tries, now)
-        for entry in sorted(self._queue.first(MOST_SEEN), key=lambda each: self._is_heavy(each.tenant, now)):
+        for entry in self._fairest(now):
             waiter = entry.item
             if waiter.result.done():  # its task was cancelled, and has not run since
                 self._remove(entry)
@@ -187,13 +187,18 @@ class Gate(Generic[T]):
         look.end()
         return False
 
+    def _fairest(self, now: float) -> list[Entry[_Waiter[T]]]:
+        """Of those who wait the first; heavy tenants are last among those of their priority."""
+        entries = list(self._queue.first(MOST_SEEN))
+        heavy = {each.tenant.name: self._is_heavy(each.tenant, now) for each in entries}
+        return sorted(entries, key=lambda each: (each.tenant.priority, heavy[each.tenant.name]))
+
     def _turn(self, tenant: Tenant, now: float, *, num_own: int) -> Turn:
         """What kind of request one of `tenant` is; `num_own` of those that wait are this itself.
 
         A heavy tenant's line makes nobody else wait in line, as that goes behind all others. But any other line does:
         else those that have one request each would leave no room to one that has several.
         """
-
         others = (each for each in self._queue.tenants() if each.name != tenant.name)
         in_line = self._queue.waiting(tenant) > num_own or not all(self._is_heavy(each, now) for each in others)
         return Turn(in_line=in_line, heavy=self._is_heavy(tenant, now))

@@ -178,6 +178,17 @@ def test_a_tenant_with_several_requests_has_its_share_beside_many_that_have_one_
     run(test())
 
 
+def test_a_tenant_of_higher_priority_is_first_however_much_it_has_had() -> None:
+    async def test() -> None:
+        worker = Worker(1000)
+        urgent, usual = Client(worker, Tenant(name="urgent", priority=-1)), Client(worker, A)
+        await usual.ask(100)
+        await asyncio.gather(*(client.ask(100) for client in [urgent] * 50 + [usual] * 3))
+        assert max(urgent.ttft_s) < min(usual.ttft_s[1:])
+
+    run(test())
+
+
 def test_priority_overtakes_within_a_tenant() -> None:
     async def test() -> None:
         worker = Worker(1000)
