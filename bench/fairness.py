@@ -1,6 +1,6 @@
 """What a greedy tenant costs the others: time to first token beside a tenant that sends a hundred times its share.
 
-    python -m bench.fairness [--seconds 40] [--rounds 2]
+    python -m bench.fairness [--seconds 40] [--rounds 4]
 
 Five tenants on one prefill and one decode worker, which their shares fill to 60 % (measured first). Four send their
 share all the time, in Poisson arrivals; the fifth sends its share, then a hundred times as much, in turns. The same
@@ -253,7 +253,7 @@ async def measure(report: Report, target: Target, *, seconds: float, rounds: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=40, help="length of each phase (default: 40)")
-    parser.add_argument("--rounds", type=int, default=2, help="how often each phase is run (default: 2)")
+    parser.add_argument("--rounds", type=int, default=4, help="how often each phase is run (default: 4)")
     arguments = parser.parse_args()
     report = Report("fairness")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, cluster(Path(folder), max_wait_s=10) as target:
