@@ -18,6 +18,7 @@ NOT_COUNTED: dict[Right, str] = {
     ("list", "discovery.k8s.io/endpointslices"): "never used: what routers are granted must be held",
     ("watch", "discovery.k8s.io/endpointslices"): "never used: what routers are granted must be held",
     ("create", "coordination.k8s.io/leases"): "only by the first leader ever",
+    ("list", "events"): "only while pods run and do not become ready (a slow test of test_traffic)",
     ("get", "pods/log"): "only while a model of a hub is fetched (test_sources)",
     **{("get", f"{kind.group}/{kind.plural}".lstrip("/")): "a look after a conflict, of any kind" for kind in OWNED},
     **{

@@ -110,6 +110,7 @@ def test_every_example_is_admitted(demo: Kube) -> None:
         demo.run("apply", "--server-side", "--dry-run=server", "--force-conflicts", "--filename", str(file))
 
 
+@pytest.mark.slow
 def test_a_router_knows_the_workers_of_its_own_deployment_only(demo: Kube) -> None:
     demo.apply(small("other"))
     demo.wait_ready("other")

@@ -110,6 +110,7 @@ def test_transfers_are_verified_and_the_commands_say_how_it_is(
         assert part in said
 
 
+@pytest.mark.slow
 def test_transfers_that_stop_working_are_said_and_so_is_their_return(busy: Busy) -> None:
     """Every pod stays ready and every call is answered; only blocks no longer cross. Answers go on without them."""
     (prefill,), others = workers(busy.kube, "prefill"), workers(busy.kube, "decode")
@@ -209,8 +210,10 @@ def test_workers_that_run_and_never_become_ready_are_told_of(busy: Busy) -> None
 
 @pytest.mark.parametrize(
     "change",
-    [{"engine": {"max-sequences": "32"}}, {"model": {"uri": "image://penstock/test-model:test"}}],
-    ids=["flags", "model"],
+    [
+        pytest.param({"engine": {"max-sequences": "32"}}, id="flags", marks=pytest.mark.slow),
+        pytest.param({"model": {"uri": "image://penstock/test-model:test"}}, id="model"),
+    ],
 )
 def test_a_rollout_fails_no_request(busy: Busy, change: dict[str, Any]) -> None:
     old = busy.status()["revision"]
