@@ -4,8 +4,8 @@
 
 Five tenants on one prefill and one decode worker, which their shares fill to 60 % (measured first). Four send their
 share all the time, in Poisson arrivals; the fifth sends its share, then a hundred times as much, in turns. The same
-with one API key for all shows what the tenants are worth. A last part repeats every refused request once, at the time
-that the router told, and counts how many are let in.
+with one API key for all shows what the tenants are worth. In a last part a sixth asks for three times what the workers
+can do, repeats every refused request once, at the time that the router told, and counts how many are let in.
 """
 
 import argparse

@@ -9,9 +9,8 @@ from penstock.protocol import GenerateRequest, Sample, StoredBlock, Ticket
 
 _arrivals = itertools.count()
 _numbers = itertools.count()
-
-
 _ARRIVALS_PER_LEVEL = 16
+"""What a level of priority is worth: so many later requests may overtake one, whatever comes."""
 
 
 class Role(Enum):
@@ -140,8 +139,7 @@ class Request:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Smaller is served first and preempted last: the order of arrival, but that a level of priority is worth so
-        many arrivals. More never overtake a request, whatever comes."""
+        """Smaller is served first and preempted last: the order of arrival, moved by priority."""
         return self.arrival + _ARRIVALS_PER_LEVEL * self.wire.priority, self.arrival
 
     @property

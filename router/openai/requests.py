@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct
 
 from penstock.errors import RequestError
+from penstock.hop import NO_JSON
 from penstock.router.openai.errors import unknown_field
 from penstock.router.openai.faults import find_fault
 
@@ -134,7 +135,7 @@ def decode_request(body: bytes, kind: type[R]) -> R:
         request = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise _field_error(str(error), kind) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except NO_JSON as error:
         field, reason = find_fault(body) or ("", str(error))
         where = f": {field}" if field else ""
         message = f"the request body is not valid JSON in UTF-8{where}: {reason}"

@@ -24,9 +24,8 @@ class LeastWork:
         if prefill is None or prefill.url == decode.url:
             return Placement(decode.url)
         on_decode, on_prefill = request.uncached(decode), request.uncached(prefill)
-        if decode.url in request.busy:
-            return Placement(decode.url, prefill.url)
-        if on_decode < self._min_prefill_tokens or 4 * on_decode <= on_prefill:
+        is_better_alone = on_decode < self._min_prefill_tokens or 4 * on_decode <= on_prefill
+        if is_better_alone and decode.url not in request.busy:
             return Placement(decode.url)
         return Placement(decode.url, prefill.url)
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
@@ -11,6 +13,20 @@ from penstock import hop
 from penstock.errors import Overloaded, WorkerLost
 from penstock.protocol import Accepted, BlockTicket, Ticket, encode_line
 from tests.worker.requests import call, request, run
+
+
+@asynccontextmanager
+async def serving(answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
+    """The URL of a server that has `answer` serve calls of /prefill."""
+    app = web.Application()
+    app.router.add_post("/prefill", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
 
 
 async def read_tickets(*lines: bytes, pieces: int = 1, pause_s: float = 0.0, path: str = "/prefill") -> list[object]:
@@ -28,21 +44,13 @@ async def read_tickets(*lines: bytes, pieces: int = 1, pause_s: float = 0.0, pat
                 await asyncio.sleep(pause_s)
         return response
 
-    app = web.Application()
-    app.router.add_post("/prefill", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        frames: list[object] = []
-        async with call(f"http://127.0.0.1:{runner.addresses[0][1]}{path}", request()) as stream:
-            async for frame in stream.frames():
-                frames.append(frame)
-                if len(frames) == len(lines):
-                    break
-        return frames
-    finally:
-        await runner.cleanup()
+    frames: list[object] = []
+    async with serving(answer) as url, call(url + path, request()) as stream:
+        async for frame in stream.frames():
+            frames.append(frame)
+            if len(frames) == len(lines):
+                break
+    return frames
 
 
 def test_a_ticket_of_five_mebibytes_is_read() -> None:
@@ -135,17 +143,8 @@ async def refused_with(body: bytes) -> None:
     async def refuse(_: web.Request) -> web.Response:
         return web.Response(status=400, body=body)
 
-    app = web.Application()
-    app.router.add_post("/prefill", refuse)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}/prefill"
-        async with call(url, request()):
-            pytest.fail("it was refused")
-    finally:
-        await runner.cleanup()
+    async with serving(refuse) as url, call(url + "/prefill", request()):
+        pytest.fail("it was refused")
 
 
 def test_an_answer_that_no_worker_would_give_is_not_the_clients_fault() -> None:

@@ -55,6 +55,18 @@ async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
     return head, await reader.readexactly(int(length.partition(b":")[2]))
 
 
+def says(said: bytes, *, stays: bool = False) -> Serve:
+    """Serves one request with these bytes, and then ends, or waits until its caller does."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(said)
+        if stays:
+            await reader.read()
+
+    return serve
+
+
 async def read_all(answer: Answer) -> bytes:
     parts = []
     while part := await answer.read():
@@ -118,12 +130,8 @@ def test_a_connection_that_is_idle_for_long_is_closed_and_forgotten(run: Run, mo
 
 
 def test_a_kept_connection_that_its_server_has_closed_is_not_used(run: Run) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        writer.write(WHOLE)
-
     async def test() -> None:
-        async with calling(serve) as (posts, url):
+        async with calling(says(WHOLE)) as (posts, url):
             for _ in range(2):
                 answer = await posts.post(url, b"", {})
                 assert await read_all(answer) == b"abc"
@@ -180,12 +188,8 @@ def test_a_new_connection_that_ends_without_a_word_is_an_error_at_once(run: Run)
 
 
 def test_to_ask_over_a_connection_that_has_just_ended_is_an_error(run: Run) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        writer.write(WHOLE)
-
     async def test() -> None:
-        async with calling(serve) as (posts, url):
+        async with calling(says(WHOLE)) as (posts, url):
             answer = await posts.post(url, b"", {})
             while posts._open:  # noqa: ASYNC110 - until the end of the connection comes
                 await asyncio.sleep(0.01)
@@ -196,13 +200,8 @@ def test_to_ask_over_a_connection_that_has_just_ended_is_an_error(run: Run) -> N
 
 
 def test_a_kept_connection_that_is_just_being_cut_is_not_used(run: Run) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        writer.write(WHOLE)
-        await reader.read()
-
     async def test() -> None:
-        async with calling(serve) as (posts, url):
+        async with calling(says(WHOLE, stays=True)) as (posts, url):
             kept = await posts.post(url, b"", {})
             kept.close()
             kept.cut()  # as its timer does
@@ -253,12 +252,10 @@ def test_what_comes_before_the_answer_is_not_the_answer(run: Run) -> None:
 
 
 def test_a_change_of_protocols_is_an_error(run: Run) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+    change = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
 
     async def test() -> None:
-        async with calling(serve) as (posts, url):
+        async with calling(says(change)) as (posts, url):
             with pytest.raises(OSError, match="does not speak HTTP"):
                 await posts.post(url, b"", {})
 
@@ -266,13 +263,8 @@ def test_a_change_of_protocols_is_an_error(run: Run) -> None:
 
 
 def test_a_header_that_cannot_be_sent_leaves_a_kept_connection_alone(run: Run) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        writer.write(WHOLE)
-        await reader.read()
-
     async def test() -> None:
-        async with calling(serve) as (posts, url):
+        async with calling(says(WHOLE, stays=True)) as (posts, url):
             (await posts.post(url, b"", {})).close()
             with pytest.raises(UnicodeEncodeError):
                 await posts.post(url, b"", {"tracestate": "\u00e9"})
@@ -302,12 +294,8 @@ def test_an_answer_that_is_not_read_to_its_end_takes_its_connection_with_it(run:
 
 @pytest.mark.parametrize("said", [b"", HEAD, HEAD + b"3\r\nabc\r\n", b"nonsense\r\n\r\n", HEAD + b"zz\r\n"])
 def test_a_broken_answer_is_an_error_whatever_came_before(run: Run, said: bytes) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        writer.write(said)
-
     async def test() -> None:
-        async with calling(serve) as (posts, url):
+        async with calling(says(said)) as (posts, url):
             with pytest.raises(OSError, match=r"closed|does not speak HTTP"):
                 await read_all(await posts.post(url, b"", {}))
 
@@ -379,13 +367,8 @@ def test_what_nobody_reads_stays_with_the_server(run: Run) -> None:
 
 
 def test_closing_ends_calls_that_are_under_way(run: Run) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        writer.write(HEAD)
-        await reader.read()
-
     async def test() -> None:
-        async with calling(serve) as (posts, url):
+        async with calling(says(HEAD, stays=True)) as (posts, url):
             answer = await posts.post(url, b"", {})
             asyncio.get_running_loop().call_later(0.05, posts.close)
             with pytest.raises(OSError, match="closed"):
