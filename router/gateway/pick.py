@@ -59,8 +59,8 @@ class Pick(Endpoint):
                 remove = [] if placed.source else [SOURCE_HEADER.decode()]
                 if not exchange.allows(endpoint):  # lost and back while this waited, which ends an exclusion
                     raise Overloaded(f"no endpoint is ready that the gateway allows; {endpoint} is")
+                watch.used_tokens = 0  # a worker's affair from here on, even if the gateway leaves in the midst of it
                 await exchange.pick(endpoint, headers, remove)
-                watch.used_tokens = 0  # a worker's affair from here on
                 held.release()
                 async for status, piece in exchange.rest(reply.headers):
                     watch.see(status, piece)
