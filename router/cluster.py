@@ -7,6 +7,7 @@ then at every poll, so it is chosen again within two polls of its return.
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -166,11 +167,11 @@ class Cluster:
         worker = self._workers.get(url)
         return worker.weights if worker is not None else ""
 
-    def snapshot(self, weights: str = "", *, waiting: int = 0) -> ClusterSnapshot:
+    def snapshot(self, weights: str = "", *, waiting: int = 0, priority: float = math.inf) -> ClusterSnapshot:
         """What a policy sees: the ready workers, or those of them that have no other `weights`, while so many requests
-        wait in the router."""
+        wait in the router; prompts that go behind one of this `priority` do not count."""
         fit = (each.url for each in self.workers if each.ready and (not weights or each.weights in ("", weights)))
-        return self.books.snapshot(fit, self._now(), waiting=waiting)
+        return self.books.snapshot(fit, self._now(), waiting=waiting, priority=priority)
 
     def oddity(self, worker: Worker) -> str:
         """What is wrong with a worker, else "".

@@ -19,6 +19,7 @@ from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.fair_queue import work_of
 from penstock.router.flow.gate import Gate
 from penstock.router.flow.room import Room
+from penstock.router.flow.tenants import Tenant
 from penstock.router.flow.turns import Busy, Turn, take_turn
 from penstock.router.index.keys import PromptKeys
 from penstock.router.index.prefix_index import PrefixIndex
@@ -154,27 +155,28 @@ class Placer:
         prompt_work = max(1, wanted.prompt_tokens - max(wanted.cached_tokens.values(), default=0))
         claim = Claim(arrival, job.request.priority, prompt_work + output_work, deadline)
         if job.trial.attempts:
+            wanted = replace(wanted, priority=claim.wire_priority(heavy=False))
             weights = job.trial.weights if job.trial.streaming else ""  # an answer is that of one model
-            cluster = self._cluster.snapshot(weights, waiting=len(self.gate))
+            cluster = self._cluster.snapshot(weights, waiting=len(self.gate), priority=wanted.priority)
             found = self._choose(wanted, job.trial, cluster)
             if found is None:
                 return None
             found = job.trial.take_over(found, self._cluster.revision(found.decode))
-            placed = self._book(found, wanted, cluster, job, claim)
+            placed = self._book(found, wanted, cluster, job, claim.tenant)
             if not job.trial.streaming:  # nothing was done yet, nor paid for
                 placed.work, placed.output_work = claim.work, output_work
                 self.gate.charge(claim.tenant, claim.work)
             return placed
 
         def attempt(turn: Turn) -> Placed | Busy | None:
-            latest = self._wanted(job, arrival) if turn.is_later else wanted
-            cluster = self._cluster.snapshot(waiting=len(self.gate))
+            latest = replace(self._wanted(job, arrival) if turn.is_later else wanted, priority=turn.priority)
+            cluster = self._cluster.snapshot(waiting=turn.waiting, priority=turn.priority)
             found = take_turn(
                 lambda wanted: self._choose(wanted, job.trial, cluster), latest, cluster, self._room, turn
             )
             if not isinstance(found, Placement):
                 return found
-            placed = self._book(found, latest, cluster, job, claim, heavy=turn.heavy)
+            placed = self._book(found, latest, cluster, job, claim.tenant)
             placed.work, placed.output_work = claim.work, output_work
             return placed
 
@@ -183,7 +185,7 @@ class Placer:
 
     def _has_room(self, turn: Turn) -> bool:
         limits = self._room.of(in_line=turn.in_line, heavy=turn.heavy)
-        return limits.any(self._cluster.snapshot(), kept=turn.kept)
+        return limits.any(self._cluster.snapshot(priority=turn.priority), kept=turn.kept)
 
     def _wanted(self, job: _Job, arrival: Arrival) -> PlacementRequest:
         """To a worker prompt and output so far are all prompt."""
@@ -220,9 +222,7 @@ class Placer:
         wanted: PlacementRequest,
         cluster: ClusterSnapshot,
         job: _Job,
-        claim: Claim,
-        *,
-        heavy: bool = False,
+        tenant: Tenant,
     ) -> Placed:
         job.trial.attempts += 1
         job.trial.weights = self._cluster.weights(placement.decode)
@@ -243,6 +243,6 @@ class Placer:
             expected=self.expectations.placed(placement.computing, job.keys),
             decision=decision,
             placed_at=asyncio.get_running_loop().time(),
-            tenant=claim.tenant,
-            priority=claim.wire_priority(heavy=heavy),
+            tenant=tenant,
+            priority=wanted.priority,
         )

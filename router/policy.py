@@ -60,6 +60,8 @@ class WorkerState(Struct, frozen=True, gc=False):
     """Most tokens of one step: longer prompts are computed in chunks of this."""
 
     cost: StepCost = PRIOR_STEP
+    behind: int = 0
+    """Of the streams, those of requests that go behind the one that is placed: what they lose does not count."""
 
     @property
     def work(self) -> int:
@@ -124,6 +126,8 @@ class PlacementRequest:
     pending: frozenset[str] = frozenset()
     """Workers that are still to compute or to pull some of their cached tokens: what another worker would find there
     depends on when it asks."""
+    priority: int = 0
+    """Among a worker's prompts; smaller is first."""
     busy: frozenset[str] = frozenset()
     """Decode workers with prompts enough: they should compute no further one, but may decode. A policy need
     not heed it."""

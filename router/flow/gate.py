@@ -7,9 +7,10 @@ placed (tries.py).
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from penstock.router.flow.admission import Admission, Claim
 from penstock.router.flow.arrival import Arrival
@@ -50,6 +51,23 @@ class _Waiter(Generic[T]):
     result: "asyncio.Future[T | None]"
 
 
+class _Rank(NamedTuple):
+    """Of a tenant; smaller goes first."""
+
+    priority: int
+    heavy: bool
+
+
+@dataclass(slots=True)
+class _Ranks:
+    """Of those who wait."""
+
+    of: dict[str, _Rank] = field(default_factory=dict)
+    """By tenant."""
+    waiting: Counter[_Rank] = field(default_factory=Counter)
+    """Their requests."""
+
+
 class Gate(Generic[T]):
     """One per router."""
 
@@ -88,11 +106,11 @@ class Gate(Generic[T]):
         """Refuses at once, before its body is parsed, what would wait too long. Raises RetryableError."""
         if not len(self._queue):
             return
-        now, tenant = self._now(), arrival.tenant
-        turn = replace(self._turn(tenant, now, num_own=0), kept=self._tries.kept)
+        now = self._now()
+        claim = Claim(arrival, 0, self._usual_work, arrival.began + arrival.patience.longest_s)
+        turn = replace(self._turn(claim, self._ranks(now), now, num_own=0), kept=self._tries.kept)
         if self._tries.kept_from(turn, now) is not None:
             return  # it may well go at once, whoever waits
-        claim = Claim(arrival, 0, self._usual_work, arrival.began + arrival.patience.longest_s)
         self._admission.check(self._admission.outlook(arrival, now), claim, 0.0, now)
 
     async def enter(self, claim: Claim, attempt: Attempt[T]) -> T | None:
@@ -100,7 +118,7 @@ class Gate(Generic[T]):
         now = self._now()
         tenant = claim.tenant
         self._usual_work += 0.05 * (claim.work - self._usual_work)
-        turn = Turn(heavy=self._is_heavy(tenant, now), remaining_s=claim.deadline - now)
+        turn = replace(self._turn(claim, self._ranks(now), now, num_own=0), remaining_s=claim.deadline - now)
         busy: Busy | None = None
         if not len(self._queue):
             outcome = attempt(turn)
@@ -151,18 +169,21 @@ class Gate(Generic[T]):
 
     def _let_through(self, now: float) -> None:
         """All that may go now, fairest first."""
-        while len(self._queue) and self._tries.has_room(Turn()) and self._let_one_through(now):
-            pass
+        while len(self._queue):
+            first = next(iter(self._queue.first(1))).item.claim
+            if not self._tries.has_room(Turn(priority=first.wire_priority(heavy=False))):
+                return
+            if not self._let_one_through(now):
+                return
 
     def _let_one_through(self, now: float) -> bool:
-        look = Round(self._tries, now)
-        for entry in self._fairest(now):
+        look, ranks = Round(self._tries, now), self._ranks(now)
+        for entry in sorted(self._queue.first(MOST_SEEN), key=lambda each: ranks.of[each.tenant.name]):
             waiter = entry.item
             if waiter.result.done():  # its task was cancelled, and has not run since
                 self._remove(entry)
                 return True
-            kind = self._turn(entry.tenant, now, num_own=1)
-            turn = look.turn(waiter.tried, waiter.claim.deadline - now, in_line=kind.in_line, heavy=kind.heavy)
+            turn = look.turn(waiter.tried, self._turn(waiter.claim, ranks, now, num_own=1), waiter.claim.deadline - now)
             if turn is None:
                 continue
             began_s = self._tries.stopwatch()
@@ -187,26 +208,29 @@ class Gate(Generic[T]):
         look.end()
         return False
 
-    def _fairest(self, now: float) -> list[Entry[_Waiter[T]]]:
-        """Of those who wait the first; heavy tenants are last among those of their priority."""
-        entries = list(self._queue.first(MOST_SEEN))
-        heavy = {each.tenant.name: self._is_heavy(each.tenant, now) for each in entries}
-        return sorted(entries, key=lambda each: (each.tenant.priority, heavy[each.tenant.name]))
+    def _turn(self, claim: Claim, ranks: _Ranks, now: float, *, num_own: int) -> Turn:
+        """What kind of request `claim` is; `num_own` of those that wait are this itself.
 
-    def _turn(self, tenant: Tenant, now: float, *, num_own: int) -> Turn:
-        """What kind of request one of `tenant` is; `num_own` of those that wait are this itself.
-
-        A heavy tenant's line makes nobody else wait in line, as that goes behind all others. But any other line does:
-        else those that have one request each would leave no room to one that has several.
+        The line of those that go behind others makes none of these stand in line. But any other line does: else those
+        that have one request each would leave no room to one that has several.
         """
-        others = (each for each in self._queue.tenants() if each.name != tenant.name)
-        in_line = self._queue.waiting(tenant) > num_own or not all(self._is_heavy(each, now) for each in others)
-        return Turn(in_line=in_line, heavy=self._is_heavy(tenant, now))
+        rank = ranks.of.get(claim.tenant.name) or self._rank(claim.tenant, now)
+        waiting = sum(number for each, number in ranks.waiting.items() if each <= rank)
+        priority = claim.wire_priority(heavy=rank.heavy)
+        return Turn(in_line=waiting > num_own, waiting=waiting, heavy=rank.heavy, priority=priority)
 
-    def _is_heavy(self, tenant: Tenant, now: float) -> bool:
-        """Whether `tenant` goes behind others: it has had far more, or it has most that waits and has had more."""
+    def _ranks(self, now: float) -> _Ranks:
+        ranks = _Ranks()
+        for tenant in self._queue.tenants():
+            rank = ranks.of[tenant.name] = self._rank(tenant, now)
+            ranks.waiting[rank] += self._queue.waiting(tenant)
+        return ranks
+
+    def _rank(self, tenant: Tenant, now: float) -> _Rank:
+        """A tenant is heavy when it has had far more than others, or has most that waits and has had more."""
         has_most = 2 * self._queue.waiting(tenant) > len(self._queue) + 1
-        return self._usage.is_heavy(tenant, now, times=_HEAVY_WITH_MOST if has_most else _HEAVY)
+        is_heavy = self._usage.is_heavy(tenant, now, times=_HEAVY_WITH_MOST if has_most else _HEAVY)
+        return _Rank(tenant.priority, is_heavy)
 
     def _remove(self, entry: Entry[_Waiter[T]]) -> None:
         """It no longer waits."""

@@ -40,8 +40,8 @@ class Tries:
     """Of one queue."""
 
     def __init__(self, has_room: Callable[[Turn], bool], stopwatch: Callable[[], float] = time.perf_counter) -> None:
-        """`has_room` is a quick look whether any request of a kind might be placed: `Turn.in_line`, `Turn.heavy` and
-        `Turn.kept` say which. `stopwatch` measures what attempts cost, in seconds."""
+        """`has_room` is a quick look whether any request of a kind might be placed: `Turn.in_line`, `Turn.heavy`,
+        `Turn.priority` and `Turn.kept` say which. `stopwatch` measures what attempts cost, in seconds."""
         self.has_room = has_room
         self.stopwatch = stopwatch
         self.first: Tried | None = None
@@ -81,18 +81,19 @@ class Round:
     def __init__(self, tries: Tries, now: float) -> None:
         self._tries = tries
         self._now = now
-        self._kept: dict[tuple[bool, bool, str], str | None] = {}
+        self._kept: dict[Turn, str | None] = {}
         self._saw_first = False
         self._num_again = 0
         self._took_s = 0.0
 
-    def turn(self, tried: Tried, remaining_s: float, *, in_line: bool, heavy: bool) -> Turn | None:
+    def turn(self, tried: Tried, kind: Turn, remaining_s: float) -> Turn | None:
         """Its turn; None when it is not tried now."""
         tries, now, is_first = self._tries, self._now, self._tries.first is tried
         self._saw_first |= is_first
-        kind = in_line, heavy, "" if is_first else tries.kept
+        if not is_first and tries.kept:
+            kind = replace(kind, kept=tries.kept)
         if kind not in self._kept:
-            self._kept[kind] = tries.kept_from(Turn(in_line=in_line, heavy=heavy, kept=kind[2]), now)
+            self._kept[kind] = tries.kept_from(kind, now)
         kept = self._kept[kind]
         if kept is None:
             return None
@@ -102,7 +103,8 @@ class Round:
                 return None
             self._num_again += 1
         waited_s = 0.0 if tried.could_go_since is None else now - tried.could_go_since
-        return Turn(now > tried.since, in_line, heavy, kept, waited_s, remaining_s)
+        is_later = now > tried.since
+        return replace(kind, is_later=is_later, kept=kept, waited_s=waited_s, remaining_s=remaining_s)
 
     def in_vain(self, tried: Tried, busy: Busy, took_s: float) -> None:
         """It was tried, and stays."""

@@ -24,9 +24,13 @@ class Turn:
     is_later: bool = False
     """The request has waited."""
     in_line: bool = False
-    """More wait, of this tenant or of others that are not heavy."""
+    """More wait that do not go behind this one."""
+    waiting: int = 0
+    """So many, with this one."""
     heavy: bool = False
     """The tenant has had more lately than others (usage.py)."""
+    priority: int = 0
+    """Among a worker's prompts."""
     kept: str = ""
     """A worker that is kept for another request."""
     waited_s: float = 0.0

@@ -3,6 +3,7 @@
 Pure: every call is told the time. The router's Cluster keeps it with real workers, the simulator with modelled ones.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,8 @@ from penstock.router.placement.model import CostModel
 from penstock.router.placement.totals import NOTHING, Totals
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Role, WorkerState
 
+_MOST_STATES = 4
+"""Of one worker at once: priorities are few, but a client may name any."""
 STEPS_PER_S = 100.0
 """Costs are learned from so many steps of one worker in a second: who reports more is not heard more than others."""
 
@@ -30,6 +33,33 @@ class About:
 
 
 @dataclass(slots=True, eq=False)
+class Line:
+    """Prompts of one priority that a worker is to compute, first come first served."""
+
+    prompts: dict["Booking", None] = field(default_factory=dict)
+    tokens: int = 0
+    pairs: int = 0
+    head_since_s: float = 0.0
+
+    def add(self, booking: "Booking", now_s: float) -> None:
+        if not self.prompts:
+            self.head_since_s = now_s
+        self.prompts[booking] = None
+        self.tokens += booking.tokens
+        self.pairs += booking.pairs
+
+    def remove(self, booking: "Booking", now_s: float) -> None:
+        if next(iter(self.prompts)) is booking:
+            self.head_since_s = now_s
+        del self.prompts[booking]
+        self.tokens -= booking.tokens
+        self.pairs -= booking.pairs
+
+
+_NOBODY = Line()
+
+
+@dataclass(slots=True, eq=False)
 class Account:
     """One worker's entry."""
 
@@ -38,16 +68,16 @@ class Account:
     revision: str = ""
     node: str = ""
     about: About = field(default_factory=About)
+    pairs_with: str = ""
+    """The same of another worker."""
     load: Load | None = None
     """What it last said that it is doing."""
-    queue: dict["Booking", None] = field(default_factory=dict)
-    """Prompts to compute, first come first served."""
+    lines: dict[int, Line] = field(default_factory=dict)
+    """By priority; none is empty."""
     guests: int = 0
-    """Of them, those whose answers other workers stream."""
-    head_since_s: float = 0.0
-    prefill_tokens: int = 0
-    prefill_pairs: int = 0
-    streams: int = 0
+    """Prompts in them whose answers other workers stream."""
+    streams: dict[int, int] = field(default_factory=dict)
+    """By priority."""
     context_tokens: int = 0
     output_tokens: int = 0
     arriving_tokens: int = 0
@@ -56,8 +86,8 @@ class Account:
     """What the other routers have booked."""
     steps_left: float = STEPS_PER_S
     steps_at_s: float = 0.0
-    state: WorkerState | None = None
-    """As last given, until something changes."""
+    states: dict[float, WorkerState] = field(default_factory=dict)
+    """As given, by priority, until something changes."""
 
     def sampled(self, timings: Sequence[StepTiming], now_s: float) -> Sequence[StepTiming]:
         """Those of a worker's steps that costs are learned from."""
@@ -67,14 +97,34 @@ class Account:
         self.steps_left -= len(taken)
         return taken
 
-    def totals(self) -> Totals:
-        """What is booked here."""
+    def before(self, priority: float) -> Line:
+        """The prompts that do not go behind one of this priority, in one line. To be read only."""
+        if not self.lines:
+            return _NOBODY
+        if max(self.lines) > priority or len(self.lines) > 1:
+            return self._joined(priority)
+        return next(iter(self.lines.values()))
+
+    def _joined(self, priority: float) -> Line:
+        lines = [self.lines[each] for each in sorted(self.lines) if each <= priority]
+        prompts = {each: None for line in lines for each in line.prompts}
+        tokens, pairs = sum(line.tokens for line in lines), sum(line.pairs for line in lines)
+        return Line(prompts, tokens, pairs, lines[0].head_since_s if lines else 0.0)
+
+    def behind(self, priority: float) -> int:
+        """Streams of requests that go behind one of this priority."""
+        if not self.streams or max(self.streams) <= priority:
+            return 0
+        return sum(number for each, number in self.streams.items() if each > priority)
+
+    def totals(self, line: Line) -> Totals:
+        """What is booked here, but of prompts to compute only those in `line`."""
         return Totals(
-            prefill_tokens=self.prefill_tokens,
-            prefill_pairs=self.prefill_pairs,
-            prompts=len(self.queue),
+            prefill_tokens=line.tokens,
+            prefill_pairs=line.pairs,
+            prompts=len(line.prompts),
             guests=self.guests,
-            streams=self.streams,
+            streams=sum(self.streams.values()),
             context_tokens=self.context_tokens,
             output_tokens=self.output_tokens,
             arriving_tokens=self.arriving_tokens,
@@ -95,24 +145,22 @@ class Booking:
         self._context_tokens = prompt * request.num_answers
         self._output_tokens = request.output_tokens * request.num_answers
         self._streams = request.num_answers
+        self._priority = request.priority
         self._arriving: list[tuple[Account, int]] = []
         if decode is not None:
             self._arriving.append((decode, max(0, prompt - request.cached_tokens.get(decode.url, 0))))
-            decode.streams += self._streams
+            decode.streams[self._priority] = decode.streams.get(self._priority, 0) + self._streams
             decode.context_tokens += self._context_tokens
             decode.output_tokens += self._output_tokens
         if compute is not None:
             if compute is not decode:
                 self._arriving.append((compute, self.tokens))
                 compute.guests += 1
-            if not compute.queue:
-                compute.head_since_s = now_s
-            compute.queue[self] = None
-            compute.prefill_tokens += self.tokens
-            compute.prefill_pairs += self.pairs
+            compute.lines.setdefault(self._priority, Line()).add(self, now_s)
+            compute.states.clear()
         for account, tokens in self._arriving:
             account.arriving_tokens += tokens
-            account.state = None
+            account.states.clear()
 
     def produced(self, num_tokens: int, now_s: float) -> None:
         """Output tokens arrived, so the prompt is computed too."""
@@ -123,31 +171,33 @@ class Booking:
         if self._decode is not None:
             self._decode.output_tokens -= done
             self._decode.context_tokens += num_tokens
-            self._decode.state = None
+            self._decode.states.clear()
 
     def release(self, now_s: float) -> None:
         """The request has ended there, in whatever way. Again and again does no harm."""
         self._computed(now_s)
         decode, self._decode = self._decode, None
         if decode is not None:
-            decode.streams -= self._streams
+            decode.streams[self._priority] -= self._streams
+            if not decode.streams[self._priority]:
+                del decode.streams[self._priority]
             decode.context_tokens -= self._context_tokens
             decode.output_tokens -= self._output_tokens
-            decode.state = None
+            decode.states.clear()
 
     def _computed(self, now_s: float) -> None:
         """Off the queue."""
         compute, self._compute = self._compute, None
         if compute is not None:
-            if next(iter(compute.queue)) is self:
-                compute.head_since_s = now_s
-            del compute.queue[self]
-            compute.prefill_tokens -= self.tokens
-            compute.prefill_pairs -= self.pairs
+            line = compute.lines[self._priority]
+            line.remove(self, now_s)
+            if not line.prompts:
+                del compute.lines[self._priority]
             compute.guests -= compute is not self._decode
+            compute.states.clear()
         for account, tokens in self._arriving:
             account.arriving_tokens -= tokens
-            account.state = None
+            account.states.clear()
         self._arriving.clear()
 
 
@@ -160,7 +210,7 @@ class Books:
 
     def open(self, url: str, role: Role, revision: str = "", node: str = "") -> None:
         """A worker joins; work of a former one at this address is no longer its."""
-        self._accounts[url] = Account(url, role, revision, node)
+        self._accounts[url] = Account(url, role, revision, node, pairs_with=revision)
 
     def close(self, url: str) -> None:
         """A worker has left. Its bookings may still be released."""
@@ -171,16 +221,17 @@ class Books:
         """A worker said what it is."""
         account = self._accounts.get(url)
         if account is not None and account.about != about:
-            account.about, account.state = about, None
+            account.about, account.pairs_with = about, f"{account.revision} {about.layout}".strip()
+            account.states.clear()
 
     def in_flight(self, url: str) -> tuple[int, int]:
         """Booked (streams, prompts) of a worker."""
         account = self._accounts[url]
-        return account.streams, len(account.queue)
+        return sum(account.streams.values()), len(account.before(math.inf).prompts)
 
     def totals(self) -> dict[str, Totals]:
         """What is booked, by worker; those without work are left out."""
-        totals = ((url, account.totals()) for url, account in self._accounts.items())
+        totals = ((url, account.totals(account.before(math.inf))) for url, account in self._accounts.items())
         return {url: booked for url, booked in totals if booked != NOTHING}
 
     def others(self, totals: Mapping[str, Totals]) -> None:
@@ -188,7 +239,8 @@ class Books:
         for url, account in self._accounts.items():
             booked = totals.get(url, NOTHING)
             if account.others != booked:
-                account.others, account.state = booked, None
+                account.others = booked
+                account.states.clear()
 
     def book(self, placement: Placement, request: PlacementRequest, now_s: float) -> Booking:
         """Counts a request's work on the workers that it was placed on."""
@@ -203,7 +255,8 @@ class Books:
         if account is None:
             return 0
         if events.load is not None and events.load != account.load:
-            account.load, account.state = events.load, None
+            account.load = events.load
+            account.states.clear()
         if not events.timings:
             return 0
         return self.model.stepped(url, account.about.kind, account.sampled(events.timings, now_s))
@@ -212,15 +265,19 @@ class Books:
         """A worker says nothing any more, or nothing that is believed: only what is booked there counts."""
         account = self._accounts.get(url)
         if account is not None:
-            account.load = account.state = None
+            account.load = None
+            account.states.clear()
 
-    def snapshot(self, ready: Iterable[str], now_s: float, *, waiting: int = 0) -> ClusterSnapshot:
-        """Of the workers named, while so many requests wait in the router."""
+    def snapshot(
+        self, ready: Iterable[str], now_s: float, *, waiting: int = 0, priority: float = math.inf
+    ) -> ClusterSnapshot:
+        """Of the workers named, while so many requests wait in the router, as a request of this priority finds them:
+        prompts that go behind it do not count."""
         prefill: list[WorkerState] = []
         decode: list[WorkerState] = []
         for url in ready:
             account = self._accounts[url]
-            (prefill if account.role == "prefill" else decode).append(self._state(account))
+            (prefill if account.role == "prefill" else decode).append(self._state(account, priority))
         model = self.model
         return ClusterSnapshot(
             prefill=tuple(prefill),
@@ -233,29 +290,33 @@ class Books:
             now_s=now_s,
         )
 
-    def _state(self, account: Account) -> WorkerState:
+    def _state(self, account: Account, priority: float) -> WorkerState:
         cost = self.model.cost(account.url, account.about.kind)
-        if account.state is None or account.state.cost is not cost:
-            account.state = _state(account, cost)
-        return account.state
+        state = account.states.get(priority)
+        if state is None or state.cost is not cost:
+            if len(account.states) == _MOST_STATES:
+                account.states.clear()
+            state = account.states[priority] = _state(account, cost, priority)
+        return state
 
 
-def _state(account: Account, cost: StepCost) -> WorkerState:
+def _state(account: Account, cost: StepCost, priority: float) -> WorkerState:
     """What all routers have booked, and what the worker reports beyond that: work of direct callers, and of routers
     that nothing is heard of."""
     load, about = account.load or Load(), account.about
-    booked = account.totals() + account.others if account.others != NOTHING else account.totals()
+    line = account.before(priority)
+    booked = account.totals(line) + account.others if account.others is not NOTHING else account.totals(line)
     reported = load.running + load.waiting
     foreign = max(0, reported - booked.streams - booked.guests)
     share = foreign / reported if foreign else 0.0
     is_decode = account.role == "decode"
-    head = next(iter(account.queue), None)
+    head = next(iter(line.prompts), None)
     free_tokens = max(0, load.free_blocks * about.block_tokens - booked.arriving_tokens)
     return WorkerState(  # by position, in the order of its fields: by name takes 0.6 us more
         account.url,
         booked.prefill_tokens + round(share * load.prefill_tokens),
         booked.output_tokens,
-        f"{account.revision} {about.layout}".strip(),
+        account.pairs_with,
         account.role,
         about.kind,
         account.node,
@@ -263,7 +324,7 @@ def _state(account: Account, cost: StepCost) -> WorkerState:
         booked.prefill_pairs,
         head.tokens if head else 0,
         head.pairs if head else 0,
-        account.head_since_s,
+        line.head_since_s,
         booked.streams + (foreign if is_decode else 0),
         about.max_streams,
         booked.context_tokens + round(share * load.context_tokens),
@@ -273,4 +334,5 @@ def _state(account: Account, cost: StepCost) -> WorkerState:
         about.block_tokens,
         about.step_tokens,
         cost,
+        account.behind(priority),
     )

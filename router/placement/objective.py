@@ -10,7 +10,8 @@ whoever asks again for KV that is evicted. One second is one second, whoever wai
 objective (Qin et al. 2024, algorithm 1); the longer queues are, the more it saves work.
 
 How many others wait is taken from who waits now: by Little's law, as many prompts come while one waits in a queue as
-there are in the queue on average; and as many streams share the steps of an answer as share them now.
+there are in the queue on average; and as many streams share the steps of an answer as share them now. The snapshot has
+only those that do not go behind the request.
 """
 
 import math
@@ -207,7 +208,8 @@ class Scene:
         queue_s = left_s(worker, token_s, self._now_s) if worker.prefill_tokens else 0.0
         waiting = self._waiting[worker.role]
         own = self._cached.get(worker.url, 0)
-        found: Computing | None = None
+        streams -= worker.behind
+        found, least = None, 0.0
         for cached, holder in self._beginnings(worker, own, source):
             pull_s = 0.0
             if holder is not None:
@@ -220,13 +222,15 @@ class Scene:
             prefill_s = work_s + steps * shared_s
             own_s = prefill_s + (pull_s if pull_s > queue_s else queue_s)
             others_s = streams * work_s + waiting * prefill_s
-            if found is None or own_s + others_s < found.total_s:
+            total_s = own_s + others_s
+            if found is None or total_s < least:
                 last = tokens - (steps - 1) * chunk
-                exposed_s = max(0.0, pull_s - queue_s)
-                url = holder.url if holder is not None else None
-                found = Computing(own_s + others_s, own_s, queue_s, exposed_s, prefill_s, others_s, cached, last, url)
+                found, least = (own_s, pull_s, prefill_s, others_s, cached, last, holder), total_s
         assert found is not None
-        return found
+        own_s, pull_s, prefill_s, others_s, cached, last, holder = found
+        exposed_s = pull_s - queue_s if pull_s > queue_s else 0.0
+        url = holder.url if holder is not None else None
+        return Computing(least, own_s, queue_s, exposed_s, prefill_s, others_s, cached, last, url)
 
     def _beginnings(
         self, worker: WorkerState, own: int, source: WorkerState | None
@@ -253,7 +257,7 @@ class Scene:
         added_s = request.num_answers * (cost.decode_token_s + context * cost.context_token_s)
         step_s = cost.step_s + worker.streams * cost.decode_token_s + worker.context_tokens * cost.context_token_s
         decode_s = output * (step_s + added_s)
-        others_s = output * worker.streams * added_s
+        others_s = output * (worker.streams - worker.behind) * added_s
         evict_s = self._evict_s(worker, request.prompt_tokens + output * request.num_answers)
         admit_s = 0.0
         if worker.num_tokens:

@@ -415,6 +415,32 @@ def test_one_that_waits_for_its_best_worker_holds_up_nobody() -> None:
     run(test())
 
 
+def test_who_goes_behind_is_not_in_the_line_of_others() -> None:
+    async def test() -> None:
+        gate: Gate[Job] = Gate(has_room=lambda _: True, undo=lambda _: None, most_waiting=99, longest_wait_s=60)
+        turns: dict[str, Turn] = {}
+
+        def enter(tenant: Tenant) -> "asyncio.Task[Job | None]":
+            claim = Claim(Arrival("id", tenant, Patience(60, 60, 15), 0.0), 0, 1, 60)
+
+            def attempt(turn: Turn) -> Busy:
+                turns[tenant.name] = turn
+                return Busy()
+
+            return asyncio.ensure_future(gate.enter(claim, attempt))
+
+        gate.charge(A, 1000)
+        gate.charge(B, 1)
+        waiting = [enter(A) for _ in range(9)] + [enter(B)] + [enter(Tenant(name="c", priority=-1))]
+        await asyncio.sleep(3)
+        found = {name: (turn.priority, turn.waiting, turn.in_line) for name, turn in turns.items()}
+        assert found == {"c": (-2, 1, False), B.name: (0, 2, True), A.name: (1, 11, True)}
+        for each in waiting:
+            each.cancel()
+
+    run(test())
+
+
 def test_a_bug_in_one_attempt_is_that_requests_alone() -> None:
     async def test() -> None:
         worker = Worker(1000)

@@ -9,7 +9,7 @@ def everywhere(_: Turn) -> bool:
 
 
 def turn_of(look: Round, tried: Tried) -> Turn | None:
-    return look.turn(tried, 600, in_line=False, heavy=False)
+    return look.turn(tried, Turn(), 600)
 
 
 def try_all(tries: Tries, waiting: list[Tried], now: float, busy: Busy, took_s: float = 0.0) -> list[Tried]:
@@ -26,7 +26,7 @@ def try_all(tries: Tries, waiting: list[Tried], now: float, busy: Busy, took_s: 
 def test_without_room_for_its_kind_nobody_is_tried() -> None:
     tries, waiting = Tries(lambda turn: not turn.in_line), Tried(0)
     look = Round(tries, 1.0)
-    assert look.turn(waiting, 600, in_line=True, heavy=False) is None
+    assert look.turn(waiting, Turn(in_line=True), 600) is None
     assert turn_of(look, waiting) == Turn(is_later=True, remaining_s=600)
 
 

@@ -67,6 +67,11 @@ def test_streams_are_worth_a_hand_over() -> None:
     assert POLICY.choose(PlacementRequest(1000), scene) == Placement("d", "p")
 
 
+def test_streams_that_go_behind_are_not_worth_one() -> None:
+    scene = cluster(worker("p", "prefill"), worker("d", "decode", **BUSY, behind=BUSY["streams"]))
+    assert POLICY.choose(PlacementRequest(1000), scene) == Placement("d")
+
+
 def test_a_short_prompt_does_not_hold_up_streams() -> None:
     scene = cluster(worker("p", "prefill"), worker("d", "decode", **BUSY), pair_s=0.02, alone_s=0.01)
     assert POLICY.choose(PlacementRequest(3), scene) == Placement("d")
