@@ -24,6 +24,8 @@ from penstock.router.openai.errors import error_status
 STALL_S = 8.0
 """A client with a full connection that accepts no byte for so long is cut off."""
 
+_NO_HTTP = "this is no valid HTTP/1.1 request; TLS and HTTP/2 are not spoken here, so URLs begin with http://"
+
 log = logging.getLogger(__name__)
 
 
@@ -77,7 +79,7 @@ class ClientConnection(HttpToolsProtocol):
             self._feed(memoryview(data))
         except (HttpParserError, HttpParserUpgrade):  # TLS, HTTP/2, two lengths; the latter of CONNECT
             log.warning("a client's request is not valid HTTP/1.1, and refused")
-            self._refuse(RequestError("Invalid HTTP request received.", code="invalid_http"))
+            self._refuse(RequestError(_NO_HTTP, code="invalid_http"))
             return
         if self._received_bytes > self.limits.max_header_bytes:
             if self._in_headers:

@@ -118,7 +118,7 @@ class Gate(Generic[T]):
         now = self._now()
         tenant = claim.tenant
         self._usual_work += 0.05 * (claim.work - self._usual_work)
-        turn = replace(self._turn(claim, self._ranks(now), now, num_own=0), remaining_s=claim.deadline - now)
+        turn = replace(self._turn(claim, _Ranks(), now, num_own=0), remaining_s=claim.deadline - now)
         busy: Busy | None = None
         if not len(self._queue):
             outcome = attempt(turn)

@@ -101,11 +101,8 @@ class Account:
         """The prompts that do not go behind one of this priority, in one line. To be read only."""
         if not self.lines:
             return _NOBODY
-        if max(self.lines) > priority or len(self.lines) > 1:
-            return self._joined(priority)
-        return next(iter(self.lines.values()))
-
-    def _joined(self, priority: float) -> Line:
+        if len(self.lines) == 1 and max(self.lines) <= priority:
+            return next(iter(self.lines.values()))
         lines = [self.lines[each] for each in sorted(self.lines) if each <= priority]
         prompts = {each: None for line in lines for each in line.prompts}
         tokens, pairs = sum(line.tokens for line in lines), sum(line.pairs for line in lines)

@@ -99,9 +99,11 @@ def _story(explanation: Explanation) -> list[str]:
         story.append("its first token has not come")
     else:
         story.append(
-            f"first token after {_milliseconds(explanation.ttft_s)} ms, {explanation.cached_tokens} tokens cached; "
-            f"another worker was predicted to be {_milliseconds(explanation.regret_s or 0.0)} ms faster than that"
+            f"first token after {_milliseconds(explanation.ttft_s)} ms, {explanation.cached_tokens} tokens cached"
         )
+        regret_s = explanation.regret_s or 0.0
+        if regret_s >= 1e-4:
+            story[-1] += f"; another worker was predicted to be {_milliseconds(regret_s)} ms faster than that"
     return story + [f"not used now is {url}: {why}" for url, why in explanation.not_used.items()]
 
 

@@ -295,8 +295,9 @@ class Scene:
     def _find_holders(self) -> dict[str, _Holders]:
         """By revision."""
         found: dict[str, _Holders] = {}
-        holders = [(self._readable(each), each) for each in (*self._prefill, *self._decode)]
-        for holder in sorted((each for each in holders if each[0]), key=_first, reverse=True):
+        cached, workers = self._cached, (*self._prefill, *self._decode)
+        holders = [(cached[each.url], each) for each in workers if self._request.readable(each.url)]
+        for holder in sorted(holders, key=_first, reverse=True):
             of_revision = found.get(holder[1].revision)
             if of_revision is None:
                 found[holder[1].revision] = _Holders({holder[1].node: holder}, holder)
