@@ -11,7 +11,8 @@ def chunks(worker: WorkerState) -> tuple[int, float]:
     """Prompt tokens that one step of `worker` computes, and its seconds without those."""
     cost, streams = worker.cost, worker.streams
     shared_s = streams * cost.decode_token_s + worker.context_tokens * cost.context_token_s + cost.step_s
-    return max(1, worker.step_tokens - streams), shared_s
+    chunk = worker.step_tokens - streams
+    return chunk if chunk > 1 else 1, shared_s
 
 
 def prefill_s(worker: WorkerState, prompt_tokens: int, cached_tokens: int = 0) -> float:
@@ -36,4 +37,6 @@ def left_s(worker: WorkerState, token_s: float, now_s: float) -> float:
     pair_s = worker.cost.prefill_pair_s
     all_s = worker.prefill_tokens * token_s + worker.prefill_pairs * pair_s
     head_s = worker.head_tokens * token_s + worker.head_pairs * pair_s
-    return max(0.0, all_s - min(head_s, now_s - worker.head_since_s))
+    done_s = now_s - worker.head_since_s
+    rest_s = all_s - (head_s if head_s < done_s else done_s)  # min and max take longer: this is hot
+    return rest_s if rest_s > 0.0 else 0.0
