@@ -137,7 +137,7 @@ def test_what_no_worker_has_begun_is_not_counted(
     client = connect_with(router, "sk-search", max_retries=0)
     worker.ready = False
     wait_until(lambda: not router.services.ready, "unreadiness")
-    with pytest.raises(openai.InternalServerError, match=r"deadline of 0\.3 s"):
+    with pytest.raises(openai.InternalServerError, match="the request's deadline"):
         ask(client, extra_headers={"timeout": "0.3"})
     worker.ready = True
     assert ask(client).headers["x-ratelimit-remaining-requests"] == "4"
