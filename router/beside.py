@@ -4,6 +4,7 @@ It is an ordinary router but for its policy: its own worker decodes, and another
 streams go on. Who computes the prompt may be said by the gateway's endpoint picker, in a header.
 """
 
+import re
 from dataclasses import replace
 
 from starlette.types import Scope
@@ -15,12 +16,17 @@ from penstock.router.policy import ClusterSnapshot, Picked, Placement, Placement
 PREFILL_HEADER = b"x-prefiller-host-port"
 """As llm-d's endpoint picker tells its sidecars."""
 SOURCE_HEADER = b"x-penstock-source"
+PRIORITY_HEADER = b"x-penstock-priority"
+_PRIORITY = re.compile(r"-?[0-9]{1,9}")
 
 
 def picked_of(scope: Scope) -> Picked | None:
     """What the headers say; None when the picker leaves it to this router, as those do that know no prefill workers."""
     prefill = header(scope, PREFILL_HEADER)
-    return Picked(prefill, header(scope, SOURCE_HEADER) or "") if prefill else None
+    if not prefill:
+        return None
+    priority = header(scope, PRIORITY_HEADER) or ""
+    return Picked(prefill, header(scope, SOURCE_HEADER) or "", int(priority) if _PRIORITY.fullmatch(priority) else 0)
 
 
 class Beside:

@@ -157,7 +157,7 @@ class Placer:
         if job.trial.attempts:
             wanted = replace(wanted, priority=claim.wire_priority(heavy=False))
             weights = job.trial.weights if job.trial.streaming else ""  # an answer is that of one model
-            cluster = self._cluster.snapshot(weights, waiting=len(self.gate), priority=wanted.priority)
+            cluster = self._cluster.snapshot(weights, waiting=self.gate.waiting(claim), priority=wanted.priority)
             found = self._choose(wanted, job.trial, cluster)
             if found is None:
                 return None
@@ -169,8 +169,9 @@ class Placer:
             return placed
 
         def attempt(turn: Turn) -> Placed | Busy | None:
-            latest = replace(self._wanted(job, arrival) if turn.is_later else wanted, priority=turn.priority)
-            cluster = self._cluster.snapshot(waiting=turn.waiting, priority=turn.priority)
+            priority = max(turn.priority, arrival.picked.priority) if arrival.picked else turn.priority
+            latest = replace(self._wanted(job, arrival) if turn.is_later else wanted, priority=priority)
+            cluster = self._cluster.snapshot(waiting=turn.waiting, priority=priority)
             found = take_turn(
                 lambda wanted: self._choose(wanted, job.trial, cluster), latest, cluster, self._room, turn
             )

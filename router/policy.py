@@ -22,7 +22,7 @@ class WorkerState(Struct, frozen=True, gc=False):
 
     url: str
     prefill_tokens: int = 0
-    """Prompt tokens still to be computed there."""
+    """Prompt tokens still to be computed there before the request that is placed."""
     output_tokens: int = 0
     """Output tokens still expected from there."""
     revision: str = ""
@@ -34,7 +34,7 @@ class WorkerState(Struct, frozen=True, gc=False):
     """The machine: moving KV within one is another link than between two."""
 
     prompts: int = 0
-    """Prompts queued or being computed there."""
+    """Prompts queued or being computed there that do not go behind it."""
     prefill_pairs: int = 0
     """Query-key pairs of their uncomputed tokens (costs.attention_pairs)."""
     head_tokens: int = 0
@@ -60,8 +60,11 @@ class WorkerState(Struct, frozen=True, gc=False):
     """Most tokens of one step: longer prompts are computed in chunks of this."""
 
     cost: StepCost = PRIOR_STEP
-    behind: int = 0
+    streams_behind: int = 0
     """Of the streams, those of requests that go behind the one that is placed: what they lose does not count."""
+    tokens_behind: int = 0
+    pairs_behind: int = 0
+    """Of prompts that go behind: they are not waited for, but stall the answer, as steps compute them too."""
 
     @property
     def work(self) -> int:
@@ -91,7 +94,7 @@ class ClusterSnapshot:
     reuse: float = 0.0
     """How often a token of KV is found in a prefix cache before it is evicted, on average."""
     waiting: int = 0
-    """Requests that wait in the router until workers have room."""
+    """Requests that wait in the router until workers have room, and do not go behind."""
     now_s: float = 0.0
     """Of any steady clock, for policies that look at a window of time."""
 
@@ -107,6 +110,8 @@ class Picked:
     """Who computes the prompt; the decode worker itself when nobody else is to."""
     source: str = ""
     """Whose cached KV is pulled before that; empty for nobody's."""
+    priority: int = 0
+    """Among a worker's prompts, as the picker's books have it; it counts only where that is further behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +164,7 @@ class Prediction:
     decode_s: float = 0.0
     """The answer after its first token."""
     others_s: float = 0.0
-    """How much longer all other requests take."""
+    """How much longer all other requests take, but for those that go behind."""
     evict_s: float = 0.0
     """What it will take to compute the evicted KV again, as often as it is expected to be asked for."""
     cached_tokens: int = 0

@@ -10,6 +10,7 @@ tokens of answer twice. It is charged by expectation when a request leaves, and 
 import bisect
 import heapq
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -81,6 +82,13 @@ class FairQueue(Generic[T]):
         """How many requests of `tenant` wait."""
         line = self._lines.get(tenant.name)
         return len(line.waiting) if line is not None else 0
+
+    def later(self, tenant: Tenant, priority: int) -> int:
+        """How many of them go behind one of this priority."""
+        line = self._waiting.get(tenant.name)
+        if line is None or line.waiting[-1].rank[0] <= priority:
+            return 0
+        return len(line.waiting) - bisect.bisect(line.waiting, (priority, math.inf), key=lambda each: each.rank)
 
     def tenants(self) -> Iterator[Tenant]:
         """Of whom somebody waits."""

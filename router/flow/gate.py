@@ -52,7 +52,7 @@ class _Waiter(Generic[T]):
 
 
 class _Rank(NamedTuple):
-    """Of a tenant; smaller goes first."""
+    """Of a tenant; smaller goes first, here and as Claim.wire_priority on workers."""
 
     priority: int
     heavy: bool
@@ -102,6 +102,11 @@ class Gate(Generic[T]):
         """Waiting, in tokens."""
         return self._queue.work
 
+    def waiting(self, claim: Claim) -> int:
+        """How many wait that do not go behind such a request."""
+        now = self._now()
+        return self._turn(claim, self._ranks(now), now, num_own=0).waiting
+
     def check(self, arrival: Arrival) -> None:
         """Refuses at once, before its body is parsed, what would wait too long. Raises RetryableError."""
         if not len(self._queue):
@@ -118,15 +123,15 @@ class Gate(Generic[T]):
         now = self._now()
         tenant = claim.tenant
         self._usual_work += 0.05 * (claim.work - self._usual_work)
-        turn = replace(self._turn(claim, _Ranks(), now, num_own=0), remaining_s=claim.deadline - now)
-        busy: Busy | None = None
+        busy, hope = None, False
         if not len(self._queue):
+            turn = replace(self._turn(claim, _Ranks(), now, num_own=0), remaining_s=claim.deadline - now)
             outcome = attempt(turn)
             if not isinstance(outcome, Busy):
                 if outcome is not None:
                     self.charge(tenant, outcome.work)
                 return outcome
-            busy = outcome
+            busy, hope = outcome, self._tries.has_room(turn)
         outlook = self._admission.outlook(claim.arrival, now)
         waiter = _Waiter(claim, attempt, Tried(now), asyncio.get_running_loop().create_future())
         claim.arrival.seal()
@@ -136,7 +141,7 @@ class Gate(Generic[T]):
             if busy is None:
                 self._let_through(now)
             else:
-                self._tries.in_vain(waiter.tried, busy, now, hope=self._tries.has_room(turn))
+                self._tries.in_vain(waiter.tried, busy, now, hope=hope)
             if not waiter.result.done():
                 if waiter.tried.could_go_since is None:
                     self._admission.check(outlook, claim, waiter.tried.compute_s, now)
@@ -216,6 +221,7 @@ class Gate(Generic[T]):
         """
         rank = ranks.of.get(claim.tenant.name) or self._rank(claim.tenant, now)
         waiting = sum(number for each, number in ranks.waiting.items() if each <= rank)
+        waiting -= self._queue.later(claim.tenant, claim.priority)
         priority = claim.wire_priority(heavy=rank.heavy)
         return Turn(in_line=waiting > num_own, waiting=waiting, heavy=rank.heavy, priority=priority)
 

@@ -4,7 +4,7 @@ What is with a worker can no longer be ordered between tenants, so it should be 
 worker never runs dry between two requests, and no more streams than its engine batches. All else waits in the router.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from penstock.router.placement.prompts import prefill_s, queue_s
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, WorkerState
@@ -60,22 +60,17 @@ class Limits:
                 found.add(decode.url)
         return frozenset(found)
 
-    def full(self, cluster: ClusterSnapshot, *, num_answers: int) -> frozenset[str]:
-        """The workers that can have no part in a placement now."""
-        return frozenset(
-            [worker.url for worker in cluster.prefill if not self._computes(worker, cluster)]
-            + [worker.url for worker in cluster.decode if not self._streams(worker, num_answers)]
-        )
-
-    def busy(self, cluster: ClusterSnapshot) -> frozenset[str]:
-        """The decode workers that have prompts enough."""
-        return frozenset(worker.url for worker in cluster.decode if not self._computes(worker, cluster))
-
-    def pressed(self, cluster: ClusterSnapshot, request: PlacementRequest) -> frozenset[str]:
-        """The decode workers that can have only some: they have prompts to compute, or must wait for memory."""
-        return self.busy(cluster) | frozenset(
-            worker.url for worker in cluster.decode if worker.streams and _is_short(worker, request)
-        )
+    def narrower(
+        self, cluster: ClusterSnapshot, request: PlacementRequest, lacking: frozenset[str]
+    ) -> tuple[PlacementRequest, PlacementRequest]:
+        """What to ask for when the best placement's workers `lacking` have no room: one in which each worker does only
+        what it has room for, and one on decode workers that have no prompts and memory enough, should that lack too."""
+        busy = frozenset(worker.url for worker in cluster.decode if not self._computes(worker, cluster))
+        full = request.excluded | (lacking - busy)
+        full |= {worker.url for worker in cluster.prefill if not self._computes(worker, cluster)}
+        full |= {worker.url for worker in cluster.decode if not self._streams(worker, request.num_answers)}
+        short = {worker.url for worker in cluster.decode if worker.streams and _is_short(worker, request)}
+        return replace(request, excluded=full, busy=busy), replace(request, excluded=full | busy | short)
 
     def _computes(self, worker: WorkerState, cluster: ClusterSnapshot) -> bool:
         """Whether `worker` takes another prompt."""

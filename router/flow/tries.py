@@ -90,11 +90,10 @@ class Round:
         """Its turn; None when it is not tried now."""
         tries, now, is_first = self._tries, self._now, self._tries.first is tried
         self._saw_first |= is_first
-        if not is_first and tries.kept:
-            kind = replace(kind, kept=tries.kept)
-        if kind not in self._kept:
-            self._kept[kind] = tries.kept_from(kind, now)
-        kept = self._kept[kind]
+        look = replace(kind, waiting=0, kept="" if is_first else tries.kept)
+        if look not in self._kept:
+            self._kept[look] = tries.kept_from(look, now)
+        kept = self._kept[look]
         if kept is None:
             return None
         if tried.was_tried:

@@ -26,7 +26,7 @@ class Turn:
     in_line: bool = False
     """More wait that do not go behind this one."""
     waiting: int = 0
-    """So many, with this one."""
+    """How many wait that do not go behind it, with this one once it does."""
     heavy: bool = False
     """The tenant has had more lately than others (usage.py)."""
     priority: int = 0
@@ -64,11 +64,8 @@ def take_turn(
     Raises RequestError for a prompt that takes longer to compute than its client waits.
     """
 
-    def without(full: frozenset[str], busy: frozenset[str] = frozenset()) -> Placement | None:
-        return choose(replace(wanted, excluded=wanted.excluded | full, busy=busy) if full or busy else wanted)
-
-    kept = frozenset([turn.kept] if turn.kept else ())
-    best = without(kept) or choose(wanted)
+    free = replace(wanted, excluded=wanted.excluded | {turn.kept}) if turn.kept else wanted
+    best = choose(free) or choose(wanted)
     if best is None:
         return None
     best_s = compute_s(cluster, best, wanted)
@@ -77,11 +74,10 @@ def take_turn(
     lacking = limits.lacking(cluster, best, num_answers=wanted.num_answers)
     if not lacking and best.decode != turn.kept:
         return best
-    busy = limits.busy(cluster)
-    full = kept | (lacking - busy) | limits.full(cluster, num_answers=wanted.num_answers)
-    placement = without(full, busy)
-    if placement is not None and limits.lacking(cluster, placement, num_answers=wanted.num_answers):
-        placement = without(full | limits.pressed(cluster, wanted))
+    for narrower in limits.narrower(cluster, free, lacking):
+        placement = choose(narrower)
+        if placement is None or not limits.lacking(cluster, placement, num_answers=wanted.num_answers):
+            break
     if placement is None:
         return Busy(best_s, waits_for=best.decode)
     if turn.waited_s < _more_s(cluster, best, placement, compute_s(cluster, placement, wanted) - best_s):

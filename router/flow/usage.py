@@ -37,8 +37,10 @@ class Usage:
     def is_heavy(self, tenant: Tenant, now_s: float, *, times: float) -> bool:
         """Whether it has had over so many `times` what the other active tenants had on average, by weight; never so of
         one that is alone."""
+        if tenant.name not in self._work:
+            return False
         own = self._of(tenant, now_s)
-        num_others = len(self._work) - (tenant.name in self._work)
+        num_others = len(self._work) - 1
         if not num_others:
             return False
         others = max(0.0, self._faded(self._total, self._at_s, now_s) - own)

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from penstock.address import authority
 from penstock.errors import Overloaded
-from penstock.router.beside import PREFILL_HEADER, SOURCE_HEADER
+from penstock.router.beside import PREFILL_HEADER, PRIORITY_HEADER, SOURCE_HEADER
 from penstock.router.dialect import dialect_of
 from penstock.router.flow.advice import advice_headers
 from penstock.router.flow.arrival import Arrival
@@ -139,6 +139,7 @@ def _headers(placed: Placed, request_id: str, left_s: float, trace: Mapping[str,
     name one."""
     headers = {
         PREFILL_HEADER: authority(placed.prefill or placed.decode),
+        PRIORITY_HEADER: str(placed.priority),
         b"x-request-id": request_id,
         b"timeout": f"{max(0.001, left_s):.3f}",
     }

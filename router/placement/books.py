@@ -13,8 +13,8 @@ from penstock.router.placement.model import CostModel
 from penstock.router.placement.totals import NOTHING, Totals
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Role, WorkerState
 
-_MOST_STATES = 4
-"""Of one worker at once: priorities are few, but a client may name any."""
+_MOST_STATES = 32
+"""Of one worker at once. A client may name any priority, but a look at those who wait sees so many (gate.MOST_SEEN)."""
 STEPS_PER_S = 100.0
 """Costs are learned from so many steps of one worker in a second: who reports more is not heard more than others."""
 
@@ -39,11 +39,14 @@ class Line:
     prompts: dict["Booking", None] = field(default_factory=dict)
     tokens: int = 0
     pairs: int = 0
+    since_s: float = 0.0
+    """When it was empty last."""
     head_since_s: float = 0.0
+    """When its first one became the first, moved by the time that more urgent lines have taken since."""
 
     def add(self, booking: "Booking", now_s: float) -> None:
         if not self.prompts:
-            self.head_since_s = now_s
+            self.since_s = self.head_since_s = now_s
         self.prompts[booking] = None
         self.tokens += booking.tokens
         self.pairs += booking.pairs
@@ -68,8 +71,8 @@ class Account:
     revision: str = ""
     node: str = ""
     about: About = field(default_factory=About)
-    pairs_with: str = ""
-    """The same of another worker."""
+    pairing: str = ""
+    """Workers pair when this is equal: revision, and layout of the KV cache."""
     load: Load | None = None
     """What it last said that it is doing."""
     lines: dict[int, Line] = field(default_factory=dict)
@@ -97,7 +100,7 @@ class Account:
         self.steps_left -= len(taken)
         return taken
 
-    def before(self, priority: float) -> Line:
+    def prompts_before(self, priority: float) -> Line:
         """The prompts that do not go behind one of this priority, in one line. To be read only."""
         if not self.lines:
             return _NOBODY
@@ -106,16 +109,18 @@ class Account:
         lines = [self.lines[each] for each in sorted(self.lines) if each <= priority]
         prompts = {each: None for line in lines for each in line.prompts}
         tokens, pairs = sum(line.tokens for line in lines), sum(line.pairs for line in lines)
-        return Line(prompts, tokens, pairs, lines[0].head_since_s if lines else 0.0)
+        return Line(prompts, tokens, pairs, head_since_s=lines[0].head_since_s if lines else 0.0)
 
-    def behind(self, priority: float) -> int:
-        """Streams of requests that go behind one of this priority."""
-        if not self.streams or max(self.streams) <= priority:
-            return 0
-        return sum(number for each, number in self.streams.items() if each > priority)
+    def behind(self, priority: float) -> tuple[int, int, int]:
+        """Streams of requests that go behind one of this priority, and tokens and pairs of their prompts."""
+        if max(self.streams, default=priority) <= priority >= max(self.lines, default=priority):
+            return 0, 0, 0
+        streams = sum(number for each, number in self.streams.items() if each > priority)
+        lines = [line for each, line in self.lines.items() if each > priority]
+        return streams, sum(line.tokens for line in lines), sum(line.pairs for line in lines)
 
     def totals(self, line: Line) -> Totals:
-        """What is booked here, but of prompts to compute only those in `line`."""
+        """What is booked here, but of prompts to compute only those in `line`; `guests` are of all."""
         return Totals(
             prefill_tokens=line.tokens,
             prefill_pairs=line.pairs,
@@ -154,7 +159,6 @@ class Booking:
                 self._arriving.append((compute, self.tokens))
                 compute.guests += 1
             compute.lines.setdefault(self._priority, Line()).add(self, now_s)
-            compute.states.clear()
         for account, tokens in self._arriving:
             account.arriving_tokens += tokens
             account.states.clear()
@@ -190,8 +194,10 @@ class Booking:
             line.remove(self, now_s)
             if not line.prompts:
                 del compute.lines[self._priority]
+                for priority, other in compute.lines.items():
+                    if priority > self._priority:  # meanwhile nothing of it was computed
+                        other.head_since_s += now_s - max(other.head_since_s, line.since_s)
             compute.guests -= compute is not self._decode
-            compute.states.clear()
         for account, tokens in self._arriving:
             account.arriving_tokens -= tokens
             account.states.clear()
@@ -207,7 +213,7 @@ class Books:
 
     def open(self, url: str, role: Role, revision: str = "", node: str = "") -> None:
         """A worker joins; work of a former one at this address is no longer its."""
-        self._accounts[url] = Account(url, role, revision, node, pairs_with=revision)
+        self._accounts[url] = Account(url, role, revision, node, pairing=revision)
 
     def close(self, url: str) -> None:
         """A worker has left. Its bookings may still be released."""
@@ -218,17 +224,17 @@ class Books:
         """A worker said what it is."""
         account = self._accounts.get(url)
         if account is not None and account.about != about:
-            account.about, account.pairs_with = about, f"{account.revision} {about.layout}".strip()
+            account.about, account.pairing = about, f"{account.revision} {about.layout}".strip()
             account.states.clear()
 
     def in_flight(self, url: str) -> tuple[int, int]:
         """Booked (streams, prompts) of a worker."""
         account = self._accounts[url]
-        return sum(account.streams.values()), len(account.before(math.inf).prompts)
+        return sum(account.streams.values()), len(account.prompts_before(math.inf).prompts)
 
     def totals(self) -> dict[str, Totals]:
         """What is booked, by worker; those without work are left out."""
-        totals = ((url, account.totals(account.before(math.inf))) for url, account in self._accounts.items())
+        totals = ((url, account.totals(account.prompts_before(math.inf))) for url, account in self._accounts.items())
         return {url: booked for url, booked in totals if booked != NOTHING}
 
     def others(self, totals: Mapping[str, Totals]) -> None:
@@ -301,7 +307,7 @@ def _state(account: Account, cost: StepCost, priority: float) -> WorkerState:
     """What all routers have booked, and what the worker reports beyond that: work of direct callers, and of routers
     that nothing is heard of."""
     load, about = account.load or Load(), account.about
-    line = account.before(priority)
+    line = account.prompts_before(priority)
     booked = account.totals(line) + account.others if account.others is not NOTHING else account.totals(line)
     reported = load.running + load.waiting
     foreign = reported - booked.streams - booked.guests
@@ -322,7 +328,7 @@ def _state(account: Account, cost: StepCost, priority: float) -> WorkerState:
         account.url,
         prefill_tokens,
         booked.output_tokens,
-        account.pairs_with,
+        account.pairing,
         account.role,
         about.kind,
         account.node,
@@ -340,5 +346,5 @@ def _state(account: Account, cost: StepCost, priority: float) -> WorkerState:
         about.block_tokens,
         about.step_tokens,
         cost,
-        account.behind(priority),
+        *account.behind(priority),
     )

@@ -102,7 +102,7 @@ def _story(explanation: Explanation) -> list[str]:
             f"first token after {_milliseconds(explanation.ttft_s)} ms, {explanation.cached_tokens} tokens cached"
         )
         regret_s = explanation.regret_s or 0.0
-        if regret_s >= 1e-4:
+        if regret_s >= 5e-5:  # else it would read 0.0
             story[-1] += f"; another worker was predicted to be {_milliseconds(regret_s)} ms faster than that"
     return story + [f"not used now is {url}: {why}" for url, why in explanation.not_used.items()]
 

@@ -10,8 +10,8 @@ whoever asks again for KV that is evicted. One second is one second, whoever wai
 objective (Qin et al. 2024, algorithm 1); the longer queues are, the more it saves work.
 
 How many others wait is taken from who waits now: by Little's law, as many prompts come while one waits in a queue as
-there are in the queue on average; and as many streams share the steps of an answer as share them now. The snapshot has
-only those that do not go behind the request.
+there are in the queue on average; and as many streams share the steps of an answer as share them now. Those that go
+behind the request do not count: the snapshot leaves out their prompts, and says how many of the streams are theirs.
 """
 
 import math
@@ -208,7 +208,7 @@ class Scene:
         queue_s = left_s(worker, token_s, self._now_s) if worker.prefill_tokens else 0.0
         waiting = self._waiting[worker.role]
         own = self._cached.get(worker.url, 0)
-        streams -= worker.behind
+        streams -= worker.streams_behind
         found, least = None, 0.0
         for cached, holder in self._beginnings(worker, own, source):
             pull_s = 0.0
@@ -257,7 +257,9 @@ class Scene:
         added_s = request.num_answers * (cost.decode_token_s + context * cost.context_token_s)
         step_s = cost.step_s + worker.streams * cost.decode_token_s + worker.context_tokens * cost.context_token_s
         decode_s = output * (step_s + added_s)
-        others_s = output * (worker.streams - worker.behind) * added_s
+        if worker.tokens_behind:
+            decode_s += worker.tokens_behind * cost.prefill_token_s + worker.pairs_behind * cost.prefill_pair_s
+        others_s = output * (worker.streams - worker.streams_behind) * added_s
         evict_s = self._evict_s(worker, request.prompt_tokens + output * request.num_answers)
         admit_s = 0.0
         if worker.num_tokens:

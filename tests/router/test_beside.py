@@ -83,3 +83,11 @@ def test_headers_are_those_of_llm_ds_picker_and_a_source() -> None:
     assert picked_of({"type": "http", "headers": headers}) == Picked("10.0.0.1:8000", "10.0.0.2:8000")
     assert picked_of({"type": "http", "headers": headers[:1]}) == Picked("10.0.0.1:8000")
     assert picked_of({"type": "http", "headers": headers[1:]}) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"), [("1", 1), ("-2", -2), ("9" * 10, 0), ("1.5", 0), ("\u0663", 0), ("", 0)]
+)
+def test_a_priority_is_a_small_number(said: str, expected: int) -> None:
+    headers = [(b"x-prefiller-host-port", b"10.0.0.1:8000"), (b"x-penstock-priority", said.encode("utf-8"))]
+    assert picked_of({"type": "http", "headers": headers}) == Picked("10.0.0.1:8000", priority=expected)

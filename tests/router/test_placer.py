@@ -121,12 +121,14 @@ async def one_decode_worker(max_streams: int) -> AsyncIterator[tuple[Placer, Tol
         await cluster.close()
 
 
-async def place_one(placer: Placer, tenant: Tenant = ANYONE, prompt: tuple[int, ...] = (1, 2)) -> Placed:
+async def place_one(
+    placer: Placer, tenant: Tenant = ANYONE, prompt: tuple[int, ...] = (1, 2), trial: Trial | None = None
+) -> Placed:
     """Its client waits for ten minutes."""
     sampling, samples = SamplingParams(max_tokens=20), (Sample(0, 1),)
     request = GenerateRequest(request_id="r", prompt=prompt, sampling=sampling, samples=samples)
     arrival = just_arrived(tenant)
-    return await placer.place(request, 1, Trial(), arrival.began + 600, arrival)
+    return await placer.place(request, 1, trial or Trial(), arrival.began + 600, arrival)
 
 
 def test_when_the_last_worker_goes_those_who_wait_are_told_as_soon_as_those_who_come() -> None:
@@ -265,3 +267,35 @@ def test_a_deadline_that_passes_is_no_workers_failure() -> None:
             await cluster.close()
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("first", "had", "priorities"),
+    [(Tenant(name="light"), 1e6, (1, 0)), (Tenant(name="urgent", priority=-1), 0.0, (0, -2))],
+    ids=["light", "urgent"],
+)
+def test_a_request_finds_nothing_of_what_goes_behind_it(first: Tenant, had: float, priorities: tuple[int, int]) -> None:
+    async def test() -> None:
+        async with one_decode_worker(max_streams=99) as (placer, _):
+            other = Tenant(name="other")
+            placer.gate.charge(first, 1)
+            placer.gate.charge(other, had)
+            behind = await place_one(placer, other, prompt=(1,) * 20_000)
+            waiting = [asyncio.ensure_future(place_one(placer, other, prompt=(2,) * 20_000)) for _ in range(3)]
+            await asyncio.sleep(1)
+            assert len(placer.gate) == 3
+            trial = Trial()
+            for waiting_before in (1, 0):  # the second time it is under way, and does not wait
+                async with asyncio.timeout(0):
+                    placed = await place_one(placer, first, trial=trial)
+                assert (behind.priority, placed.priority) == priorities
+                seen = placed.decision.cluster
+                assert (seen.waiting, seen.decode[0].prefill_tokens) == (waiting_before, 0)
+                assert seen.decode[0].streams_behind == 1
+                placer.ended(placed)
+                placer.failed(placed, trial, Stopping("it leaves"), num_output=0)
+                trial.excluded.clear()
+            for each in waiting:
+                each.cancel()
+
+    run(test())

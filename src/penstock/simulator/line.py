@@ -60,7 +60,7 @@ class Line:
     def _let_one_through(self) -> bool:
         look = Round(self._tries, self._clock.now_s)
         for waiting in self._waiting[:MOST_SEEN]:
-            turn = look.turn(waiting.tried, Turn(in_line=len(self._waiting) > 1), math.inf)
+            turn = look.turn(waiting.tried, Turn(in_line=len(self._waiting) > 1, waiting=len(self._waiting)), math.inf)
             if turn is None:
                 continue
             busy = waiting.attempt(turn)

@@ -98,7 +98,7 @@ class Router:
 
     def choose(self, name: str, request: PlacementRequest, turn: Turn | None) -> Decision | Busy | None:
         """Asks the policy, and notes what it said. With a `turn`, workers must also have room."""
-        cluster = replace(self._snapshot(), waiting=len(self.line))
+        cluster = self._snapshot(turn.waiting if turn is not None else len(self.line))
 
         def choose(wanted: PlacementRequest) -> Placement | None:
             return self._policy.choose(wanted, cluster)
@@ -109,9 +109,9 @@ class Router:
             found = take_turn(choose, request, cluster, self._room, turn)
         return self.journal.placed(name, request, cluster, found) if isinstance(found, Placement) else found
 
-    def _snapshot(self) -> ClusterSnapshot:
+    def _snapshot(self, waiting: int = 0) -> ClusterSnapshot:
         ready = sorted(self._ready) if len(self._ready) < len(self.workers) else self.workers
-        return self.books.snapshot(ready, self.clock.now_s)
+        return self.books.snapshot(ready, self.clock.now_s, waiting=waiting)
 
     def _has_room(self, turn: Turn) -> bool:
         """Whether any request of this kind might be placed."""

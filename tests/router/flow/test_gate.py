@@ -592,3 +592,27 @@ def test_the_only_worker_is_kept_for_one_that_has_waited_for_long() -> None:
         assert 10 < max(waits_s) < 22
 
     run(test())
+
+
+def test_less_urgent_ones_of_its_own_tenant_are_not_in_a_requests_line() -> None:
+    async def test() -> None:
+        gate: Gate[Job] = Gate(has_room=lambda _: True, undo=lambda _: None, most_waiting=99, longest_wait_s=60)
+        turns: dict[int, Turn] = {}
+
+        def enter(priority: int) -> "asyncio.Task[Job | None]":
+            claim = Claim(Arrival("id", ANYONE, Patience(60, 60, 15), 0.0), priority, 1, 60)
+
+            def attempt(turn: Turn) -> Busy:
+                turns[priority] = turn
+                return Busy()
+
+            return asyncio.ensure_future(gate.enter(claim, attempt))
+
+        waiting = [enter(priority) for priority in (1, 0, 0, -1)]
+        await asyncio.sleep(3)
+        found = {priority: (turn.waiting, turn.in_line) for priority, turn in turns.items()}
+        assert found == {-1: (1, False), 0: (3, True), 1: (4, True)}
+        for each in waiting:
+            each.cancel()
+
+    run(test())

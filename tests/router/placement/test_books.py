@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.protocol import Events, Load, StepTiming
-from penstock.router.placement.books import About, Account, Booking, Books
+from penstock.router.placement.books import _MOST_STATES, About, Account, Booking, Books
 from penstock.router.policy import Placement, PlacementRequest, WorkerState
 
 PAIR = Placement("d", "p")
@@ -75,13 +75,22 @@ def test_a_request_finds_only_prompts_that_do_not_go_behind_it() -> None:
         snapshot = ledger.snapshot(["p", "d"], 9.0, priority=priority)
         (prefill,), (decode,) = snapshot.prefill, snapshot.decode
         head = prefill.head_tokens, prefill.head_since_s
-        return prefill.prompts, prefill.prefill_tokens, prefill.prefill_pairs, *head, decode.streams, decode.behind
+        of_pool = prefill.prompts, prefill.prefill_tokens, prefill.prefill_pairs, *head, prefill.tokens_behind
+        return *of_pool, decode.streams, decode.streams_behind
 
     last, middle = sum(range(1, 101)), sum(range(1, 301))
-    assert seen(-1) == (0, 0, 0, 0, 0.0, 4, 4), "all of them decode in the same steps, but all go behind it"
-    assert seen(0) == (1, 300, middle, 300, 5.0, 4, 1)
-    assert seen(1) == seen(9) == (2, 400, middle + last, 300, 5.0, 4, 0), "the most urgent is computed first"
+    assert seen(-1) == (0, 0, 0, 0, 0.0, 400, 4, 4), "all of them decode in the same steps, but all go behind it"
+    assert seen(0) == (1, 300, middle, 300, 5.0, 100, 4, 1)
+    assert seen(1) == seen(9) == (2, 400, middle + last, 300, 5.0, 0, 4, 0), "the most urgent is computed first"
     assert ledger.totals()["p"].prompts == 2, "other routers are told of all"
+
+
+def test_a_prompt_makes_no_progress_while_a_more_urgent_one_is_computed() -> None:
+    ledger = books()
+    ledger.book(PAIR, PlacementRequest(100, priority=1), 1.0)
+    urgent = ledger.book(PAIR, PlacementRequest(200), 2.0)
+    urgent.produced(1, 5.0)
+    assert (state(ledger, "p").head_tokens, state(ledger, "p").head_since_s) == (100, 4.0), "1 s, and from 5.0 on"
 
 
 def test_few_states_of_a_worker_are_kept() -> None:
@@ -90,7 +99,7 @@ def test_few_states_of_a_worker_are_kept() -> None:
         ledger.book(PAIR, PlacementRequest(10, priority=priority), 0.0)
     found = [ledger.snapshot(["p"], 0.0, priority=priority).prefill[0].prompts for priority in range(100)]
     assert found == list(range(1, 101))
-    assert len(ledger._accounts["p"].states) <= 4
+    assert len(ledger._accounts["p"].states) <= _MOST_STATES
 
 
 def test_work_that_this_router_did_not_place_counts_too() -> None:
@@ -205,7 +214,9 @@ def test_every_figure_of_a_state_is_in_its_own_place() -> None:
         "block_tokens": 16,
         "step_tokens": 512,
         "cost": ledger.model.cost("d", "h100"),
-        "behind": 0,
+        "streams_behind": 0,
+        "tokens_behind": 0,
+        "pairs_behind": 0,
     }
 
 

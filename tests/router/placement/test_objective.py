@@ -67,9 +67,21 @@ def test_streams_are_worth_a_hand_over() -> None:
     assert POLICY.choose(PlacementRequest(1000), scene) == Placement("d", "p")
 
 
-def test_streams_that_go_behind_are_not_worth_one() -> None:
-    scene = cluster(worker("p", "prefill"), worker("d", "decode", **BUSY, behind=BUSY["streams"]))
+def test_streams_that_go_behind_are_not_worth_a_hand_over() -> None:
+    scene = cluster(worker("p", "prefill"), worker("d", "decode", **BUSY, streams_behind=BUSY["streams"]))
     assert POLICY.choose(PlacementRequest(1000), scene) == Placement("d")
+
+
+def test_what_goes_behind_loses_nothing_that_counts_but_stalls_the_answer() -> None:
+    request, placement = PlacementRequest(1000), Placement("d")
+    seconds = []
+    for tokens in (0, 20_000):
+        busy = worker("d", "decode", **BUSY, streams_behind=BUSY["streams"], tokens_behind=tokens)
+        prediction = POLICY.predict(request, cluster(busy), placement)
+        assert prediction is not None
+        assert (prediction.others_s, prediction.queue_s) == (0, 0)
+        seconds.append(prediction.decode_s)
+    assert seconds[1] - seconds[0] == pytest.approx(20_000 * COST.prefill_token_s)
 
 
 def test_a_short_prompt_does_not_hold_up_streams() -> None:
