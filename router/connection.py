@@ -97,7 +97,7 @@ class ClientConnection(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_headers:  # else it is a trailer's: nobody reads those, and none may pass for a header
             super().on_header(name, value)
-            self._header_bytes += len(name) + len(value)
+            self._header_bytes += len(name) + len(value) + 4  # and a colon, a space and the end of the line
 
     def on_headers_complete(self) -> None:
         self._in_headers = False

@@ -91,6 +91,8 @@ class Gate(Generic[T]):
         self._admission = Admission(self._queue, longest_wait_s=longest_wait_s, on_refused=on_refused)
         self._tries = Tries(has_room, stopwatch)
         self._usage = Usage()
+        self._ranks: _Ranks | None = None
+        """Until somebody comes, goes, or has had more."""
         self._usual_work = 1000.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -104,8 +106,7 @@ class Gate(Generic[T]):
 
     def waiting(self, claim: Claim) -> int:
         """How many wait that do not go behind such a request."""
-        now = self._now()
-        return self._turn(claim, self._ranks(now), now, num_own=0).waiting
+        return self._turn(claim, self._ranked(), num_own=0).waiting
 
     def check(self, arrival: Arrival) -> None:
         """Refuses at once, before its body is parsed, what would wait too long. Raises RetryableError."""
@@ -113,7 +114,7 @@ class Gate(Generic[T]):
             return
         now = self._now()
         claim = Claim(arrival, 0, self._usual_work, arrival.began + arrival.patience.longest_s)
-        turn = replace(self._turn(claim, self._ranks(now), now, num_own=0), kept=self._tries.kept)
+        turn = replace(self._turn(claim, self._ranked(), num_own=0), kept=self._tries.kept)
         if self._tries.kept_from(turn, now) is not None:
             return  # it may well go at once, whoever waits
         self._admission.check(self._admission.outlook(arrival, now), claim, 0.0, now)
@@ -125,7 +126,7 @@ class Gate(Generic[T]):
         self._usual_work += 0.05 * (claim.work - self._usual_work)
         busy, hope = None, False
         if not len(self._queue):
-            turn = replace(self._turn(claim, _Ranks(), now, num_own=0), remaining_s=claim.deadline - now)
+            turn = replace(self._turn(claim, _Ranks(), num_own=0), remaining_s=claim.deadline - now)
             outcome = attempt(turn)
             if not isinstance(outcome, Busy):
                 if outcome is not None:
@@ -136,6 +137,7 @@ class Gate(Generic[T]):
         waiter = _Waiter(claim, attempt, Tried(now), asyncio.get_running_loop().create_future())
         claim.arrival.seal()
         entry = self._queue.push(tenant, waiter, claim.work, claim.priority)
+        self._ranks = None
         self._admission.speeds.waits(tenant, now)
         try:
             if busy is None:
@@ -160,11 +162,13 @@ class Gate(Generic[T]):
         """Work begins for `tenant`."""
         self._queue.charge(tenant, work)
         self._usage.add(tenant, work, self._now())
+        self._ranks = None
 
     def done(self, tenant: Tenant, more_work: float) -> None:
         """A request has ended; it was `more_work` than what was charged. There may be room now."""
         self._queue.correct(tenant, more_work)
         self._usage.add(tenant, more_work, self._now())
+        self._ranks = None
         self.changed()
 
     def changed(self) -> None:
@@ -182,13 +186,13 @@ class Gate(Generic[T]):
                 return
 
     def _let_one_through(self, now: float) -> bool:
-        look, ranks = Round(self._tries, now), self._ranks(now)
+        look, ranks = Round(self._tries, now), self._ranked()
         for entry in sorted(self._queue.first(MOST_SEEN), key=lambda each: ranks.of[each.tenant.name]):
             waiter = entry.item
             if waiter.result.done():  # its task was cancelled, and has not run since
                 self._remove(entry)
                 return True
-            turn = look.turn(waiter.tried, self._turn(waiter.claim, ranks, now, num_own=1), waiter.claim.deadline - now)
+            turn = look.turn(waiter.tried, self._turn(waiter.claim, ranks, num_own=1), waiter.claim.deadline - now)
             if turn is None:
                 continue
             began_s = self._tries.stopwatch()
@@ -213,34 +217,36 @@ class Gate(Generic[T]):
         look.end()
         return False
 
-    def _turn(self, claim: Claim, ranks: _Ranks, now: float, *, num_own: int) -> Turn:
+    def _turn(self, claim: Claim, ranks: _Ranks, *, num_own: int) -> Turn:
         """What kind of request `claim` is; `num_own` of those that wait are this itself.
 
         The line of those that go behind others makes none of these stand in line. But any other line does: else those
         that have one request each would leave no room to one that has several.
         """
-        rank = ranks.of.get(claim.tenant.name) or self._rank(claim.tenant, now)
+        rank = ranks.of.get(claim.tenant.name) or self._rank(claim.tenant)
         waiting = sum(number for each, number in ranks.waiting.items() if each <= rank)
         waiting -= self._queue.later(claim.tenant, claim.priority)
         priority = claim.wire_priority(heavy=rank.heavy)
         return Turn(in_line=waiting > num_own, waiting=waiting, heavy=rank.heavy, priority=priority)
 
-    def _ranks(self, now: float) -> _Ranks:
-        ranks = _Ranks()
-        for tenant in self._queue.tenants():
-            rank = ranks.of[tenant.name] = self._rank(tenant, now)
-            ranks.waiting[rank] += self._queue.waiting(tenant)
-        return ranks
+    def _ranked(self) -> _Ranks:
+        if self._ranks is None:
+            self._ranks = ranks = _Ranks()
+            for tenant in self._queue.tenants():
+                rank = ranks.of[tenant.name] = self._rank(tenant)
+                ranks.waiting[rank] += self._queue.waiting(tenant)
+        return self._ranks
 
-    def _rank(self, tenant: Tenant, now: float) -> _Rank:
+    def _rank(self, tenant: Tenant) -> _Rank:
         """A tenant is heavy when it has had far more than others, or has most that waits and has had more."""
         has_most = 2 * self._queue.waiting(tenant) > len(self._queue) + 1
-        is_heavy = self._usage.is_heavy(tenant, now, times=_HEAVY_WITH_MOST if has_most else _HEAVY)
+        is_heavy = self._usage.is_heavy(tenant, times=_HEAVY_WITH_MOST if has_most else _HEAVY)
         return _Rank(tenant.priority, is_heavy)
 
     def _remove(self, entry: Entry[_Waiter[T]]) -> None:
         """It no longer waits."""
         self._queue.remove(entry)
+        self._ranks = None
         self._tries.gone(entry.item.tried)
         if not self._queue.waiting(entry.tenant):
             self._admission.speeds.empty(entry.tenant, nobody=not len(self._queue))
