@@ -63,7 +63,6 @@ def take_turn(
 
     Raises RequestError for a prompt that takes longer to compute than its client waits.
     """
-
     free = replace(wanted, excluded=wanted.excluded | {turn.kept}) if turn.kept else wanted
     best = choose(free) or choose(wanted)
     if best is None:

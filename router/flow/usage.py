@@ -42,7 +42,7 @@ class Usage:
         one that is alone. It does not matter when this is asked, as all work fades alike."""
         own, _ = self._work.get(tenant.name, (0.0, 0.0))
         num_others = len(self._work) - 1
-        return own > 0 and num_others > 0 and own > times * max(0.0, self._total - own) / num_others
+        return num_others > 0 and own > times * max(0.0, self._total - own) / num_others
 
     def _rebase(self, now_s: float) -> None:
         faded = math.exp((self._base_s - now_s) / _MEMORY_S)
