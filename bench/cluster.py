@@ -24,15 +24,18 @@ class Process:
 
 
 @contextmanager
-def running(command: str, **flags: object) -> Iterator[Process]:
-    """Runs `penstock COMMAND` with `flags` on a free port; yields when /ready says 200 and stops it at the end."""
+def running(command: str, module: str = "penstock.cli", /, **flags: object) -> Iterator[Process]:
+    """Runs `penstock COMMAND` with `flags` on a free port; yields when /ready says 200 and stops it at the end.
+
+    `module` is another program that takes the same words.
+    """
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         trace = Path(folder) / "trace"
         arguments = {"port": port, **flags} | ({} if command == "router" else {"trace": trace})
         flagged = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
         with (Path(folder) / "log").open("w+") as log:
-            process = Tied([sys.executable, "-m", "penstock.cli", command, *flagged], stdout=log, stderr=log)
+            process = Tied([sys.executable, "-m", module, command, *flagged], stdout=log, stderr=log)
             try:
                 wait_until_healthy(process, f"http://127.0.0.1:{port}/ready", READY_LIMIT_S)
                 yield Process(f"http://127.0.0.1:{port}", process.pid, trace)

@@ -6,6 +6,9 @@ Five tenants on one prefill and one decode worker, which their shares fill to 60
 share all the time, in Poisson arrivals; the fifth sends its share, then a hundred times as much, in turns. The same
 with one API key for all shows what the tenants are worth. In a last part a sixth asks for three times what the workers
 can do, repeats every refused request once, at the time that the router told, and counts how many are let in.
+
+All that with workers that have a device of their own, as GPUs are (timed_worker.py), and with workers that compute, on
+the cores that the router and the client need too: what everybody loses when those are full is in the second figures.
 """
 
 import argparse
@@ -33,6 +36,8 @@ SHARE = 0.6 / 5
 """Of the capacity, for each tenant."""
 TIMES = 100
 PROMPT_TOKENS, OUTPUT_TOKENS = 3000, 8
+WORKERS = {"devices": "bench.timed_worker", "cores": "penstock.cli"}
+"""What the workers compute on, and the program that they are."""
 _OTHERS = 16
 """Tokens of a prompt that are other ones each time: a block."""
 
@@ -192,14 +197,14 @@ def write_keys(path: Path) -> dict[str, str]:
 
 
 @contextmanager
-def cluster(folder: Path, **router_flags: object) -> Iterator[Target]:
-    """One worker of each role behind a router with a key per tenant."""
+def cluster(folder: Path, worker: str, **router_flags: object) -> Iterator[Target]:
+    """One worker of each role, of the program `worker`, behind a router with a key per tenant."""
     model = write_model(SMALL, folder / SMALL.name)
     keys = write_keys(folder / "keys.toml")
     flags: dict[str, object] = {"model": model, "secret": "bench", "threads": 1, "kv_bytes": "192MiB"}
     with (
-        running("prefill", **flags) as prefill,
-        running("decode", **flags) as decode,
+        running("prefill", worker, **flags) as prefill,
+        running("decode", worker, **flags) as decode,
         running(
             "router",
             model=model,
@@ -213,7 +218,8 @@ def cluster(folder: Path, **router_flags: object) -> Iterator[Target]:
         yield Target(router.url, SMALL.name, keys, SMALL.vocab)
 
 
-async def measure(report: Report, target: Target, *, seconds: float, rounds: int) -> None:
+async def measure(report: Report, where: str, target: Target, *, seconds: float, rounds: int) -> None:
+    """Adds rows for the workers on `where`, a key of WORKERS."""
     per_s = SHARE * await capacity(target, 8)
     together = Target(target.url, target.model, dict.fromkeys(target.keys, target.keys[GREEDY]), target.vocab)
     found: dict[str, list[Phase]] = {"share": [], "greedy": [], "one key": []}
@@ -226,27 +232,27 @@ async def measure(report: Report, target: Target, *, seconds: float, rounds: int
     p95 = {name: percentile(values, 95) for name, values in ttft_ms.items() if values}
     own = "the fifth sends its share"
     report.rows += [
-        compare("others' TTFT p95 beside a tenant at 100x its share", "ms", p95["greedy"], p95["share"], own),
-        compare("the same, times as long as beside its share", "x", p95["greedy"] / p95["share"], limit=1.2),
-        compare("others' TTFT p50 beside a tenant at 100x its share", "ms", p50["greedy"], p50["share"], own),
+        compare(f"{where}: others' TTFT p95 beside a tenant at 100x its share", "ms", p95["greedy"], p95["share"], own),
+        compare(f"{where}: the same, times as long as beside its share", "x", p95["greedy"] / p95["share"], limit=1.2),
+        compare(f"{where}: others' TTFT p50 beside a tenant at 100x its share", "ms", p50["greedy"], p50["share"], own),
     ]
     if "one key" in p95:
-        report.rows.append(compare("others' TTFT p95, one API key for all", "ms", p95["one key"]))
+        report.rows.append(compare(f"{where}: others' TTFT p95, one API key for all", "ms", p95["one key"]))
     refused = {name: sum(each.others_refused for each in phases) for name, phases in found.items()}
     report.rows += [
-        compare("others' requests refused beside a tenant at 100x", "requests", refused["greedy"]),
-        compare("others' requests refused, one API key for all", "requests", refused["one key"]),
+        compare(f"{where}: others' requests refused beside a tenant at 100x", "requests", refused["greedy"]),
+        compare(f"{where}: others' requests refused, one API key for all", "requests", refused["one key"]),
     ]
     client = await retries(target, 3 * per_s / SHARE, seconds / 2)
     if client.retried:
-        what = "refused requests that are let in when they come back as told"
+        what = f"{where}: refused requests that are let in when they come back as told"
         report.rows.append(compare(what, "%", 100 * client.let_in / client.retried))
     report.notes += [
-        f"{per_s:.2f} requests/s per tenant and share, {PROMPT_TOKENS} tokens of prompt and {OUTPUT_TOKENS} of answer",
-        f"{len(ttft_ms['share'])} and {len(ttft_ms['greedy'])} answers of the others, "
+        f"{where}: {per_s:.2f} requests/s per tenant and share, "
+        f"{PROMPT_TOKENS} tokens of prompt and {OUTPUT_TOKENS} of answer",
+        f"{where}: {len(ttft_ms['share'])} and {len(ttft_ms['greedy'])} answers of the others, "
         f"{sum(each.greedy_refused for each in found['greedy'])} refusals of the greedy tenant",
-        f"{client.retried} requests came back after their Retry-After, at three times the capacity",
-        "the router refuses what would wait more than 10 s (--max-wait-s)",
+        f"{where}: {client.retried} requests came back after their Retry-After, at three times the capacity",
     ]
 
 
@@ -255,9 +261,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40, help="length of each phase (default: 40)")
     parser.add_argument("--rounds", type=int, default=4, help="how often each phase is run (default: 4)")
     arguments = parser.parse_args()
-    report = Report("fairness")
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder, cluster(Path(folder), max_wait_s=10) as target:
-        asyncio.run(measure(report, target, seconds=arguments.seconds, rounds=arguments.rounds))
+    report = Report("fairness", notes=["the router refuses what would wait more than 10 s (--max-wait-s)"])
+    for where, worker in WORKERS.items():
+        with (
+            tempfile.TemporaryDirectory(prefix="bench-") as folder,
+            cluster(Path(folder), worker, max_wait_s=10) as target,
+        ):
+            asyncio.run(measure(report, where, target, seconds=arguments.seconds, rounds=arguments.rounds))
     report.finish()
 
 

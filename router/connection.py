@@ -104,6 +104,8 @@ class ClientConnection(HttpToolsProtocol):
         self._stop_header_timer()
         if self._header_bytes + len(self.url) > self.limits.max_header_bytes:
             self._refuse_headers()
+        elif said := self._is_unclear():
+            self._refuse(RequestError(said, code="invalid_http"))
         elif self._is_to_be_served():
             super().on_headers_complete()
         self._header_bytes = self._received_bytes = 0
@@ -154,6 +156,14 @@ class ClientConnection(HttpToolsProtocol):
         version = self.parser.get_http_version().encode()
         fields = [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
         return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(fields))
+
+    def _is_unclear(self) -> str:
+        """Why others may read these headers in another way, which RFC 9112 (3.2 and 6.1) has a server refuse."""
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) > 1 or not (hosts or self.parser.get_http_version() == "1.0"):
+            return f"a request of HTTP/1.1 has one Host header, not {len(hosts)}"
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        return "" if codings in ([], [b"chunked"]) else "the only transfer coding that is spoken here is chunked"
 
     def _is_to_be_served(self) -> bool:
         return not self._is_refused and not self.parser.should_upgrade()

@@ -169,9 +169,8 @@ class Placer:
             return placed
 
         def attempt(turn: Turn) -> Placed | Busy | None:
-            priority = max(turn.priority, arrival.picked.priority) if arrival.picked else turn.priority
-            latest = replace(self._wanted(job, arrival) if turn.is_later else wanted, priority=priority)
-            cluster = self._cluster.snapshot(waiting=turn.waiting, priority=priority)
+            latest = replace(self._wanted(job, arrival) if turn.is_later else wanted, priority=turn.priority)
+            cluster = self._cluster.snapshot(waiting=turn.waiting, priority=turn.priority)
             found = take_turn(
                 lambda wanted: self._choose(wanted, job.trial, cluster), latest, cluster, self._room, turn
             )

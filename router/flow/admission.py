@@ -33,10 +33,14 @@ class Claim:
         return self.arrival.tenant
 
     def wire_priority(self, *, heavy: bool) -> int:
-        """For the worker's own order. There too a tenant that has had more than others lately goes behind them."""
-        if self.tenant is ANYONE:
-            return self.priority
-        return 2 * self.tenant.priority + int(heavy)
+        """For the worker's own order. There too a tenant that has had more than others lately goes behind them; and who
+        was put further behind by the picker before this router stays there."""
+        own, picked = self.own_priority(heavy=heavy), self.arrival.picked
+        return own if picked is None else max(own, picked.priority)
+
+    def own_priority(self, *, heavy: bool) -> int:
+        """The same, whatever a picker said."""
+        return self.priority if self.tenant is ANYONE else 2 * self.tenant.priority + int(heavy)
 
 
 class Ahead(NamedTuple):

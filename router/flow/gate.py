@@ -178,12 +178,13 @@ class Gate(Generic[T]):
 
     def _let_through(self, now: float) -> None:
         """All that may go now, fairest first."""
-        while len(self._queue):
-            first = next(iter(self._queue.first(1))).item.claim
-            if not self._tries.has_room(Turn(priority=first.wire_priority(heavy=False))):
-                return
-            if not self._let_one_through(now):
-                return
+        while self._may_have_room() and self._let_one_through(now):
+            pass
+
+    def _may_have_room(self) -> bool:
+        """A quick look, as the first one would have it if no picker had put it behind those that follow."""
+        first = next(iter(self._queue.first(1)), None)
+        return first is not None and self._tries.has_room(Turn(priority=first.item.claim.own_priority(heavy=False)))
 
     def _let_one_through(self, now: float) -> bool:
         look, ranks = Round(self._tries, now), self._ranked()

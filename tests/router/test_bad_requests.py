@@ -322,6 +322,11 @@ BEGUN = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
         pytest.param(BEGUN + b"content-length: 3\r\ncontent-length: 4\r\n\r\nabcd", id="two lengths"),
         pytest.param(BEGUN + b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", id="two ways to end"),
         pytest.param(BEGUN + b"transfer-encoding: chunked\r\n\r\nzz\r\n", id="a chunk of no length"),
+        pytest.param(BEGUN + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", id="a coding"),
+        pytest.param(BEGUN + b"transfer-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", id="codings"),
+        pytest.param(BEGUN + b"Host: y\r\ncontent-length: 2\r\n\r\n{}", id="two hosts"),
+        pytest.param(b"GET /v1/models HTTP/1.1\r\n\r\n", id="no host"),
+        pytest.param(b"GET /v1/models HTTP/1.1\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\n", id="upgrades no host"),
     ],
 )
 def test_what_is_no_http_is_refused_in_openai_s_form(router: RunningRouter, post: Post, said: bytes) -> None:  # noqa: ARG001
@@ -330,6 +335,12 @@ def test_what_is_no_http_is_refused_in_openai_s_form(router: RunningRouter, post
     assert b"\r\nx-should-retry: false\r\n" in head
     error = json.loads(body)["error"]
     assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_http")
+
+
+def test_of_http_1_0_no_host_is_asked(router: RunningRouter) -> None:
+    head, body = until_the_end(router, b"GET /v1/models HTTP/1.0\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert json.loads(body)["data"]
 
 
 def test_what_is_no_http_is_refused_in_anthropic_s_form_where_it_says_so(router: RunningRouter) -> None:

@@ -22,6 +22,7 @@ from penstock.router.placement.journal import Journal
 from penstock.router.placement.least_work import LeastWork
 from penstock.router.placement.model import CostModel
 from penstock.router.placer import Placer
+from penstock.router.policy import Picked
 from penstock.router.trial import Trial
 from tests.router.flow.virtual_time import run
 
@@ -297,5 +298,24 @@ def test_a_request_finds_nothing_of_what_goes_behind_it(first: Tenant, had: floa
                 trial.excluded.clear()
             for each in waiting:
                 each.cancel()
+
+    run(test())
+
+
+def test_who_a_picker_has_put_behind_others_stays_there_also_when_it_is_placed_again() -> None:
+    async def test() -> None:
+        async with one_decode_worker(max_streams=9) as (placer, _):
+            request = GenerateRequest(
+                request_id="r", prompt=(1, 2), sampling=SamplingParams(max_tokens=20), samples=(Sample(0, 1),)
+            )
+            for said, expected in ((7, 7), (-7, 0)):  # a picker cannot put it before others
+                trial, arrival = Trial(), just_arrived()
+                arrival.picked = Picked("10.0.0.1:8000", priority=said)
+                for _ in range(2):
+                    placed = await placer.place(request, 1, trial, arrival.began + 1, arrival)
+                    assert placed.priority == expected
+                    placer.ended(placed)
+                    placer.failed(placed, trial, Stopping("it leaves"), num_output=0)
+                    trial.excluded.clear()
 
     run(test())

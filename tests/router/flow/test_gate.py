@@ -20,7 +20,7 @@ from penstock.router.flow.tenants import ANYONE, Tenant
 from penstock.router.flow.turns import Busy, Turn, take_turn
 from penstock.router.placement.costs import StepCost
 from penstock.router.placement.objective import Seconds
-from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, WorkerState
+from penstock.router.policy import ClusterSnapshot, Picked, Placement, PlacementRequest, WorkerState
 from tests.router.flow.virtual_time import run
 
 A, B, GREEDY = Tenant(name="a"), Tenant(name="b"), Tenant(name="greedy")
@@ -437,6 +437,35 @@ def test_who_goes_behind_is_not_in_the_line_of_others() -> None:
         assert found == {"c": (-2, 1, False), B.name: (0, 2, True), A.name: (1, 11, True)}
         for each in waiting:
             each.cancel()
+
+    run(test())
+
+
+def test_one_that_a_picker_has_put_behind_others_holds_up_nobody() -> None:
+    async def test() -> None:
+        is_there = False
+
+        def has_room(turn: Turn) -> bool:
+            return is_there and turn.priority < 7
+
+        gate: Gate[Job] = Gate(has_room=has_room, undo=lambda _: None, most_waiting=99, longest_wait_s=60)
+
+        def enter(tenant: Tenant, picked: int) -> "asyncio.Task[Job | None]":
+            arrival = Arrival("id", tenant, Patience(60, 60, 15), 0.0)
+            arrival.picked = Picked("10.0.0.1:8000", priority=picked)
+
+            def attempt(turn: Turn) -> Job | Busy:
+                return Job(1, turn.priority, asyncio.get_running_loop().create_future()) if has_room(turn) else Busy()
+
+            return asyncio.ensure_future(gate.enter(Claim(arrival, 0, 1, 60), attempt))
+
+        first, second = enter(A, 7), enter(B, 0)
+        await asyncio.sleep(1)
+        assert len(gate) == 2
+        is_there = True
+        await asyncio.sleep(1)
+        assert (first.done(), second.done()) == (False, True)
+        first.cancel()
 
     run(test())
 
