@@ -39,14 +39,12 @@ class Line:
     prompts: dict["Booking", None] = field(default_factory=dict)
     tokens: int = 0
     pairs: int = 0
-    since_s: float = 0.0
-    """When it was empty last."""
     head_since_s: float = 0.0
     """When its first one became the first, moved by the time that more urgent lines have taken since."""
+    held_since_s: float = 0.0
+    """When a more urgent line began, after a time without one."""
 
-    def add(self, booking: "Booking", now_s: float) -> None:
-        if not self.prompts:
-            self.since_s = self.head_since_s = now_s
+    def add(self, booking: "Booking") -> None:
         self.prompts[booking] = None
         self.tokens += booking.tokens
         self.pairs += booking.pairs
@@ -99,6 +97,27 @@ class Account:
         taken = timings[: int(self.steps_left)]
         self.steps_left -= len(taken)
         return taken
+
+    def queue(self, booking: "Booking", priority: int, now_s: float) -> None:
+        """A prompt joins the line of its priority."""
+        if priority not in self.lines:
+            first = min(self.lines, default=priority)
+            self.lines[priority] = Line(head_since_s=now_s, held_since_s=now_s)
+            if priority < first:
+                self.lines[first].held_since_s = now_s
+        self.lines[priority].add(booking)
+
+    def unqueue(self, booking: "Booking", priority: int, now_s: float) -> None:
+        """It leaves its line."""
+        line = self.lines[priority]
+        line.remove(booking, now_s)
+        if line.prompts:
+            return
+        del self.lines[priority]
+        first = min(self.lines, default=priority)
+        if first > priority:  # while it was held up nothing of it was computed
+            held = self.lines[first]
+            held.head_since_s += now_s - max(held.head_since_s, held.held_since_s)
 
     def prompts_before(self, priority: float) -> Line:
         """The prompts that do not go behind one of this priority, in one line. To be read only."""
@@ -158,7 +177,7 @@ class Booking:
             if compute is not decode:
                 self._arriving.append((compute, self.tokens))
                 compute.guests += 1
-            compute.lines.setdefault(self._priority, Line()).add(self, now_s)
+            compute.queue(self, self._priority, now_s)
         for account, tokens in self._arriving:
             account.arriving_tokens += tokens
             account.states.clear()
@@ -190,13 +209,7 @@ class Booking:
         """Off the queue."""
         compute, self._compute = self._compute, None
         if compute is not None:
-            line = compute.lines[self._priority]
-            line.remove(self, now_s)
-            if not line.prompts:
-                del compute.lines[self._priority]
-                for priority, other in compute.lines.items():
-                    if priority > self._priority:  # meanwhile nothing of it was computed
-                        other.head_since_s += now_s - max(other.head_since_s, line.since_s)
+            compute.unqueue(self, self._priority, now_s)
             compute.guests -= compute is not self._decode
         for account, tokens in self._arriving:
             account.arriving_tokens -= tokens

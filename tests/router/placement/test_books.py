@@ -1,5 +1,7 @@
 """What is booked, and what workers report beyond it."""
 
+import random
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -91,6 +93,27 @@ def test_a_prompt_makes_no_progress_while_a_more_urgent_one_is_computed() -> Non
     urgent = ledger.book(PAIR, PlacementRequest(200), 2.0)
     urgent.produced(1, 5.0)
     assert (state(ledger, "p").head_tokens, state(ledger, "p").head_since_s) == (100, 4.0), "1 s, and from 5.0 on"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_only_the_first_of_the_most_urgent_makes_progress_however_lines_come_and_go(seed: int) -> None:
+    random_, ledger = random.Random(seed), books()
+    progress: dict[Booking, float] = {}
+    priorities: dict[Booking, int] = {}
+    first: Booking | None = None
+    for now_s in range(200):
+        if first is not None:
+            progress[first] += 1
+            assert now_s - state(ledger, "p").head_since_s == progress[first]
+        if random_.random() < 0.5:
+            priority = random_.randrange(4)
+            booking = ledger.book(PAIR, PlacementRequest(100, priority=priority), now_s)
+            progress[booking], priorities[booking] = 0, priority
+        elif priorities:
+            leaving = random_.choice(list(priorities))
+            leaving.release(now_s)
+            del priorities[leaving]
+        first = min(priorities, key=priorities.__getitem__, default=None)  # of equals, who came first
 
 
 def test_few_states_of_a_worker_are_kept() -> None:
