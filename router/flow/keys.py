@@ -17,6 +17,7 @@ import hmac
 import logging
 import os
 import secrets
+import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -129,7 +130,9 @@ class KeyFile:
     def _read(self) -> KeyRing:
         assert self._path is not None
         try:
-            with self._path.open("rb") as file:
+            with open(self._path, "rb", opener=_without_waiting) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise ConfigError(f"the key file {self._path} is no regular file")
                 data = file.read(_MOST_FILE_BYTES + 1)
             if len(data) > _MOST_FILE_BYTES:
                 raise ConfigError(f"the key file {self._path} is longer than {_MOST_FILE_BYTES} bytes")
@@ -153,6 +156,11 @@ def new_key() -> tuple[str, str]:
     """A fresh key, and the hexadecimal SHA-256 for the file."""
     key = f"sk-{secrets.token_urlsafe(32)}"
     return key, hashlib.sha256(key.encode()).hexdigest()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens also a pipe, for which nobody may ever write."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _bearer(authorization: str | None) -> str:

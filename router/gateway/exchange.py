@@ -5,8 +5,10 @@ is sent back to it. Up to the decision everything is kept here, since its answer
 """
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import Any
+from urllib.parse import unquote
 
 from starlette.types import Message, Scope
 
@@ -21,6 +23,8 @@ _PIECE_BYTES = 62_000
 """Envoy advises less than 64 KiB."""
 _BY_THE_GATEWAY = (b"content-length", b"connection")
 """Headers that it writes itself."""
+
+_PATH_END = re.compile("[?#]")
 
 Header = tuple[bytes, bytes]
 
@@ -39,7 +43,7 @@ class Exchange:
         modes = first.protocol_config if first.HasField("protocol_config") else None
         self._response_mode = modes.response_body_mode if modes is not None else FULL_DUPLEX_STREAMED
         self._body: list[bytes] = []
-        self._is_whole: bool = self._headers.end_of_stream
+        self._is_whole = False
         self._has_trailers = False
         self._refusal: tuple[int, list[Header]] = (0, [])
         self.is_decided = False
@@ -50,6 +54,9 @@ class Exchange:
         """ASGI: the request's body, piece by piece; then, when that is so, that the client has gone."""
         if self._is_whole or self.is_decided:
             await self.gone.wait()
+        elif self._headers.end_of_stream:
+            self._is_whole = True
+            return {"type": "http.request", "body": b"", "more_body": False}
         elif (message := await self._read()) is None:
             self.gone.set()
         else:
@@ -129,7 +136,7 @@ class Exchange:
 
 
 def _pairs(headers: Any) -> list[Header]:
-    return [(one.key.lower().encode("latin-1"), one.raw_value or one.value.encode()) for one in headers.headers.headers]
+    return [(one.key.lower().encode(), one.raw_value or one.value.encode()) for one in headers.headers.headers]
 
 
 def _scope_of(request_headers: Any) -> Scope:
@@ -139,7 +146,7 @@ def _scope_of(request_headers: Any) -> Scope:
     return {
         "type": "http",
         "method": pseudo.get(b":method", ""),
-        "path": pseudo.get(b":path", "").partition("?")[0],
+        "path": unquote(_PATH_END.split(pseudo.get(b":path", ""), maxsplit=1)[0]),  # as the endpoint will read it
         "headers": [(name, value) for name, value in pairs if not name.startswith(b":")],
     }
 

@@ -5,6 +5,7 @@ until the answer has passed, so that the next placement knows of it.
 """
 
 import asyncio
+import re
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,6 +28,12 @@ from penstock.router.services import Services
 from penstock.router.trial import Trial
 from penstock.telemetry.trace import Value, current
 
+_OURS = [header.decode() for header in (PREFILL_HEADER, SOURCE_HEADER, PRIORITY_HEADER)]
+"""Headers that no client sets."""
+_EVENT = b"\ndata: {"
+_TOTAL = re.compile(rb'(?<!\\)"total_tokens":(\d+)')
+"""In the usage, with which an answer in one piece ends. (In a text its first quote would come after a backslash.)"""
+_TAIL_BYTES = 512
 _MARGIN_S = 0.2
 """The endpoint's deadline is so much sooner, since it can tell the client of it, in the midst of a stream too."""
 
@@ -72,8 +79,8 @@ class Pick(Endpoint):
 
 
 class _Watch:
-    """What an answer tells while it passes. A stream has an event for nearly every token. Of an answer in one piece
-    there is nothing before its end: its prompt is taken to be computed when that was predicted."""
+    """What an answer tells while it passes. A stream has an event for nearly every token. An answer in one piece tells
+    only in its end what it took: its prompt is taken to be computed when that was predicted."""
 
     def __init__(self, services: Services, call: Call, placed: Placed) -> None:
         self._placer = services.placer
@@ -84,22 +91,28 @@ class _Watch:
         self._prompt_tokens = sum(len(generation.prompt) for generation in call.generations)
         self.used_tokens: int | None = None
         """None as long as the request has not gone to a worker, 0 until that has taken it."""
+        self._is_answered = False
+        self._tail = b"\n"
+        """The last of the answer's body, since it comes in pieces."""
         decision = placed.decision
         prediction = decision.placement.prediction
         first_s = prediction.ttft_s if prediction else compute_s(decision.cluster, decision.placement, decision.request)
-        computed = placed.reservation.produced
-        self._timer = None if call.stream else asyncio.get_running_loop().call_later(first_s, computed, 0)
+        self._timer = None if call.stream else asyncio.get_running_loop().call_later(first_s, self._prompt_computed)
 
     def see(self, status: int, piece: bytes) -> None:
         """The answer's status, or a piece of its body."""
         if status == 200:
+            self._is_answered = True
             self.used_tokens = self._prompt_tokens
             if not self._call.stream:
-                self._produced(self._call.expected_tokens - self._prompt_tokens)
                 self._placed.is_resume = True  # its first token was not seen: nothing is to be learned of when it came
                 self._placer.computed(self._placed, None)
-        elif self._call.stream and self.used_tokens:
-            events = piece.count(b"data: {")
+        elif not self._call.stream:
+            self._tail = (self._tail + piece)[-_TAIL_BYTES:]
+        elif self.used_tokens:
+            body = self._tail + piece
+            self._tail = body[1 - len(_EVENT) :]
+            events = body.count(_EVENT)
             openings = min(events, self._openings)
             self._openings -= openings
             if events > openings:
@@ -110,6 +123,16 @@ class _Watch:
         """In whatever way."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._is_answered and not self._call.stream:
+            said = _TOTAL.findall(self._tail)
+            total = int(said[-1]) if said else self._call.expected_tokens
+            self._produced(max(0, total - self._prompt_tokens))
+
+    def _prompt_computed(self) -> None:
+        """As predicted."""
+        self._placed.reservation.produced(0)
+        if self.used_tokens is not None:
+            self.used_tokens = self._prompt_tokens
 
     def _produced(self, num_tokens: int) -> None:
         self._placed.reservation.produced(num_tokens)
@@ -124,7 +147,7 @@ async def pass_on(services: Services, exchange: Exchange) -> None:
     allowed = [endpoint for endpoint in endpoints if exchange.allows(endpoint)]
     with suppress(ClientGone):
         if allowed:
-            await exchange.pick(allowed[0])
+            await exchange.pick(allowed[0], remove=_OURS)
             async for _ in exchange.rest():
                 pass
         else:

@@ -48,7 +48,9 @@ def picking(services: Services, prepare: Mapping[str, tuple[str, Prepare]]) -> A
 async def _serving(
     picker: "_Picker", config: RouterConfig, credentials: grpc.ServerCredentials | None
 ) -> AsyncIterator[None]:
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=config.max_connections)
+    most_bytes = config.max_body_bytes + 2**20  # a whole body in one message
+    options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", most_bytes)]
+    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=config.max_connections)
     server.add_generic_rpc_handlers(picker.handlers())
     address = f"{bracketed(config.host)}:{config.ext_proc_port}"
     if credentials is None:

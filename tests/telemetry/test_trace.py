@@ -58,6 +58,12 @@ def test_invalid_headers_are_dropped_with_their_state(parent: str) -> None:
     assert incoming(headers(traceparent=parent, tracestate="vendor=1")) == {}
 
 
+def test_several_fields_of_a_state_are_one_and_of_two_parents_none_is_taken() -> None:
+    parent, states = (b"traceparent", PARENT.encode()), [(b"tracestate", b"a=1"), (b"tracestate", b"b=2")]
+    assert incoming([parent, *states]) == {"traceparent": PARENT, "tracestate": "a=1,b=2"}
+    assert incoming([parent, parent]) == {}
+
+
 def test_a_long_tracestate_is_dropped_alone() -> None:
     assert incoming(headers(traceparent=PARENT, tracestate="v=" + "1" * 600)) == {"traceparent": PARENT}
 

@@ -91,11 +91,11 @@ def make_current(trace: Trace) -> None:
 
 def incoming(headers: Iterable[tuple[bytes, bytes]]) -> Mapping[str, str]:
     """The caller's traceparent and tracestate out of ASGI headers; nothing when they are not valid."""
-    found = {name: value for name, value in headers if name in (b"traceparent", b"tracestate")}
-    parent = found.get(b"traceparent")
-    if parent is None or not _TRACEPARENT.fullmatch(parent):
+    found = [(name, value) for name, value in headers if name in (b"traceparent", b"tracestate")]
+    parents = [value for name, value in found if name == b"traceparent"]
+    if len(parents) != 1 or not _TRACEPARENT.fullmatch(parent := parents[0]):
         return NO_TRACE.headers
-    state = found.get(b"tracestate", b"")
+    state = b",".join(value for name, value in found if name == b"tracestate")
     keeps_state = 0 < len(state) <= _LONGEST_TRACESTATE and state.isascii()
     return {"traceparent": parent.decode()} | ({"tracestate": state.decode()} if keeps_state else {})
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,29 @@ def test_a_changed_file_is_read_without_a_restart_and_a_broken_one_changes_nothi
     assert len(errors) == 3
     assert caplog.text.count("the API keys stay as they were") == 3
     assert "night" not in caplog.text
+
+
+def test_a_pipe_in_place_of_the_file_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(FILE)
+
+    async def test() -> None:
+        errors: list[int] = []
+        keys = KeyFile(str(path), lambda: errors.append(1))
+        watching = asyncio.ensure_future(keys.watch())
+        path.unlink()
+        os.mkfifo(path)
+        await asyncio.sleep(3)
+        assert (keys.tenant("Bearer old", None).name, errors) == ("search", [1])
+        with pytest.raises(ConfigError, match="no regular file"):
+            KeyFile(str(path))
+        path.unlink()
+        path.write_text(FILE.replace("search", "found"))
+        await asyncio.sleep(3)
+        assert keys.tenant("Bearer old", None).name == "found"
+        watching.cancel()
+
+    run(test())
 
 
 def test_a_missing_or_huge_file_is_refused_at_start(tmp_path: Path) -> None:

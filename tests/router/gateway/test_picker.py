@@ -1,6 +1,7 @@
 """An endpoint picker as a gateway sees it: real gRPC, real routers beside fake workers."""
 
 import json
+import math
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from penstock.errors import ConfigError
 from penstock.router.app import build_app
 from penstock.router.config import RouterConfig
 from penstock.router.flow.keys import new_key
+from penstock.router.flow.quota import Level
 from penstock.router.gateway.messages import HealthCheckRequest, HealthCheckResponse, ProcessingRequest, kind_of
 from tests.router.conftest import TEXTS
 from tests.router.fake_worker import FakeWorker, busy, refuse
@@ -253,6 +255,30 @@ def test_wrong_requests_are_refused_before_any_worker_sees_them(
     assert requests_of(decode) == [0, 0]
 
 
+def test_a_request_without_a_body_is_refused_at_once(site: Site) -> None:
+    answer = site.envoy.post(CHAT, b"")
+    assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
+    assert_nothing_is_left(site.picker)
+
+
+@pytest.mark.parametrize("path", ["/v1/%63hat/completions", f"{CHAT}?a=b", f"{CHAT}#a"])
+def test_however_its_path_is_written_a_request_is_placed_and_sets_none_of_our_headers(site: Site, path: str) -> None:
+    lies = {"x-prefiller-host-port": "1.2.3.4:5", "x-penstock-source": "1.2.3.4:5", "x-penstock-priority": "-7"}
+    answer = site.envoy.post(path, BODY, headers={"x-request-id": "mine", **lies})
+    assert answer.status == 200
+    assert site.picker.services.journal.find("mine") is not None
+    assert {"1.2.3.4:5", "-7"}.isdisjoint(answer.sent_headers.values())
+    other = site.envoy.post("/v1/nonsense", BODY, headers=lies)
+    assert lies.keys().isdisjoint(other.sent_headers)
+
+
+def test_a_body_may_come_in_one_message(site: Site) -> None:
+    with site.envoy.call() as call:
+        call.send(**first_message("POST", CHAT, {}, end=False))
+        call.send(request_body={"body": json.dumps(BODY).encode() + b" " * 6_000_000, "end_of_stream": True})
+        assert destination_of(call.next())
+
+
 def test_a_body_over_the_limit_is_refused_before_its_end(start_site: StartSite) -> None:
     site = start_site(max_body_bytes=1000)
     with site.envoy.call() as call:
@@ -319,6 +345,27 @@ def test_used_tokens_count_and_not_expected_ones(start_site: StartSite, tmp_path
     for _ in range(5):  # each is expected to take more than 256 tokens, and takes some 60
         answer = site.envoy.post(CHAT, body, headers={"x-api-key": key})
         assert answer.status == 200
+
+
+@pytest.mark.parametrize("max_tokens", [1, 400])
+def test_an_answer_in_one_piece_counts_as_its_usage_says(
+    start_site: StartSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_tokens: int
+) -> None:
+    key, digest = new_key()
+    file = tmp_path / "keys.toml"
+    file.write_text(f'[team]\nkey_sha256 = ["{digest}"]\ntokens_per_minute = 100000\n')
+    site = start_site(keys=str(file), sidecar={"keys": str(file)})
+    buckets, taken = site.picker.services.quotas._buckets, []
+    take = buckets.take
+
+    async def recorded(name: str, per_minute: int, amount: float, least: float = -math.inf) -> Level:
+        taken.append(amount)
+        return await take(name, per_minute, amount, least)
+
+    monkeypatch.setattr(buckets, "take", recorded)
+    answer = site.envoy.post(CHAT, BODY | {"max_tokens": max_tokens}, headers={"x-api-key": key})
+    assert_nothing_is_left(site.picker)
+    assert sum(taken) == json.loads(answer.body)["usage"]["total_tokens"]
 
 
 def test_a_client_that_leaves_while_it_waits_leaves_nothing(
