@@ -16,34 +16,27 @@ from torch import Tensor
 
 from penstock.config import Parser
 from penstock.engine.config import EngineConfig
+from penstock.engine.engine import step_timing
 from penstock.engine.process import run_engine
 from penstock.engine.runner import Runner
 from penstock.engine.sequence import Sequence
-from penstock.router.placement.costs import StepCost, attention_pairs
+from penstock.router.placement.costs import StepCost
 from penstock.worker.config import add_worker_flags, worker_config
 from penstock.worker.main import run_worker
 
 TOKEN_ID = 300
 COST = StepCost(step_s=2e-3, prefill_token_s=1.1e-4, prefill_pair_s=1e-8, decode_token_s=5e-4, context_token_s=2e-7)
-"""About what bench.step_times fits for a worker of bench.models.SMALL with one core."""
+"""Chosen, not fitted: so that bench.fairness finds about the capacity of workers of bench.models.SMALL on two cores."""
 
 
 def run_timed(runner: Runner, work: Seq[tuple[Sequence, int]]) -> Tensor:
     """As Runner.run."""
     began = time.perf_counter()
-    prefill = pairs = decode = context = num_sampling = 0
-    for sequence, rows in work:
-        end = sequence.num_computed + rows
-        if sequence.num_pending > 1:
-            prefill += rows
-            pairs += attention_pairs(end, sequence.num_computed)
-        else:
-            decode += rows
-            context += end
-        num_sampling += rows == sequence.num_pending
+    step = step_timing(work, 0.0)
+    num_sampling = sum(rows == sequence.num_pending for sequence, rows in work)
     logits = torch.zeros(num_sampling, runner.decoder.config.vocab_size)
     logits[:, TOKEN_ID] = 1.0
-    seconds = COST.seconds(prefill, pairs, decode, context)
+    seconds = COST.seconds(step.prefill_tokens, step.prefill_pairs, step.decode_tokens, step.context_tokens)
     time.sleep(max(0.0, seconds - (time.perf_counter() - began)))
     return logits
 

@@ -210,7 +210,7 @@ class Engine:
             self.announce()
         began = time.monotonic()
         logits = self.runner.run(plan.work)
-        self.timings.append(_timing(plan.work, time.monotonic() - began))
+        self.timings.append(step_timing(plan.work, time.monotonic() - began))
         for sequence, rows in plan.work:
             if sequence.request.traced and sequence.num_computed < len(sequence.request.prompt):
                 self.spans.add(sequence.request, "prefill_chunk", began, rows)
@@ -365,7 +365,7 @@ class Engine:
         self.outputs.append(Output(request.wire.request_id, frame))  # type: ignore[arg-type]
 
 
-def _timing(work: Seq[tuple[Sequence, int]], seconds: float) -> StepTiming:
+def step_timing(work: Seq[tuple[Sequence, int]], seconds: float) -> StepTiming:
     """What one step computed, and how long it took."""
     prefill = decode = context = pairs = 0
     for sequence, rows in work:

@@ -104,7 +104,7 @@ class ClientConnection(HttpToolsProtocol):
         self._stop_header_timer()
         if self._header_bytes + len(self.url) > self.limits.max_header_bytes:
             self._refuse_headers()
-        elif said := self._is_unclear():
+        elif said := self._fault():
             self._refuse(RequestError(said, code="invalid_http"))
         elif self._is_to_be_served():
             super().on_headers_complete()
@@ -157,7 +157,7 @@ class ClientConnection(HttpToolsProtocol):
         fields = [b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade"]
         return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(fields))
 
-    def _is_unclear(self) -> str:
+    def _fault(self) -> str:
         """Why others may read these headers in another way, which RFC 9112 (3.2 and 6.1) has a server refuse."""
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) > 1 or not (hosts or self.parser.get_http_version() == "1.0"):
