@@ -1,7 +1,8 @@
 """Runs every suite of tests/ (one folder, one suite), fast tests first, and prints one line per suite and the totals.
 
-`make test` is this file. Each suite is a pytest process of its own: a crash of one (a native library may abort) cannot
-hide the others. `python tests/run.py engine router` runs only those suites; `--fast` leaves out what is marked slow.
+`make test` is this file. Each suite is a pytest of its own: a crash of one (a native library may abort) cannot hide the
+others. Two processes share a suite's tests, unless each test starts several of its own. `python tests/run.py engine
+router` runs only those suites; `--fast` leaves out what is marked slow.
 """
 
 import argparse
@@ -18,6 +19,7 @@ TESTS = Path(__file__).parent
 LOGS = TESTS.parent / "build" / "tests"
 NO_TESTS = 5  # pytest's exit status when nothing was collected
 LAST = ("house", "demo", "e2e", "cluster")  # suites that take longest; a mistake elsewhere shows before them
+ALONE = ("local", "e2e", "cluster")  # one test at a time: each starts routers and workers
 FAST, SLOW = ("", "not slow"), (" (slow)", "slow")
 
 
@@ -76,6 +78,8 @@ def run_suite(suite: str, suffix: str, marker: str) -> Result:
     report = log_of(name).with_suffix(".xml")
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", str(TESTS / suite), "-m", marker, "-q", f"--junitxml={report}"]
+    if suite not in ALONE:
+        command += ["--numprocesses=2", "--dist=worksteal"]
     begin = time.perf_counter()
     with log_of(name).open("w") as log:
         # One thread per process: with more, two cores spend their time waiting for each other.

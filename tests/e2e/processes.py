@@ -34,6 +34,7 @@ _context.set_forkserver_preload(
         "penstock.worker.main",
         "transformers.models.qwen3.configuration_qwen3",
         "tests.e2e.processes",
+        "tests.engine.harness",
     ]
 )
 

@@ -12,10 +12,10 @@ from tests.e2e.conftest import Deploy
 from tests.e2e.deployment import DEFAULT_POLICY, prediction_outcomes
 
 REQUESTS, CONVERSATIONS = 700, 6
-MOST_WRONG = {"decode alone": 1, "by seconds": 5, "handed over": 1}
-"""99.9 %; bench.cached_tokens counts ten times as many, by seconds too. Here prompts come again while they are still
-being handed over: one that is placed on the decode worker alone meanwhile may find more than predicted (caches.md)."""
-
+MOST_WRONG = 5
+"""One in 1,000 may be (caches.md says which; `bench.cached_tokens` counts over 10,000 requests). At that rate more than
+five of these are in one run of 10,000; without the numbers of evictions (`as_of`) 16 and 21 were, with two decode
+workers."""
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "decode alone": {"prefill": 0, "decode": 2, "router": DEFAULT_POLICY},
@@ -32,7 +32,7 @@ def test_predictions_are_exact_while_caches_overflow(deploy: Deploy, layout: str
     asyncio.run(converse(deployment.url))
     counted = prediction_outcomes(deployment.url)
     assert sum(counted.values()) == REQUESTS
-    assert counted["exact"] >= REQUESTS - MOST_WRONG[layout], counted
+    assert counted["exact"] >= REQUESTS - MOST_WRONG, counted
     deployment.assert_quiet()
 
 
