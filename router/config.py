@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from penstock.config import option
+from penstock.config import check_url, option
 from penstock.errors import ConfigError
 from penstock.telemetry.config import LogConfig, TraceConfig
 
@@ -165,6 +165,5 @@ class RouterConfig(LogConfig, TraceConfig):
 def _urls(text: str) -> tuple[str, ...]:
     urls = tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
     for url in urls:
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"worker URL {url!r} must start with http:// or https://")
+        check_url("worker URL", url)
     return urls

@@ -158,9 +158,12 @@ class ClientConnection(HttpToolsProtocol):
         return b"%b %b HTTP/%b\r\n%b\r\n" % (self.parser.get_method(), self.url, version, b"".join(fields))
 
     def _fault(self) -> str:
-        """Why others may read these headers in another way, which RFC 9112 (3.2 and 6.1) has a server refuse."""
+        """Why others may read these headers in another way, which RFC 9112 (2.5, 3.2 and 6.1) has a server refuse."""
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            return _NO_HTTP
         hosts = [value for name, value in self.headers if name == b"host"]
-        if len(hosts) > 1 or not (hosts or self.parser.get_http_version() == "1.0"):
+        if len(hosts) > 1 or not (hosts or version == "1.0"):
             return f"a request of HTTP/1.1 has one Host header, not {len(hosts)}"
         codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
         return "" if codings in ([], [b"chunked"]) else "the only transfer coding that is spoken here is chunked"

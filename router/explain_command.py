@@ -4,10 +4,11 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 
 import msgspec
 
-from penstock.config import option
+from penstock.config import check_url, option
 from penstock.errors import PenstockError
 from penstock.router.placement.explain import Explanation, table
 
@@ -22,6 +23,10 @@ class ExplainConfig:
         "http://127.0.0.1:8000", "Where the router listens; it answers only to its own machine (or a port-forward)."
     )
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError."""
+        check_url("--url", self.url)
+
 
 def run_explain(config: ExplainConfig, request_id: str) -> int:
     """Prints the table. Raises PenstockError when the router does not answer or does not know the request."""
@@ -34,6 +39,6 @@ def run_explain(config: ExplainConfig, request_id: str) -> int:
             raise PenstockError(
                 f"{config.url} answers HTTP {error.code}: {error.read().decode(errors='replace')}"
             ) from None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, HTTPException, ValueError) as error:
         raise PenstockError(f"{config.url} does not answer as a router does: {error}") from error
     return 0

@@ -33,6 +33,12 @@ def option(default: T, sentence: str, *, unit: str = "", choices: tuple[str, ...
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def check_url(name: str, url: str) -> None:
+    """Raises ConfigError, which calls `url` by its `name`, when it is none of HTTP."""
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"{name} {url!r} must start with http:// or https://")
+
+
 def parse_bytes(text: str) -> int:
     """`"512MiB"` -> 536870912. Raises ConfigError for anything that is not a size."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?(?:ib)?)b?", text.strip().lower())

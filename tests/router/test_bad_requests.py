@@ -317,6 +317,7 @@ BEGUN = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
     [
         pytest.param(b"\x16\x03\x01\x02\x00\x01\x00", id="TLS"),
         pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="HTTP/2"),
+        pytest.param(b"GET /v1/models HTTP/2.0\r\nhost: x\r\n\r\n", id="HTTP/2 as text"),
         pytest.param(b"GET / HTTP/9.9\r\n\r\n", id="HTTP/9.9"),
         pytest.param(b"CONNECT there:443 HTTP/1.1\r\nhost: there:443\r\n\r\nGET / HTTP/1.1\r\n\r\n", id="CONNECT"),
         pytest.param(BEGUN + b"content-length: 3\r\ncontent-length: 4\r\n\r\nabcd", id="two lengths"),
@@ -341,6 +342,15 @@ def test_of_http_1_0_no_host_is_asked(router: RunningRouter) -> None:
     head, body = until_the_end(router, b"GET /v1/models HTTP/1.0\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     assert json.loads(body)["data"]
+
+
+def test_a_stream_over_http_1_0_has_chunks_so_that_a_cut_is_seen(router: RunningRouter, worker: FakeWorker) -> None:
+    body = json.dumps({**TEXT, "stream": True}).encode()
+    said = b"POST /v1/completions HTTP/1.0\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    head, answer = until_the_end(router, said)
+    worker.requests.clear()
+    assert b"\r\ntransfer-encoding: chunked\r\n" in head
+    assert answer.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 
 def test_what_is_no_http_is_refused_in_anthropic_s_form_where_it_says_so(router: RunningRouter) -> None:

@@ -74,6 +74,13 @@ def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert "does not answer" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["explain", "asked"], ["chat"]])
+@pytest.mark.parametrize("url", ["foo", "localhost:8000"])
+def test_a_url_without_its_scheme_is_refused(command: list[str], url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--url", url]) == 2
+    assert f"--url '{url}' must start with http:// or https://" in capsys.readouterr().err
+
+
 def test_predictions_are_compared_with_what_came(router: RunningRouter, client: openai.OpenAI) -> None:
     for _ in range(3):
         client.completions.create(model="tiny", prompt="some words")

@@ -4,7 +4,7 @@ import contextlib
 import sys
 from dataclasses import dataclass
 
-from penstock.config import option
+from penstock.config import check_url, option
 from penstock.local.ask import AskError, Message, ask, first_model
 
 _HELP = "Ctrl-C stops an answer, /new forgets the conversation, /quit or Ctrl-D leaves."
@@ -20,6 +20,10 @@ class ChatConfig:
     system: str = option("", "A first message that tells the model how to behave.")
     temperature: float = option(0.0, "Randomness of the answers; 0 always takes the likeliest token.")
     max_tokens: int = option(512, "Longest answer.", unit="tokens")
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError."""
+        check_url("--url", self.url)
 
 
 def run_chat(config: ChatConfig) -> int:

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Literal, Self, TypeAlias
 
+from penstock.config import check_url
 from penstock.errors import ConfigError
 from penstock.telemetry.config import TraceConfig
 
@@ -106,8 +107,7 @@ def check_tracing(config: TraceConfig) -> None:
         raise ConfigError(f"--trace-ratio must be from 0 to 1, not {config.trace_ratio}")
     if not config.otlp_endpoint:
         return
-    if not config.otlp_endpoint.startswith(("http://", "https://")):
-        raise ConfigError(f"--otlp-endpoint {config.otlp_endpoint!r} must start with http:// or https://")
+    check_url("--otlp-endpoint", config.otlp_endpoint)
     if importlib.util.find_spec("opentelemetry") is None or importlib.util.find_spec("opentelemetry.exporter") is None:
         raise ConfigError(
             "--otlp-endpoint needs the extra tracing, which is not installed; in a clone of Penstock run: "
