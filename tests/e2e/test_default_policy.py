@@ -15,20 +15,25 @@ from tests.e2e.processes import eventually, send_signal
 HOT = random_prompt(600, seed=1)
 """Takes longer to compute than to read."""
 READ, COMPUTED = "penstock_pulled_blocks_total", "penstock_prefill_tokens_total"
+GENERATED = "vllm:generation_tokens_total"
 
 
 @pytest.fixture(scope="module")
 def trio(deploy: Deploy) -> Iterator[Deployment]:
-    """Three decode workers. Their router has seen what work costs."""
-    cluster = deploy(prefill=0, decode=3, router=DEFAULT_POLICY, engine={"max_step_tokens": 64})
-    with new_client(cluster.url) as client, ThreadPoolExecutor(3) as threads:
-        list(threads.map(lambda seed: completion(client, random_prompt(300, seed=seed), max_tokens=64), range(10, 22)))
+    """Three decode workers. Their router has seen what work costs: also how much longer steps are for more streams."""
+    cluster = deploy(prefill=0, decode=3, router=DEFAULT_POLICY)
+    with new_client(cluster.url) as client, ThreadPoolExecutor(9) as threads:
+        list(threads.map(lambda seed: completion(client, random_prompt(300, seed=seed), max_tokens=128), range(10, 28)))
     yield cluster
     cluster.assert_quiet()
 
 
 def sourced(worker: Worker) -> float:
     return worker.metric("penstock_sourced_blocks_total")
+
+
+def generated(cluster: Deployment) -> float:
+    return sum(worker.metric(GENERATED) for worker in cluster.decode)
 
 
 def busy(cluster: Deployment) -> list[Worker]:
@@ -53,9 +58,9 @@ def test_a_dead_worker_s_stream_goes_on_with_kv_that_another_has(trio: Deploymen
     options: dict[str, Any] = {"max_tokens": 900, "stream": True, "salt": "survives"}
     with new_client(trio.url) as client, ThreadPoolExecutor(2) as threads:
         expected = completion(client, HOT, **options | {"salt": "alone"})
-        completion(client, HOT, **options | {"max_tokens": 1})
+        before = generated(trio)
         streams = [threads.submit(completion, client, HOT, **options)]
-        eventually(lambda: len(busy(trio)) == 1, "the first stream")
+        eventually(lambda: generated(trio) > before, "the first stream")  # now only its worker has KV of the prompt
         streams.append(threads.submit(completion, client, HOT, **options))
         eventually(lambda: len(busy(trio)) == 2, "the second stream on another worker")
         dying = busy(trio)[0]
