@@ -10,6 +10,7 @@ from penstock.errors import (
     Stopping,
     TransferError,
     WorkerLost,
+    WorkerSilent,
 )
 from penstock.router.index.keys import PromptKeys
 from penstock.router.placed import Placed
@@ -33,7 +34,7 @@ class Trial:
     """Of the prompt, made when first needed."""
     streaming: bool = False
     lost_at: int | None = None
-    """How many output tokens there were when a worker that had taken the request was last lost."""
+    """How many output tokens there were when a worker that had taken the request last died of it, maybe."""
     weights: str = ""
     """Of the last worker."""
     leaving: Placed | None = None
@@ -57,7 +58,7 @@ class Trial:
         self.excluded[blamed(placed, error)] = arrival
         if isinstance(error, Stopping):
             self.leaving = placed
-        if isinstance(error, WorkerLost) and placed.is_accepted:
+        if isinstance(error, WorkerLost) and not isinstance(error, WorkerSilent) and placed.is_accepted:
             if self.lost_at == num_output:
                 raise WorkerLost(f"a second worker was lost at the same place, maybe by this request: {error}")
             self.lost_at = num_output

@@ -10,6 +10,7 @@ PenstockError
     ├── PrefillLost       the prefill worker was lost, late or sent something invalid
     ├── PrefillRefused    the prefill worker is well but does not take this request
     ├── WorkerLost        a worker was lost or is stuck
+    │   └── WorkerSilent  it stands still, or the way to it does
     ├── Overloaded        no capacity within the request's deadline
     ├── TransferError     a KV transfer failed
     ├── DeadlineExceeded  the request's deadline passed before its answer was complete
@@ -77,6 +78,11 @@ class WorkerLost(RetryableError):
     """A worker died, fell silent or is stuck."""
 
     code = "worker_lost"
+
+
+class WorkerSilent(WorkerLost):
+    """Its process, its machine or the way to it stands still, which no request does: an engine tells of a step that
+    does not end, from another thread."""
 
 
 class Overloaded(RetryableError):

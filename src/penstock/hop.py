@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import msgspec
 
-from penstock.errors import Overloaded, RequestError, WorkerLost
+from penstock.errors import Overloaded, RequestError, WorkerLost, WorkerSilent
 from penstock.post import Answer, Posts
 from penstock.protocol import SILENT_S, STUCK_FACTOR, STUCK_S, Accepted, Error, Frame, Heartbeat, decode_frame
 from penstock.telemetry.trace import current
@@ -176,7 +176,7 @@ class _FrameReader:
                 self._take(await self._answer.read())
         except OSError as error:
             if self._was_silent:
-                raise WorkerLost(f"{self._url} was silent for {SILENT_S} s") from error
+                raise WorkerSilent(f"{self._url} was silent for {SILENT_S} s") from error
             raise WorkerLost(f"{self._url} was cut: {error or type(error).__name__}") from error
         finally:
             self._until = None

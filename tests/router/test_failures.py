@@ -250,6 +250,14 @@ def test_a_request_that_kills_workers_gets_two_of_them(
     assert len(worker.requests) == (3 if num_tokens else 2)
 
 
+def test_a_stream_outlives_a_worker_s_death_and_another_s_silence_at_the_same_place(
+    client: openai.OpenAI, worker: FakeWorker
+) -> None:
+    worker.scripts.extend([fake.die_after(3), fake.freeze_after(0), fake.freeze_after(0)])
+    assert stream_text(client) == [TEXTS[0]]
+    assert len(worker.requests) == 4
+
+
 def test_workers_that_are_being_stopped_are_neither_lost_nor_the_requests_fault(
     start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Connect
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from penstock.errors import Overloaded, PrefillLost, RetryableError, Stopping, TransferError, WorkerLost
+from penstock.errors import Overloaded, PrefillLost, RetryableError, Stopping, TransferError, WorkerLost, WorkerSilent
 from penstock.router.placed import Placed
 from penstock.router.policy import Placement, PlacementRequest
 from penstock.router.trial import PROGRESS_TOKENS, Trial, blamed, is_loss
@@ -61,6 +61,18 @@ def test_a_second_worker_lost_at_the_same_place_is_the_last() -> None:
     fail(trial, placed(is_accepted=True, num_output=90), WorkerLost("gone"), at=90)
     with pytest.raises(WorkerLost, match="a second worker was lost at the same place"):
         fail(trial, placed(is_accepted=True), WorkerLost("gone"), at=90)
+
+
+@pytest.mark.parametrize(("first", "second"), [(WorkerLost, WorkerSilent), (WorkerSilent, WorkerLost)])
+def test_no_request_is_blamed_for_a_worker_that_stands_still(first: type[WorkerLost], second: type[WorkerLost]) -> None:
+    """A machine without time for anybody silences one after the other."""
+    trial = Trial()
+    fail(trial, placed(is_accepted=True, num_output=90), first("gone"), at=90)
+    fail(trial, placed(is_accepted=True), second("gone"), at=90)
+    fail(trial, placed(is_accepted=True), WorkerSilent("gone"), at=90)
+    assert trial.attempts == 3
+    with pytest.raises(WorkerSilent):
+        fail(trial, placed(is_accepted=True), WorkerSilent("gone"), at=90)
 
 
 @pytest.mark.parametrize(
