@@ -1,7 +1,7 @@
 """What the end-to-end tests share: one tiny model, and deployments that live as long as a module needs them."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,14 +31,27 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("e2e") / "model")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def deploy(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploy]:
-    """Deployments that end with the module."""
+    """Deployments that end with the test: idle ones, too, take time from the processor."""
+    with _deployments(model, tmp_path_factory) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def deploy_for_module(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploy]:
+    """Deployments that end with the module: for its fixtures."""
+    with _deployments(model, tmp_path_factory) as start:
+        yield start
+
+
+@contextmanager
+def _deployments(model: Path, folders: pytest.TempPathFactory) -> Iterator[Deploy]:
     with ExitStack() as stack:
 
         def start(**options: Any) -> Deployment:
             served = options.pop("model", model)
-            return stack.enter_context(Deployment(served, tmp_path_factory.mktemp("logs"), **options))
+            return stack.enter_context(Deployment(served, folders.mktemp("logs"), **options))
 
         yield start
 

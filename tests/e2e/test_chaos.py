@@ -13,15 +13,19 @@ from tests.e2e.deployment import DEFAULT_POLICY, metrics_of
 from tests.e2e.island import archipelago
 from tests.redis_server import running_redis
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # slow machines; a stream that hangs is told of after 30 s
 
-SIZE = Size(streams=240, concurrency=24, max_tokens=128, distinct=24)
-ONE_STRIKE = Size(streams=120, concurrency=24, max_tokens=128, distinct=24)
+SIZE = Size(streams=240, concurrency=24, max_tokens=128, distinct=24, limit_s=45.0)
+ONE_STRIKE = Size(streams=120, concurrency=24, max_tokens=128, distinct=24, limit_s=45.0)
+
+
+def assert_right(outcome: Outcome) -> None:
+    print(outcome)  # pytest -rP shows it
+    assert outcome.counts == {"right": len(outcome.replies)}, outcome
 
 
 def assert_good(outcome: Outcome, num_strikes: int = 2) -> None:
-    print(outcome)  # pytest -rP shows it
-    assert outcome.counts == {"right": SIZE.streams}
+    assert_right(outcome)
     assert len(outcome.away_s) >= num_strikes
     assert outcome.num_replaced > 0, "no stream felt it: this test proves nothing"
 
@@ -59,8 +63,7 @@ def test_one_of_two_routers_killed(deploy: Deploy) -> None:
     """Its streams are reset, and their clients ask the other one."""
     cluster = deploy(prefill=1, decode=2, routers=2)
     outcome = run_chaos(cluster, cluster.routers[:1], Kill(), ONE_STRIKE)
-    print(outcome)
-    assert outcome.counts == {"right": ONE_STRIKE.streams}
+    assert_right(outcome)
     assert outcome.num_asked_again > 0
     cluster.assert_quiet()
 
@@ -71,8 +74,7 @@ def test_redis_lost_and_back_empty_again_and_again(deploy: Deploy, tmp_path: Pat
     with running_redis(tmp_path) as redis:
         cluster = deploy(prefill=1, decode=2, routers=2, router=shared_through(redis, tmp_path))
         outcome = run_chaos(cluster, cluster.routers[:1], LoseRedis(redis), SIZE)
-        print(outcome)
-        assert outcome.counts == {"right": SIZE.streams}
+        assert_right(outcome)
         assert (outcome.num_asked_again, outcome.num_replaced) == (0, 0)
         for router in cluster.routers:
             assert metrics_of(router.url)["penstock_router_redis_errors_total"] > 0, "it did not feel it either"

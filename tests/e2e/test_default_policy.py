@@ -19,9 +19,9 @@ GENERATED = "vllm:generation_tokens_total"
 
 
 @pytest.fixture(scope="module")
-def trio(deploy: Deploy) -> Iterator[Deployment]:
+def trio(deploy_for_module: Deploy) -> Iterator[Deployment]:
     """Three decode workers. Their router has seen what work costs: also how much longer steps are for more streams."""
-    cluster = deploy(prefill=0, decode=3, router=DEFAULT_POLICY)
+    cluster = deploy_for_module(prefill=0, decode=3, router=DEFAULT_POLICY)
     with new_client(cluster.url) as client, ThreadPoolExecutor(9) as threads:
         list(threads.map(lambda seed: completion(client, random_prompt(300, seed=seed), max_tokens=128), range(10, 28)))
     yield cluster

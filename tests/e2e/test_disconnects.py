@@ -40,10 +40,12 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def watched(deploy: Deploy) -> Iterator[Watched]:
+def watched(deploy_for_module: Deploy) -> Iterator[Watched]:
     with proxied() as (loop, proxies, reached_at):
         # No cache: every prompt is computed and moved anew.
-        deployment = deploy(reached_at=reached_at, engine={"prefix_cache": False}, router={"index_blocks": 1})
+        deployment = deploy_for_module(
+            reached_at=reached_at, engine={"prefix_cache": False}, router={"index_blocks": 1}
+        )
         yield Watched(deployment, loop, proxies)
 
 

@@ -19,8 +19,8 @@ MESSAGES: list[Any] = [{"role": "user", "content": "Where do the blocks flow?"}]
 
 
 @pytest.fixture(scope="module")
-def pair(deploy: Deploy) -> Deployment:
-    return deploy(router={"shutdown_grace_s": 0.1})
+def pair(deploy_for_module: Deploy) -> Deployment:
+    return deploy_for_module(router={"shutdown_grace_s": 0.1})
 
 
 @pytest.fixture(scope="module")

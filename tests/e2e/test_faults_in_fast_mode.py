@@ -111,10 +111,12 @@ class Judge:
 
 
 @pytest.fixture(scope="module")
-def cluster(deploy: Deploy) -> Iterator[tuple[Deployment, Proxy]]:
+def cluster(deploy_for_module: Deploy) -> Iterator[tuple[Deployment, Proxy]]:
     """One prefill and two decode workers, and the proxy in front of the one that will die."""
     with proxied() as (_, proxies, reached_at):
-        made = deploy(decode=2, engine={"dtype": "bfloat16"}, engine_main=run_fast_engine, reached_at=reached_at)
+        made = deploy_for_module(
+            decode=2, engine={"dtype": "bfloat16"}, engine_main=run_fast_engine, reached_at=reached_at
+        )
         yield made, proxies["decode-0"]
 
 

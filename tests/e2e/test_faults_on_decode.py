@@ -20,9 +20,9 @@ STEPS = {
 
 
 @pytest.fixture(scope="module")
-def cluster(deploy: Deploy) -> Iterator[Scene]:
+def cluster(deploy_for_module: Deploy) -> Iterator[Scene]:
     need_wire("ucx-tcp")
-    with scene(deploy, wire="ucx-tcp", engine={"max_step_tokens": 32}) as made:
+    with scene(deploy_for_module, wire="ucx-tcp", engine={"max_step_tokens": 32}) as made:
         yield made
 
 

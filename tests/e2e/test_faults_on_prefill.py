@@ -22,9 +22,9 @@ PLACES = [("cma", step) for step in STEPS] + [("ucx-tcp", step) for step in ("be
 
 
 @pytest.fixture(scope="module")
-def cluster(request: pytest.FixtureRequest, deploy: Deploy) -> Iterator[Scene]:
+def cluster(request: pytest.FixtureRequest, deploy_for_module: Deploy) -> Iterator[Scene]:
     need_wire(request.param)
-    with scene(deploy, wire=request.param, engine={"max_step_tokens": 32}) as made:
+    with scene(deploy_for_module, wire=request.param, engine={"max_step_tokens": 32}) as made:
         yield made
 
 

@@ -19,15 +19,15 @@ MESSAGES = [
 
 
 @pytest.fixture(scope="module")
-def one_worker(deploy: Deploy) -> openai.OpenAI:
+def one_worker(deploy_for_module: Deploy) -> openai.OpenAI:
     """A deployment without prefill workers: the reference."""
-    return new_client(deploy(prefill=0).url)
+    return new_client(deploy_for_module(prefill=0).url)
 
 
 @pytest.fixture(scope="module", params=WIRES)
-def pair(request: pytest.FixtureRequest, deploy: Deploy) -> Deployment:
+def pair(request: pytest.FixtureRequest, deploy_for_module: Deploy) -> Deployment:
     need_wire(request.param)
-    return deploy(wire=request.param)
+    return deploy_for_module(wire=request.param)
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def remote() -> Iterator[Island]:
 
 
 @pytest.fixture(scope="module", params=["ucx-tcp", "tcp"])
-def cluster(request: pytest.FixtureRequest, deploy: Deploy, remote: Island) -> Iterator[Scene]:
+def cluster(request: pytest.FixtureRequest, deploy_for_module: Deploy, remote: Island) -> Iterator[Scene]:
     """prefill-0 is on the island, everything else is not."""
     need_wire(request.param)
 
@@ -57,7 +57,7 @@ def cluster(request: pytest.FixtureRequest, deploy: Deploy, remote: Island) -> I
             "environment": {"UCX_NET_DEVICES": end(READS)[1]},
         }
 
-    with scene(deploy, wire=request.param, engine={"max_step_tokens": 32}, place=place) as made:
+    with scene(deploy_for_module, wire=request.param, engine={"max_step_tokens": 32}, place=place) as made:
         yield made
 
 

@@ -15,9 +15,9 @@ from tests.e2e.deployment import DEFAULT_POLICY, Deployment, metrics_of
 
 
 @pytest.fixture(scope="module")
-def cluster(deploy: Deploy) -> Iterator[Deployment]:
+def cluster(deploy_for_module: Deploy) -> Iterator[Deployment]:
     """Placed by seconds, as by default."""
-    cluster = deploy(decode=2, router=DEFAULT_POLICY, engine={"max_step_tokens": 64})
+    cluster = deploy_for_module(decode=2, router=DEFAULT_POLICY, engine={"max_step_tokens": 64})
     yield cluster
     cluster.assert_quiet()
 

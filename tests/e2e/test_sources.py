@@ -25,9 +25,9 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(scope="module", params=WIRES)
-def trio(request: pytest.FixtureRequest, deploy: Deploy) -> Deployment:
+def trio(request: pytest.FixtureRequest, deploy_for_module: Deploy) -> Deployment:
     need_wire(request.param)
-    return deploy(prefill=1, decode=2, wire=request.param)
+    return deploy_for_module(prefill=1, decode=2, wire=request.param)
 
 
 @pytest.fixture
