@@ -11,7 +11,7 @@ PINS := pyproject.toml constraints.txt install_torch.py
 .PHONY: help demo dev test test-cluster check images bench clean
 
 help:
-	@echo "make demo    install, start a router, a prefill and a decode worker, ask a question, stop"
+	@echo "make demo    install, start a router, a prefill and a decode worker, ask questions, stop"
 	@echo "make dev     install what tests, checks and benchmarks need, too"
 	@echo "make test    run all tests, fast ones first"
 	@echo "make test-cluster   run the tests that need Kubernetes, on the shared cluster or on kind (about 12 minutes)"

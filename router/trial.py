@@ -34,7 +34,7 @@ class Trial:
     """Of the prompt, made when first needed."""
     streaming: bool = False
     lost_at: int | None = None
-    """How many output tokens there were when a worker that had taken the request last died of it, maybe."""
+    """How many output tokens there were at the last loss that the request itself may have caused."""
     weights: str = ""
     """Of the last worker."""
     leaving: Placed | None = None
@@ -58,7 +58,7 @@ class Trial:
         self.excluded[blamed(placed, error)] = arrival
         if isinstance(error, Stopping):
             self.leaving = placed
-        if isinstance(error, WorkerLost) and not isinstance(error, WorkerSilent) and placed.is_accepted:
+        if is_suspect(placed, error):
             if self.lost_at == num_output:
                 raise WorkerLost(f"a second worker was lost at the same place, maybe by this request: {error}")
             self.lost_at = num_output
@@ -101,3 +101,8 @@ def blamed(placed: Placed, error: RetryableError) -> str:
 def is_loss(placed: Placed, error: RetryableError) -> bool:
     """Whether the worker at fault is lost to all requests."""
     return isinstance(error, WorkerLost) or (isinstance(error, PrefillLost) and placed.prefill is not None)
+
+
+def is_suspect(placed: Placed, error: RetryableError) -> bool:
+    """Whether the request itself may be why its worker died or is stuck. Workers fall silent for other reasons."""
+    return placed.is_accepted and isinstance(error, WorkerLost) and not isinstance(error, WorkerSilent)

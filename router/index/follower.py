@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 from aiohttp.http_exceptions import LineTooLong
 
-from penstock.errors import WorkerLost
+from penstock.errors import WorkerLost, WorkerSilent
 from penstock.hop import NO_JSON
 from penstock.protocol import SILENT_S, Events
 from penstock.router.cluster import Cluster, Worker
@@ -168,7 +168,7 @@ async def _read_line(response: aiohttp.ClientResponse) -> bytes:
         async with asyncio.timeout(SILENT_S):
             line: bytes = await response.content.readline(max_line_length=MAX_FRAME_BYTES)
     except TimeoutError as error:
-        raise WorkerLost(f"silent for {SILENT_S} s") from error
+        raise WorkerSilent(f"silent for {SILENT_S} s") from error
     except (LineTooLong, ValueError) as error:
         raise BadEvents(f"a frame of over {MAX_FRAME_BYTES} bytes") from error
     if not line.endswith(b"\n"):

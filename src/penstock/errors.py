@@ -81,8 +81,8 @@ class WorkerLost(RetryableError):
 
 
 class WorkerSilent(WorkerLost):
-    """Its process, its machine or the way to it stands still, which no request does: an engine tells of a step that
-    does not end, from another thread."""
+    """Nothing came for too long: its process, its machine or the way to it stands still. A request hardly does that: of
+    a step that does not end an engine's other thread tells."""
 
 
 class Overloaded(RetryableError):

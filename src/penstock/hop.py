@@ -1,7 +1,7 @@
 """The calling side of a streaming hop (router to decode, decode to prefill): frames in, liveness enforced.
 
-A stream that is silent for SILENT_S, whose engine sits in one step for too long, or that ends without a last frame
-raises WorkerLost. Leaving the context closes the connection, which cancels everything behind it.
+A stream that is silent for SILENT_S (WorkerSilent), whose engine sits in one step for too long, or that ends without a
+last frame raises WorkerLost. Leaving the context closes the connection, which cancels everything behind it.
 """
 
 import asyncio
@@ -128,8 +128,10 @@ async def _post(session: aiohttp.ClientSession, url: str, body: msgspec.Struct, 
     try:
         async with asyncio.timeout(SILENT_S):
             return await connector.posts.post(url, msgspec.json.encode(body), headers)
+    except TimeoutError as error:
+        raise WorkerSilent(f"{url} did not answer within {SILENT_S} s") from error
     except OSError as error:
-        raise WorkerLost(f"{url} does not answer: {error or type(error).__name__}") from error
+        raise WorkerLost(f"{url} does not answer: {str(error) or type(error).__name__}") from error
 
 
 class _FrameReader:
@@ -177,7 +179,7 @@ class _FrameReader:
         except OSError as error:
             if self._was_silent:
                 raise WorkerSilent(f"{self._url} was silent for {SILENT_S} s") from error
-            raise WorkerLost(f"{self._url} was cut: {error or type(error).__name__}") from error
+            raise WorkerLost(f"{self._url} was cut: {str(error) or type(error).__name__}") from error
         finally:
             self._until = None
 

@@ -22,6 +22,7 @@ ONE_STRIKE = Size(streams=120, concurrency=24, max_tokens=128, distinct=24, limi
 def assert_right(outcome: Outcome) -> None:
     print(outcome)  # pytest -rP shows it
     assert outcome.counts == {"right": len(outcome.replies)}, outcome
+    assert len(outcome.replies) >= 2 * SIZE.concurrency
 
 
 def assert_good(outcome: Outcome, num_strikes: int = 2) -> None:

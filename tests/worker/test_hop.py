@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from penstock import hop
-from penstock.errors import Overloaded, WorkerLost
+from penstock.errors import Overloaded, WorkerLost, WorkerSilent
 from penstock.protocol import Accepted, BlockTicket, Ticket, encode_line
 from tests.worker.requests import call, request, run
 
@@ -86,7 +86,7 @@ async def read_all_in_one(lines: list[bytes]) -> list[object]:
 def test_a_peer_that_drips_without_ending_a_line_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hop, "SILENT_S", 0.3)
     line = encode_line(Ticket(generation="g", first_position=0, blocks=(), last=True))
-    with pytest.raises(WorkerLost, match=r"silent for 0\.3 s"):
+    with pytest.raises(WorkerSilent, match=r"silent for 0\.3 s"):
         run(lambda: read_tickets(line, pieces=20, pause_s=0.1))
 
 
@@ -116,8 +116,23 @@ def test_silence_of_this_process_is_not_the_workers(monkeypatch: pytest.MonkeyPa
 def test_a_worker_that_is_silent_for_too_long_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hop, "SILENT_S", 0.3)
     line = encode_line(Ticket(generation="g", first_position=0, blocks=()))
-    with pytest.raises(WorkerLost, match="silent for"):
+    with pytest.raises(WorkerSilent, match="silent for"):
         run(lambda: read_tickets(line, line, pause_s=0.8))
+
+
+def test_a_worker_that_takes_the_call_and_says_nothing_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hop, "SILENT_S", 0.3)
+
+    async def say_nothing(_: web.Request) -> web.Response:
+        await asyncio.sleep(1.0)
+        return web.Response()
+
+    async def ask() -> None:
+        async with serving(say_nothing) as url, call(url + "/prefill", request()):
+            pytest.fail("it did not answer")
+
+    with pytest.raises(WorkerSilent, match=r"did not answer within 0\.3 s"):
+        run(ask)
 
 
 @pytest.mark.parametrize("line", [b"{", b'{"type":"error","code":"\xff"}', b'{"type":"error","x":' + b"[" * 100_000])
