@@ -88,6 +88,11 @@ class RouterConfig(LogConfig, TraceConfig):
     worker_wait_s: float = option(
         1.5, "How long a request waits for a worker to become ready before it fails.", unit="seconds"
     )
+    stream_wait_s: float = option(
+        30.0,
+        "The same for an answer that has begun: its client would have to start all over.",
+        unit="seconds",
+    )
     poll_s: float = option(
         0.25, "Pause between two looks at a worker's /ready; a lost worker is back after at most two.", unit="seconds"
     )
@@ -148,6 +153,7 @@ class RouterConfig(LogConfig, TraceConfig):
             "max_wait_s",
             "worker_ahead_s",
             "worker_wait_s",
+            "stream_wait_s",
             "poll_s",
         ):
             if not getattr(self, name) > 0:

@@ -59,6 +59,7 @@ class Placer:
         *,
         max_attempts: int,
         wait_s: float,
+        stream_wait_s: float,
         room: Room,
         most_waiting: int,
         longest_wait_s: float,
@@ -71,7 +72,7 @@ class Placer:
         self._journal = journal
         self.expectations = Expectations(index, journal, metrics)
         self._max_attempts = max_attempts
-        self._wait_s = wait_s
+        self._wait_s, self._stream_wait_s = wait_s, stream_wait_s
         self._room = room
         self.gate: Gate[Placed] = Gate(
             has_room=self._has_room,
@@ -91,8 +92,8 @@ class Placer:
         arrival: Arrival,
         output: Sequence[int] = (),
     ) -> Placed:
-        """Waits for the request's turn, chooses workers and books the work of `num_answers` samples; waits a little for
-        a worker when there is none.
+        """Waits for the request's turn, chooses workers and books the work of `num_answers` samples; waits for a
+        worker when there is none, longer for an answer that has begun.
 
         `output` is what one answer that resumes has so far. Raises RetryableError when no worker comes, or when the
         wait would be too long.
@@ -101,7 +102,8 @@ class Placer:
         keys = trial.keys.followed_by(output) if output else trial.keys
         job = _Job(request, num_answers, trial, trial.keys, keys)
         loop = asyncio.get_running_loop()
-        wait_s = self._wait_s  # without any worker; the wait for its turn before others does not count
+        longest_s = self._stream_wait_s if trial.streaming else self._wait_s
+        wait_s = longest_s  # without any worker; the wait for its turn before others does not count
         while True:
             placed = await self._in_turn(job, arrival, deadline)
             if placed is not None:
@@ -117,7 +119,7 @@ class Placer:
             except TimeoutError:
                 if deadline < began + wait_s:
                     raise DeadlineExceeded("the request's deadline passed while no worker was ready") from None
-                reason = trial.last_error or f"no decode worker became ready within {self._wait_s} s"
+                reason = trial.last_error or f"no decode worker became ready within {longest_s} s"
                 raise Overloaded(f"no worker for this request: {reason}", retry_after_s=1.0) from None
 
     def computed(self, placed: Placed, cached_tokens: int | None) -> None:

@@ -85,6 +85,7 @@ class Services:
                 self.journal,
                 max_attempts=self.config.max_attempts,
                 wait_s=self.config.worker_wait_s,
+                stream_wait_s=self.config.stream_wait_s,
                 room=Room(self.config.worker_ahead_s),
                 most_waiting=self.config.max_queued,
                 longest_wait_s=self.config.max_wait_s,

@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: one tiny model, and deployments that live as long as a module needs them."""
+"""What the end-to-end tests share: one tiny model, and deployments that live as long as a test or a module."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -20,7 +20,7 @@ MESSAGES: list[Any] = [{"role": "user", "content": "Where do the blocks flow?"}]
 
 @pytest.fixture(scope="module")
 def pair(deploy_for_module: Deploy) -> Deployment:
-    return deploy_for_module(router={"shutdown_grace_s": 0.1})
+    return deploy_for_module(router={"shutdown_grace_s": 0.1, "stream_wait_s": 1.0})
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,20 @@ def test_with_no_worker_left_streams_end_in_an_error_event_and_new_requests_are_
         pair.wait_ready()
         assert completion(client, PROMPT).answer.finish_reason == "length"
     pair.assert_quiet()
+
+
+def test_a_stream_waits_for_the_only_worker_to_come_back(deploy: Deploy) -> None:
+    deployment = deploy(prefill=0)
+    [decode] = deployment.decode
+    with new_client(deployment.url) as client:
+        whole = completion(client, PROMPT, max_tokens=600).answer.text
+        stream = open_stream(client, "completions", max_tokens=600)
+        text = next(stream).choices[0].text
+        send_signal(decode.process.front, signal.SIGKILL)
+        time.sleep(2.0)
+        decode.restart()
+        assert text + "".join(part.choices[0].text for part in stream) == whole
+    deployment.assert_quiet()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -37,6 +37,7 @@ def new_placer(session: aiohttp.ClientSession, cluster: Cluster, index: PrefixIn
         Journal(CostModel()),
         max_attempts=9,
         wait_s=1.0,
+        stream_wait_s=20.0,
         room=Room(0.25),
         most_waiting=9,
         longest_wait_s=9.0,
@@ -158,6 +159,22 @@ def test_who_has_waited_for_its_turn_still_waits_for_a_worker_that_is_back_in_a_
             await asyncio.sleep(0.5)
             cluster.tell(ready=True)
             assert (await waiting).decode == "http://d"
+
+    run(test())
+
+
+def test_an_answer_that_has_begun_waits_longer_for_a_worker() -> None:
+    async def test() -> None:
+        async with one_decode_worker(max_streams=1) as (placer, cluster):
+            loop, began = asyncio.get_running_loop(), Trial(streaming=True)
+            cluster.tell(ready=False)
+            loop.call_later(19.0, lambda: cluster.tell(ready=True))
+            assert (await place_one(placer, trial=began)).decode == "http://d"
+            assert loop.time() == pytest.approx(19, abs=0.1)
+            cluster.tell(ready=False)
+            with pytest.raises(Overloaded, match=r"no decode worker became ready within 20\.0 s"):
+                await place_one(placer, trial=began)
+            assert loop.time() == pytest.approx(39, abs=0.1)
 
     run(test())
 
