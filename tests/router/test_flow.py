@@ -307,7 +307,7 @@ def test_more_streams_than_a_worker_batches_wait_in_the_router(
     with ThreadPoolExecutor(6) as pool:
         asking = [pool.submit(ask, client, user=str(number)) for number in range(6)]
         wait_until(lambda: len(router.services.placer.gate) == 4, "four in the queue")
-        assert len(worker.requests) == 2
+        wait_until(lambda: len(worker.requests) == 2, "two at the worker")
         assert "penstock_router_queued_requests 4.0" in router.services.metrics.render().decode()
         worker_loop.call(worker.gate.set)
         for one in asking:
