@@ -18,7 +18,7 @@ import msgspec
 from kubernetes.aio import client as kubernetes_client
 from kubernetes.aio import config as kubernetes_config
 
-from penstock.errors import ConfigError, PenstockError
+from penstock.errors import ConfigError, PenstockError, reason_of
 from penstock.operator.metrics import Metrics
 
 APPLY = "application/apply-patch+yaml"
@@ -111,7 +111,7 @@ class Client:
             async with asyncio.timeout(REQUEST_S):
                 data = await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError, ssl.SSLError) as error:
-            raise ApiUnavailable(f"{method} {path}: {str(error) or type(error).__name__}") from error
+            raise ApiUnavailable(f"{method} {path}: {reason_of(error)}") from error
         finally:
             self._metrics.api_calls.labels(*access_of(method, path), status).inc()
             self._metrics.api_seconds.labels(method).observe(time.perf_counter() - begin)
@@ -125,7 +125,7 @@ class Client:
         try:
             response = await self._send("GET", path, query, None, "application/json", seconds)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise ApiUnavailable(f"watch {path}: {str(error) or type(error).__name__}") from error
+            raise ApiUnavailable(f"watch {path}: {reason_of(error)}") from error
         self._metrics.api_calls.labels(*access_of("WATCH", path), str(response.status)).inc()
         try:
             if response.status >= 400:
@@ -185,7 +185,7 @@ async def _lines(path: str, response: aiohttp.ClientResponse) -> AsyncIterator[b
     except TimeoutError:
         return
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise ApiUnavailable(f"watch {path}: {str(error) or type(error).__name__}") from error
+        raise ApiUnavailable(f"watch {path}: {reason_of(error)}") from error
 
 
 def access_of(method: str, path: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from penstock.errors import ModelError, RequestError
+from penstock.errors import ModelError, RequestError, reason_of
 
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt")
@@ -70,7 +70,7 @@ class ChatTemplate:
         except RecursionError as error:
             raise RequestError("the messages or tools are nested too deeply", field="messages") from error
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            reason = str(error) or type(error).__name__
+            reason = reason_of(error)
             raise RequestError(f"the model's chat template refused the messages: {reason}", field="messages") from error
 
 

@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 
 from penstock.address import authority
+from penstock.errors import reason_of
 from penstock.hop import NO_JSON, Readiness
 from penstock.protocol import SILENT_S, Events
 from penstock.router.placement.books import About, Booking, Books
@@ -246,7 +247,7 @@ class Cluster:
             async with asyncio.timeout(SILENT_S), self._session.get(f"http://{endpoint}/ready") as response:
                 return "" if response.status == 200 else f"the router at {endpoint} answers HTTP {response.status}"
         except (aiohttp.ClientError, OSError) as error:
-            return f"the router at {endpoint}: {str(error) or type(error).__name__}"
+            return f"the router at {endpoint}: {reason_of(error)}"
 
     def _tell(self, worker: Worker, answer: Readiness | str) -> None:
         """One line for each change that a look finds. (A worker back at once after a loss is the placer's to tell.)"""

@@ -20,7 +20,7 @@ import aiohttp
 import msgspec
 
 from penstock.address import bracketed
-from penstock.errors import ConfigError, PenstockError
+from penstock.errors import ConfigError, PenstockError, reason_of
 from penstock.router.cluster import Member
 from penstock.router.endpoint_slices import (
     EndpointSlice,
@@ -105,7 +105,7 @@ async def discover(
             except Exception as error:  # whatever it is: watching goes on
                 count_error()
                 pause_s = min(LONGEST_PAUSE_S, 2 * pause_s or FIRST_PAUSE_S)
-                reason = str(error) or type(error).__name__
+                reason = reason_of(error)
                 log.warning("workers cannot be watched, those known stay; again in %.1f s: %s", pause_s, reason)
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
 

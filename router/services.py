@@ -8,7 +8,7 @@ from pathlib import Path
 import aiohttp
 from starlette.types import Scope
 
-from penstock.errors import ConfigError, WorkerLost
+from penstock.errors import ConfigError, WorkerLost, reason_of
 from penstock.hop import new_session
 from penstock.protocol import SILENT_S
 from penstock.router.beside import Beside
@@ -143,7 +143,7 @@ class Services:
                 if response.status == 200:
                     return await response.read()
         except (aiohttp.ClientError, OSError) as error:
-            raise WorkerLost(f"{url} does not answer: {str(error) or type(error).__name__}") from error
+            raise WorkerLost(f"{url} does not answer: {reason_of(error)}") from error
         raise WorkerLost(f"{url} answers HTTP {response.status}")
 
     @property

@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 from aiohttp.http_exceptions import LineTooLong
 
-from penstock.errors import WorkerLost, WorkerSilent
+from penstock.errors import WorkerLost, WorkerSilent, reason_of
 from penstock.hop import NO_JSON
 from penstock.protocol import SILENT_S, Events
 from penstock.router.cluster import Cluster, Worker
@@ -85,7 +85,7 @@ class Follower:
                     self._forget(url, cluster)
                     self._count(url, "lost")
                     pause_s = broken.pause_s(loop.time() - began)
-                    log.info("no events of %s: %s", url, str(error) or type(error).__name__)
+                    log.info("no events of %s: %s", url, reason_of(error))
                 except Exception:  # a fault of ours must not leave the worker unfollowed, and its last word true
                     self._forget(url, cluster)
                     self._count(url, "fault")

@@ -107,3 +107,8 @@ class Stopping(RetryableError):
     """The process is shutting down and its grace time is over."""
 
     code = "stopping"
+
+
+def reason_of(error: BaseException) -> str:
+    """What `error` says, or its kind: many a timeout and a closed connection come without words."""
+    return str(error) or type(error).__name__

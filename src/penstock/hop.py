@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import msgspec
 
-from penstock.errors import Overloaded, RequestError, WorkerLost, WorkerSilent
+from penstock.errors import Overloaded, RequestError, WorkerLost, WorkerSilent, reason_of
 from penstock.post import Answer, Posts
 from penstock.protocol import SILENT_S, STUCK_FACTOR, STUCK_S, Accepted, Error, Frame, Heartbeat, decode_frame
 from penstock.telemetry.trace import current
@@ -131,7 +131,7 @@ async def _post(session: aiohttp.ClientSession, url: str, body: msgspec.Struct, 
     except TimeoutError as error:
         raise WorkerSilent(f"{url} did not answer within {SILENT_S} s") from error
     except OSError as error:
-        raise WorkerLost(f"{url} does not answer: {str(error) or type(error).__name__}") from error
+        raise WorkerLost(f"{url} does not answer: {reason_of(error)}") from error
 
 
 class _FrameReader:
@@ -179,7 +179,7 @@ class _FrameReader:
         except OSError as error:
             if self._was_silent:
                 raise WorkerSilent(f"{self._url} was silent for {SILENT_S} s") from error
-            raise WorkerLost(f"{self._url} was cut: {str(error) or type(error).__name__}") from error
+            raise WorkerLost(f"{self._url} was cut: {reason_of(error)}") from error
         finally:
             self._until = None
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
+from penstock.errors import reason_of
+
 VERSION = 1
 
 HEARTBEAT_S = 0.2
@@ -309,6 +311,6 @@ def error_frame(error: Exception) -> Error:
     """The last frame of a stream that fails with `error`."""
     return Error(
         code=getattr(error, "code", None) or "internal",
-        message=str(error) or type(error).__name__,
+        message=reason_of(error),
         retry_after_s=getattr(error, "retry_after_s", None),
     )

@@ -17,6 +17,7 @@ from opentelemetry.trace import Tracer as SdkTracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import penstock
+from penstock.errors import reason_of
 from penstock.telemetry.trace import Kind, Trace, Tracer, Value, make_current
 
 CLOSE_S = 1.0
@@ -92,7 +93,7 @@ class OtelTrace(Trace):
         self._span.set_attributes(attributes)
 
     def failed(self, error: BaseException) -> None:
-        self._span.set_status(Status(StatusCode.ERROR, str(error) or type(error).__name__))
+        self._span.set_status(Status(StatusCode.ERROR, reason_of(error)))
         self._span.set_attribute("error.type", type(error).__name__)
 
     def __exit__(
