@@ -102,8 +102,8 @@ class Placer:
         keys = trial.keys.followed_by(output) if output else trial.keys
         job = _Job(request, num_answers, trial, trial.keys, keys)
         loop = asyncio.get_running_loop()
-        longest_s = self._stream_wait_s if trial.streaming else self._wait_s
-        wait_s = longest_s  # without any worker; the wait for its turn before others does not count
+        longest_s = self._stream_wait_s if trial.has_begun else self._wait_s
+        wait_s = longest_s  # without any worker; the wait for its turn before others does not count, nor for full ones
         while True:
             placed = await self._in_turn(job, arrival, deadline)
             if placed is not None:
@@ -119,8 +119,11 @@ class Placer:
             except TimeoutError:
                 if deadline < began + wait_s:
                     raise DeadlineExceeded("the request's deadline passed while no worker was ready") from None
-                reason = trial.last_error or f"no decode worker became ready within {longest_s} s"
-                raise Overloaded(f"no worker for this request: {reason}", retry_after_s=1.0) from None
+                which = " with this answer's weights" if trial.has_begun else ""
+                lost = f"; before that, {trial.last_error}" if trial.last_error else ""
+                raise Overloaded(
+                    f"no decode worker{which} became ready within {longest_s:g} s{lost}", retry_after_s=1.0
+                ) from None
 
     def computed(self, placed: Placed, cached_tokens: int | None) -> None:
         """The first token came, with what was really found in a cache. Calls after the first are ignored."""
@@ -158,14 +161,14 @@ class Placer:
         claim = Claim(arrival, job.request.priority, prompt_work + output_work, deadline)
         if job.trial.attempts:
             wanted = replace(wanted, priority=claim.wire_priority(heavy=False))
-            weights = job.trial.weights if job.trial.streaming else ""  # an answer is that of one model
+            weights = job.trial.weights if job.trial.has_begun else ""  # an answer is that of one model
             cluster = self._cluster.snapshot(weights, waiting=self.gate.waiting(claim), priority=wanted.priority)
             found = self._choose(wanted, job.trial, cluster)
             if found is None:
                 return None
             found = job.trial.take_over(found, self._cluster.revision(found.decode))
             placed = self._book(found, wanted, cluster, job, claim.tenant)
-            if not job.trial.streaming:  # nothing was done yet, nor paid for
+            if not job.trial.has_begun:  # nothing was done yet, nor paid for
                 placed.work, placed.output_work = claim.work, output_work
                 self.gate.charge(claim.tenant, claim.work)
             return placed

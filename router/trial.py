@@ -32,9 +32,10 @@ class Trial:
     last_error: RetryableError | None = None
     keys: PromptKeys | None = None
     """Of the prompt, made when first needed."""
-    streaming: bool = False
-    lost_at: int | None = None
-    """How many output tokens there were at the last loss that the request itself may have caused."""
+    has_begun: bool = False
+    """There is output."""
+    is_suspect: bool = False
+    """It may have caused the loss of a worker; no output came since."""
     weights: str = ""
     """Of the last worker."""
     leaving: Placed | None = None
@@ -51,17 +52,19 @@ class Trial:
         Raises the error when the request may not be placed again.
         """
         self.last_error = error
-        self.streaming = num_output > 0
+        self.has_begun = num_output > 0
         if placed.num_output >= PROGRESS_TOKENS * placed.decision.request.num_answers:
             self.attempts = 1
             self.excluded.clear()
         self.excluded[blamed(placed, error)] = arrival
         if isinstance(error, Stopping):
             self.leaving = placed
-        if is_suspect(placed, error):
-            if self.lost_at == num_output:
+        if placed.num_output:
+            self.is_suspect = False
+        if may_have_caused(placed, error):
+            if self.is_suspect:
                 raise WorkerLost(f"a second worker was lost at the same place, maybe by this request: {error}")
-            self.lost_at = num_output
+            self.is_suspect = True
         if self.attempts >= max_attempts:
             raise error
 
@@ -83,7 +86,7 @@ class Trial:
         """Every worker left is full: seconds until all may be tried again. Raises the error of a request that streams
         nothing yet: that one is the client's to repeat, a running stream is ours to save."""
         assert self.last_error is not None
-        if not self.streaming:
+        if not self.has_begun:
             raise self.last_error
         pause_s = min(self.last_error.retry_after_s or 0.1 * 2**self.attempts, longest_s)
         self.last_error = None
@@ -103,6 +106,6 @@ def is_loss(placed: Placed, error: RetryableError) -> bool:
     return isinstance(error, WorkerLost) or (isinstance(error, PrefillLost) and placed.prefill is not None)
 
 
-def is_suspect(placed: Placed, error: RetryableError) -> bool:
+def may_have_caused(placed: Placed, error: RetryableError) -> bool:
     """Whether the request itself may be why its worker died or is stuck. Workers fall silent for other reasons."""
     return placed.is_accepted and isinstance(error, WorkerLost) and not isinstance(error, WorkerSilent)

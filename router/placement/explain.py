@@ -19,10 +19,11 @@ class Candidate(Struct, frozen=True, omit_defaults=True):
     decode: str
     prefill: str | None
     source: str | None
-    cached_tokens: int
-    ttft_s: float
-    total_s: float
+    cached_tokens: int | None
+    ttft_s: float | None
+    total_s: float | None
     parts: dict[str, float]
+    """This and the three before are None and empty where the policy predicts nothing."""
     chosen: bool = False
 
 
@@ -64,17 +65,11 @@ def explain(decision: Decision, not_used: Mapping[str, str]) -> Explanation:
 
 
 def _candidate(placement: Placement, *, chosen: bool) -> Candidate:
-    prediction = placement.prediction or Prediction()
-    return Candidate(
-        placement.decode,
-        placement.prefill,
-        placement.source,
-        prediction.cached_tokens,
-        prediction.ttft_s,
-        prediction.total_s,
-        {name: getattr(prediction, name) for name in PARTS},
-        chosen,
-    )
+    workers, prediction = (placement.decode, placement.prefill, placement.source), placement.prediction
+    if prediction is None:
+        return Candidate(*workers, None, None, None, {}, chosen)
+    parts = {name: getattr(prediction, name) for name in PARTS}
+    return Candidate(*workers, prediction.cached_tokens, prediction.ttft_s, prediction.total_s, parts, chosen)
 
 
 def table(explanation: Explanation) -> str:
@@ -82,9 +77,10 @@ def table(explanation: Explanation) -> str:
     names = [name.removesuffix("_s") for name in PARTS]
     lines = [("", "decode", "prefill", "source", "cached", *names, "ttft", "total")]
     for each in explanation.candidates:
-        seconds = [*(each.parts[name] for name in PARTS), each.ttft_s, each.total_s]
+        seconds = [*(each.parts.get(name) for name in PARTS), each.ttft_s, each.total_s]
         workers = [each.decode, each.prefill or "-", each.source or "-"]
-        lines.append(("*" if each.chosen else "", *workers, str(each.cached_tokens), *map(_milliseconds, seconds)))
+        cached = "-" if each.cached_tokens is None else str(each.cached_tokens)
+        lines.append(("*" if each.chosen else "", *workers, cached, *map(_milliseconds, seconds)))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     rows = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     return "\n".join([*_story(explanation), "", *rows])
@@ -107,5 +103,7 @@ def _story(explanation: Explanation) -> list[str]:
     return story + [f"not used now is {url}: {why}" for url, why in explanation.not_used.items()]
 
 
-def _milliseconds(seconds: float) -> str:
+def _milliseconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
     return f"{1e3 * seconds:.1f}" if seconds < 1e6 else "never"

@@ -250,6 +250,14 @@ def test_a_request_that_kills_workers_gets_two_of_them(
     assert len(worker.requests) == (3 if num_tokens else 2)
 
 
+def test_so_does_a_request_for_several_answers(client: openai.OpenAI, worker: FakeWorker) -> None:
+    """Each of which goes on alone."""
+    worker.scripts.extend([fake.die_after(3), *[fake.die_after(0)] * 10])
+    with pytest.raises(openai.APIError, match="a second worker was lost at the same place"):
+        list(client.chat.completions.create(model="tiny", messages=MESSAGES, n=2, stream=True))
+    assert len(worker.requests) <= 3, "the first, and at most one for each answer"
+
+
 def test_a_stream_outlives_a_worker_s_death_and_another_s_silence_at_the_same_place(
     client: openai.OpenAI, worker: FakeWorker
 ) -> None:

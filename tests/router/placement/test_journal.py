@@ -6,7 +6,7 @@ import pytest
 from penstock.protocol import Done
 from penstock.router.index.claims import Claims, Untrue
 from penstock.router.placement.drift import WINDOW
-from penstock.router.placement.explain import Explanation, explain, table
+from penstock.router.placement.explain import PARTS, Explanation, explain, table
 from penstock.router.placement.guarded import Guarded
 from penstock.router.placement.journal import REGRET_OF, REMEMBERED, Decision, Journal, regret_s
 from penstock.router.placement.model import CostModel, Hops
@@ -193,6 +193,12 @@ def test_an_explanation_has_every_candidate_the_chosen_first() -> None:
     assert "first token after 500.0 ms" in text
     assert sum(line.lstrip().startswith("*") for line in text.splitlines()) == 1
     assert len(text.splitlines()) == 3 + 1 + 8
+
+
+def test_what_a_policy_does_not_predict_is_no_zero() -> None:
+    decision = Journal(CostModel()).placed("r", REQUEST, CLUSTER, Placement("d2", "p1"))
+    [chosen, *_] = table(explain(decision, {})).splitlines()[4:]
+    assert chosen.split() == ["*", "d2", "p1", *["-"] * (len(PARTS) + 4)]
 
 
 def test_what_did_not_come_yet_is_said() -> None:
