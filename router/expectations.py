@@ -44,8 +44,11 @@ class Expectations:
         placed.is_computed = True
         for expectation in placed.expected:
             expectation.is_pending = False
-        if not placed.is_resume:
-            self._came_true(placed, cached_tokens)
+        took_s = asyncio.get_running_loop().time() - placed.placed_at
+        if placed.is_resume:  # nothing is learned from how an answer goes on
+            placed.decision.ttft_s = took_s
+        else:
+            self._came_true(placed, took_s, cached_tokens)
         if placed.prefill is not None:
             placed.expected.append(self._index.expect(placed.decode, placed.keys))
         if cached_tokens is not None and not placed.is_resume:
@@ -79,9 +82,9 @@ class Expectations:
         if not placed.is_computed:
             _retract(placed.expected)
 
-    def _came_true(self, placed: Placed, cached_tokens: int | None) -> None:
+    def _came_true(self, placed: Placed, took_s: float, cached_tokens: int | None) -> None:
         decision = placed.decision
-        self._journal.came_true(decision, asyncio.get_running_loop().time() - placed.placed_at, cached_tokens)
+        self._journal.came_true(decision, took_s, cached_tokens)
         prediction = decision.placement.prediction
         if prediction is not None and decision.ttft_s is not None:
             self._metrics.ttft_error.observe(abs(decision.ttft_s - prediction.ttft_s))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import aiohttp
 
-from penstock.errors import DeadlineExceeded, Overloaded, RetryableError
+from penstock.errors import DeadlineExceeded, Overloaded, RetryableError, reason_of
 from penstock.protocol import GenerateRequest
 from penstock.router.cluster import Cluster
 from penstock.router.expectations import Expectations
@@ -143,10 +143,12 @@ class Placer:
 
         Raises it when the request may not be placed again.
         """
+        placed.decision.failure = reason_of(error)
         if isinstance(error, DeadlineExceeded):  # nobody failed
             raise error
         self._metrics.replacements.labels(reason=error.code).inc()
-        log.warning("%s with %s failed a request (%s): %s", placed.decode, placed.prefill, error.code, error)
+        with_prefill = f" with {placed.prefill}" if placed.prefill else ""
+        log.warning("%s%s failed a request (%s): %s", placed.decode, with_prefill, error.code, error)
         worker = blamed(placed, error)
         if is_loss(placed, error):
             self._cluster.mark_lost(worker)
@@ -231,7 +233,14 @@ class Placer:
     ) -> Placed:
         job.trial.attempts += 1
         job.trial.weights = self._cluster.weights(placement.decode)
-        decision = self._journal.placed(job.request.request_id, wanted, cluster, placement)
+        decision = self._journal.placed(
+            job.request.request_id,
+            wanted,
+            cluster,
+            placement,
+            answered_tokens=job.keys.num_tokens - job.prompt_keys.num_tokens,
+            after=reason_of(job.trial.last_error) if job.trial.last_error else "",
+        )
         _, cached = placement.relies_on(wanted)
         reservation = self._cluster.reserve(placement, wanted)
         self._metrics.placements.labels("disaggregated" if placement.prefill else "decode_alone").inc()

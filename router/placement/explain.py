@@ -32,6 +32,7 @@ class Explanation(Struct, frozen=True):
 
     request_id: str
     prompt_tokens: int
+    """Without those of the answer so far."""
     output_tokens: int
     """Expected when it was placed."""
     by: str
@@ -43,6 +44,12 @@ class Explanation(Struct, frozen=True):
     """The chosen one first, then the best others."""
     not_used: dict[str, str] = {}
     """Workers that are not ready now, and why."""
+    answered_tokens: int = 0
+    """Of one answer, when it was placed again."""
+    after: str = ""
+    """How the placement before this one failed, where there was one."""
+    failure: str = ""
+    """How this one did."""
 
 
 def explain(decision: Decision, not_used: Mapping[str, str]) -> Explanation:
@@ -52,7 +59,7 @@ def explain(decision: Decision, not_used: Mapping[str, str]) -> Explanation:
     others = [each for each in candidates if (each.decode, each.prefill) != (chosen.decode, chosen.prefill)]
     return Explanation(
         request_id=decision.request_id,
-        prompt_tokens=decision.request.prompt_tokens,
+        prompt_tokens=decision.request.prompt_tokens - decision.answered_tokens,
         output_tokens=decision.request.output_tokens,
         by=chosen.by,
         ttft_s=decision.ttft_s,
@@ -61,6 +68,9 @@ def explain(decision: Decision, not_used: Mapping[str, str]) -> Explanation:
         num_candidates=len(candidates),
         candidates=tuple(_candidate(each, chosen=each is chosen) for each in (chosen, *others[: MOST_CANDIDATES - 1])),
         not_used=dict(not_used),
+        answered_tokens=decision.answered_tokens,
+        after=decision.after,
+        failure=decision.failure,
     )
 
 
@@ -87,20 +97,38 @@ def table(explanation: Explanation) -> str:
 
 
 def _story(explanation: Explanation) -> list[str]:
+    so_far = f" and {explanation.answered_tokens} of its answer" if explanation.answered_tokens else ""
     story = [
-        f"{explanation.request_id}: {explanation.prompt_tokens} prompt tokens, about {explanation.output_tokens} to "
-        f"answer; placed by {explanation.by}; {explanation.num_candidates} candidates, in milliseconds"
+        f"{explanation.request_id}: {explanation.prompt_tokens} prompt tokens{so_far}, about "
+        f"{explanation.output_tokens}{' more' if so_far else ''} to answer; placed by {explanation.by}; "
+        f"{explanation.num_candidates} candidates, all times in milliseconds"
     ]
-    if explanation.ttft_s is None:
-        story.append("its first token has not come")
-    else:
-        story.append(
-            f"first token after {_milliseconds(explanation.ttft_s)} ms, {explanation.cached_tokens} tokens cached"
-        )
-        regret_s = explanation.regret_s or 0.0
-        if regret_s >= 5e-5:  # else it would read 0.0
-            story[-1] += f"; another worker was predicted to be {_milliseconds(regret_s)} ms faster than that"
+    if explanation.after:
+        story.append(f"this is its last placement; the one before failed: {explanation.after}")
+    if explanation.ttft_s is not None:
+        story.append(_came(explanation, explanation.ttft_s))
+    if explanation.failure:
+        story.append(f"it failed: {explanation.failure}")
+    elif explanation.ttft_s is None:
+        story.append(f"its {_which(explanation)} token has not come")
     return story + [f"not used now is {url}: {why}" for url, why in explanation.not_used.items()]
+
+
+def _came(explanation: Explanation, ttft_s: float) -> str:
+    """What was measured, and beside it what was predicted of others."""
+    came = f"{_which(explanation)} token after {_milliseconds(ttft_s)} ms"
+    if explanation.cached_tokens is not None:
+        came += f", {explanation.cached_tokens} tokens cached"
+    regret_s = explanation.regret_s or 0.0
+    if regret_s >= 5e-5:  # else it would read 0.0
+        came += (
+            f"; {_milliseconds(ttft_s - regret_s)} ms were predicted for the best choice with another computing worker"
+        )
+    return came
+
+
+def _which(explanation: Explanation) -> str:
+    return "next" if explanation.answered_tokens else "first"
 
 
 def _milliseconds(seconds: float | None) -> str:

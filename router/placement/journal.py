@@ -33,8 +33,14 @@ class Decision:
     request: PlacementRequest
     cluster: ClusterSnapshot
     placement: Placement
+    answered_tokens: int = 0
+    """Of the request's prompt tokens, those that are its answer so far: it was placed again."""
+    after: str = ""
+    """How the placement before this one failed, where there was one."""
+    failure: str = ""
+    """How this one did."""
     ttft_s: float | None = None
-    """Measured from the placement to the first token; None while it has not come."""
+    """Measured from the placement to its first token; None while it has not come."""
     cached_tokens: int | None = None
     """By the account of the worker that computed the prompt."""
     regret_s: float | None = None
@@ -58,10 +64,18 @@ class Journal:
         return tuple(name for name, drift in zip(DRIFTS, (self.ttft, self.cached), strict=True) if drift.alarmed)
 
     def placed(
-        self, request_id: str, request: PlacementRequest, cluster: ClusterSnapshot, placement: Placement
+        self,
+        request_id: str,
+        request: PlacementRequest,
+        cluster: ClusterSnapshot,
+        placement: Placement,
+        *,
+        answered_tokens: int = 0,
+        after: str = "",
     ) -> Decision:
         """A request was placed. A second placement of the same request replaces the first."""
-        decision = self._decisions[request_id] = Decision(request_id, request, cluster, placement)
+        decision = Decision(request_id, request, cluster, placement, answered_tokens, after)
+        self._decisions[request_id] = decision
         self._decisions.move_to_end(request_id)
         if len(self._decisions) > REMEMBERED:
             self._decisions.popitem(last=False)
@@ -111,8 +125,9 @@ class Journal:
 
 def regret_s(decision: Decision) -> float | None:
     """Seconds by which the first token came later than the best choice that has another worker compute the prompt would
-    have brought it, as predicted. None while it has not come."""
-    if decision.ttft_s is None:
+    have brought it, as predicted. None while it has not come, and where the policy predicts nothing: then nothing is
+    learned about predictions either."""
+    if decision.ttft_s is None or decision.placement.prediction is None:
         return None
     others = replace(decision.request, excluded=decision.request.excluded | {decision.placement.computing})
     other = Seconds().choose(others, decision.cluster)

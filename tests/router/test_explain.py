@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from penstock.cli import main
+from tests.router import fake_worker as fake
 from tests.router.conftest import StartRouter
 from tests.router.fake_worker import FakeWorker
 from tests.router.serving import RunningRouter, wait_until
@@ -35,6 +36,24 @@ def test_what_was_placed_by_load_is_said_to_be(
     connect(router).completions.create(model="tiny", prompt="why there?", extra_headers={"x-request-id": "asked"})
     assert main(["explain", "asked", "--url", router.url]) == 0
     assert "placed by load" in capsys.readouterr().out
+
+
+def test_a_stream_that_went_on_elsewhere_is_explained_as_such(
+    router: RunningRouter, client: openai.OpenAI, worker: FakeWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worker.scripts.append(fake.die_after(3))
+    headers = {"x-request-id": "asked"}
+    list(client.completions.create(model="tiny", prompt="why there?", stream=True, extra_headers=headers))
+    assert main(["explain", "asked", "--url", router.url]) == 0
+    request, before, came, *_ = capsys.readouterr().out.splitlines()
+    assert " prompt tokens and 3 of its answer, about " in request
+    assert f"the one before failed: {worker.url}/generate was cut" in before
+    assert came.startswith("next token after ")
+    worker.scripts.extend([fake.die_after(0)] * 2)
+    with pytest.raises(openai.InternalServerError):
+        client.completions.create(model="tiny", prompt="why there?", extra_headers=headers)
+    assert main(["explain", "asked", "--url", router.url]) == 0
+    assert f"\nit failed: {worker.url}/generate was cut" in capsys.readouterr().out
 
 
 def test_a_worker_of_another_model_is_named_wherever_one_may_look(

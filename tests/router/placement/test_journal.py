@@ -197,8 +197,21 @@ def test_an_explanation_has_every_candidate_the_chosen_first() -> None:
 
 def test_what_a_policy_does_not_predict_is_no_zero() -> None:
     decision = Journal(CostModel()).placed("r", REQUEST, CLUSTER, Placement("d2", "p1"))
-    [chosen, *_] = table(explain(decision, {})).splitlines()[4:]
+    decision.ttft_s = 9.0
+    story, came, _, _, chosen, *_ = table(explain(decision, {})).splitlines()
+    assert "by" in story
+    assert came == "first token after 9000.0 ms", "and nobody was predicted to be sooner"
     assert chosen.split() == ["*", "d2", "p1", *["-"] * (len(PARTS) + 4)]
+
+
+def test_a_request_that_was_placed_again_is_told_as_one() -> None:
+    again = Journal(CostModel()).placed("r", REQUEST, CLUSTER, Placement("d2"), answered_tokens=300, after="d1 is gone")
+    request, before, waiting, *_ = table(explain(again, {})).splitlines()
+    assert request.startswith("r: 1700 prompt tokens and 300 of its answer, about ")
+    assert before == "this is its last placement; the one before failed: d1 is gone"
+    assert waiting == "its next token has not come"
+    again.ttft_s, again.failure = 0.5, "d2 is gone, too"
+    assert table(explain(again, {})).splitlines()[2:4] == ["next token after 500.0 ms", "it failed: d2 is gone, too"]
 
 
 def test_what_did_not_come_yet_is_said() -> None:
