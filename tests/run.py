@@ -18,6 +18,7 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 LOGS = TESTS.parent / "build" / "tests"
 NO_TESTS = 5  # pytest's exit status when nothing was collected
+MESSAGE_LENGTH = 300  # characters of a failed test's message that the totals repeat
 LAST = ("house", "demo", "e2e", "cluster")  # suites that take longest; a mistake elsewhere shows before them
 ALONE = ("local", "e2e", "cluster")  # one test at a time: each starts routers and workers
 FAST, SLOW = ("", "not slow"), (" (slow)", "slow")
@@ -31,6 +32,8 @@ class Result:
     counts: Counter[str] = field(default_factory=Counter)
     skips: Counter[str] = field(default_factory=Counter)
     """Why tests were skipped, and how many."""
+    failures: list[str] = field(default_factory=list)
+    """Each failed test with the beginning of its message."""
 
     @property
     def failed(self) -> bool:
@@ -94,8 +97,11 @@ def run_suite(suite: str, suffix: str, marker: str) -> Result:
 def read_report(report: Path, result: Result) -> None:
     for case in ElementTree.parse(report).iter("testcase"):
         outcomes = {child.tag: child for child in case}
-        if "failure" in outcomes or "error" in outcomes:
+        failure = next((outcomes[tag] for tag in ("failure", "error") if tag in outcomes), None)
+        if failure is not None:
             result.counts["failed"] += 1
+            message = " ".join(failure.get("message", "").split())
+            result.failures.append(f"{case.get('classname')}::{case.get('name')}: {message[:MESSAGE_LENGTH]}")
         elif "skipped" in outcomes:
             result.counts["skipped"] += 1
             result.skips[outcomes["skipped"].get("message", "")] += 1
@@ -125,6 +131,8 @@ def summarize(results: list[Result], seconds: float) -> int:
         f"{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped "
         f"in {len(results)} suites, {seconds:.0f} s"
     )
+    for failure in [failure for result in results for failure in result.failures]:
+        print(f"failed: {failure}")  # again, because people and machines look at the end of a long log
     if failed:
         print(f"failed: {', '.join(failed)} (logs in {LOGS.relative_to(TESTS.parent)})")
     return 1 if failed or not results else 0

@@ -158,7 +158,7 @@ truncations = st.fixed_dictionaries(
 
 
 @given(st.integers(1, 300), truncations, st.integers(0, 2**63 - 1))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_truncation_never_empties_and_never_passes_a_dropped_token(
     vocab_size: int, params: dict[str, Any], seed: int
 ) -> None:
@@ -253,7 +253,7 @@ histories = st.lists(st.integers(0, 49), max_size=60)
     st.floats(-2.0, 2.0),
     st.dictionaries(st.integers(0, 49), st.floats(-3.0, 3.0), max_size=8),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_penalties_and_bias_follow_their_formulas(
     prompt: list[int], output: list[int], repetition: float, frequency: float, presence: float, bias: dict[int, float]
 ) -> None:

@@ -138,7 +138,7 @@ def test_room_for_n_samples_is_counted() -> None:
     assert [each for each, _ in schedule([], waiting, BlockPool(64), budget).admit] == waiting[:1]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     num_blocks=st.integers(4, 40),
     lengths=st.lists(st.integers(1, 60), max_size=12),

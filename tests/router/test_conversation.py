@@ -136,7 +136,7 @@ FRAGMENTS = [
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(fragments=st.lists(st.sampled_from(FRAGMENTS), max_size=24))
 def test_whatever_stands_beside_a_mark(tokenizers: dict[str, Tokenizer], family: str, fragments: list[str]) -> None:
     tokenizer, text = tokenizers[family], "".join(fragments)

@@ -48,7 +48,7 @@ def test_deltas_of_texts_add_up_to_decode(family: tuple[str, Reference, Vocabula
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_tokens_stream_to_their_decode(data: st.DataObject, family: tuple[str, Reference, Vocabulary]) -> None:
     name, reference, vocabulary = family
     ids = data.draw(st.lists(st.integers(0, reference.get_vocab_size() + 10), max_size=30))

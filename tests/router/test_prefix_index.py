@@ -501,4 +501,4 @@ class Streams(RuleBasedStateMachine):
 
 
 TestStreams = Streams.TestCase
-TestStreams.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestStreams.settings = settings(max_examples=150, stateful_step_count=60)

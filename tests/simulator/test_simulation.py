@@ -29,7 +29,7 @@ def times(run: Run) -> list[tuple[float | None, float | None]]:
     return [(outcome.first_token_s, outcome.finish_s) for outcome in run.outcomes]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 10**6),
     shape=st.tuples(st.integers(0, 3), st.integers(1, 3)),
