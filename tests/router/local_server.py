@@ -1,5 +1,8 @@
 """What every fake server here is: an aiohttp application on a port of this machine."""
 
+import asyncio
+import socket
+
 from aiohttp import web
 
 
@@ -15,9 +18,13 @@ class LocalServer:
     async def start(self, port: int = 0, host: str = "127.0.0.1") -> None:
         self._runner = web.AppRunner(self.application(), handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port).start()
+        self._socket = socket.create_server((host, port))
+        await web.SockSite(self._runner, self._socket).start()
         self.url = f"http://{host}:{self._runner.addresses[0][1]}"
 
     async def stop(self) -> None:
         assert self._runner is not None
+        asyncio.get_running_loop().remove_reader(self._socket)
+        for _ in range(2):  # asyncio would drop, unclosed, a connection between its acceptance and `connection_made`
+            await asyncio.sleep(0)
         await self._runner.cleanup()
