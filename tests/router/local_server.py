@@ -23,8 +23,11 @@ class LocalServer:
         self.url = f"http://{host}:{self._runner.addresses[0][1]}"
 
     async def stop(self) -> None:
-        assert self._runner is not None
+        """The second time it does nothing."""
+        runner, self._runner = self._runner, None
+        if runner is None:
+            return
         asyncio.get_running_loop().remove_reader(self._socket)
         for _ in range(2):  # asyncio would drop, unclosed, a connection between its acceptance and `connection_made`
             await asyncio.sleep(0)
-        await self._runner.cleanup()
+        await runner.cleanup()
