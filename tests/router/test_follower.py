@@ -151,7 +151,7 @@ def test_a_worker_that_leaves_is_forgotten() -> None:
     async def test(world: World) -> None:
         await until(lambda: world.known() == 2)
         world.cluster.remove(world.worker.url)
-        await until(lambda: world.known() == 0, timeout_s=0.1)
+        await until(lambda: world.known() == 0, timeout_s=SILENT_S / 2)
 
     in_world(test)
 

@@ -104,6 +104,7 @@ def test_redis_lost_and_back_empty_amid_streams_fails_no_request(
         assert_nothing_is_left(router)
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_quota_holds_over_both_routers(
     redis: RedisServer, start_router: StartRouter, worker: FakeWorker, connect: Connect, keys: Path
 ) -> None:
