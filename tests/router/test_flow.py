@@ -162,7 +162,7 @@ def test_the_sdk_waits_as_it_is_told_and_is_let_in(
 ) -> None:
     path = tmp_path / "keys.toml"
     path.write_text(f"[a]\nkey_sha256 = ['{hashlib.sha256(b'k').hexdigest()}']\nrequests_per_minute = 60")
-    client = connect_with(start_router((worker,), keys=str(path)), "k", max_retries=1)
+    client = connect_with(start_router((worker,), keys=str(path)), "k", max_retries=2)
     while ask(client).headers["x-ratelimit-remaining-requests"] != "0":
         pass
     began = time.monotonic()
@@ -170,8 +170,7 @@ def test_the_sdk_waits_as_it_is_told_and_is_let_in(
         answers = list(pool.map(lambda _: ask(client), range(4)))
     assert 2 < time.monotonic() - began < 8, "one a second, though they are equal"
     retries = [answer.retries_taken for answer in answers]
-    assert max(retries) == 1
-    assert sum(retries) >= 3, "one may have come just when there was one more"
+    assert 3 <= sum(retries) <= 5, "one may have come just when there was one more, or so late that its turn was over"
 
 
 def test_the_sdk_repeats_nothing_that_is_permanent(
