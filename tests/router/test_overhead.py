@@ -1,4 +1,5 @@
-"""What the router costs a request, in processor time, which other work on the machine hardly changes.
+"""What the router costs a request, in processor time, beside what the hop alone costs a worker that does nothing else:
+machines differ, and one machine from hour to hour, but the two alike.
 
 The latency it adds is printed beside it; `bench.router_overhead` measures that on a quiet machine.
 """
@@ -23,23 +24,26 @@ from tests.router.fake_worker import FakeWorker
 from tests.router.processes import Running, free_port, running_process, serve_router
 
 NUM_BLOCKS, NUM_ROUNDS = 5, 50
+MOST_HOPS = 10
+"""A request may cost the router as much as so many hops cost a worker: about 4, 6 beside other work."""
 
 
 @pytest.mark.slow
-def test_a_request_costs_the_router_less_than_five_milliseconds(model_folder: Path, outputs: list[list[int]]) -> None:
+def test_a_request_costs_the_router_no_more_than_some_hops(model_folder: Path, outputs: list[list[int]]) -> None:
     with ExitStack() as stack:
-        worker_url = stack.enter_context(running_process(_serve_worker, outputs)).url
-        config = RouterConfig(model=str(model_folder), port=free_port(), decode=worker_url)
+        worker = stack.enter_context(running_process(_serve_worker, outputs))
+        config = RouterConfig(model=str(model_folder), port=free_port(), decode=worker.url)
         router = stack.enter_context(running_process(serve_router, config))
-        uvloop.run(_measure(worker_url, router.url))  # the first requests of a process cost more
-        before_s = _processor_s(router)
-        blocks = [uvloop.run(_measure(worker_url, router.url)) for _ in range(NUM_BLOCKS)]
-        cost_ms = 1000 * (_processor_s(router) - before_s) / (NUM_BLOCKS * NUM_ROUNDS)
+        uvloop.run(_measure(worker.url, router.url))  # the first requests of a process cost more
+        router_s, worker_s = _processor_s(router), _processor_s(worker)
+        blocks = [uvloop.run(_measure(worker.url, router.url)) for _ in range(NUM_BLOCKS)]
+        cost_ms = 1000 * (_processor_s(router) - router_s) / (NUM_BLOCKS * NUM_ROUNDS)
+        hop_ms = 1000 * (_processor_s(worker) - worker_s) / (2 * NUM_BLOCKS * NUM_ROUNDS)  # direct, and routed
     # Other work on the machine only ever adds: the quietest block is nearest to the truth.
     direct_ms, routed_ms = min(blocks, key=lambda block: block[1] - block[0])
     print(f"p50: direct {direct_ms:.2f} ms, routed {routed_ms:.2f} ms, added {routed_ms - direct_ms:.2f} ms")
-    print(f"processor time of the router: {cost_ms:.2f} ms per request")
-    assert cost_ms < 5
+    print(f"processor time per request: router {cost_ms:.2f} ms, worker {hop_ms:.2f} ms")
+    assert cost_ms < MOST_HOPS * hop_ms
 
 
 def _processor_s(running: Running) -> float:
