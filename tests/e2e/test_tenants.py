@@ -1,6 +1,5 @@
 """Tenants with different salts: neither what a request finds in a cache nor how long it takes tells one of another."""
 
-import statistics
 import time
 
 import openai
@@ -39,16 +38,18 @@ def test_a_tenant_cannot_tell_what_another_has_asked(deploy: Deploy, prefill: in
         for number in range(ROUNDS):
             known = random_prompt(PROMPT_TOKENS, seed=2 * number)
             assert cached(timed(client, known, salt="victim")[1]) == 0
-            for times, prompt in ((seen, known), (fresh, random_prompt(PROMPT_TOKENS, seed=2 * number + 1))):
+            tries = [(seen, known), (fresh, random_prompt(PROMPT_TOKENS, seed=2 * number + 1))]
+            for times, prompt in tries if number % 2 else reversed(tries):
                 seconds, reply = timed(client, prompt, salt="curious")
                 assert cached(reply) == 0
                 times.append(seconds)
             seconds, reply = timed(client, known, salt="curious")
             assert cached(reply) == PROMPT_TOKENS - 8
             own.append(seconds)
-    saved = statistics.median(fresh) - statistics.median(own)
-    assert saved > 0.3 * statistics.median(fresh), "a hit can be told by its time, so this test sees one"
-    assert abs(statistics.median(seen) - statistics.median(fresh)) < 0.3 * saved, (seen, fresh, own)
+    # Other work on the machine only ever adds: the quickest of each are nearest to the truth.
+    saved = min(fresh) - min(own)
+    assert saved > 0.3 * min(fresh), "a hit can be told by its time, so this test sees one"
+    assert abs(min(seen) - min(fresh)) < 0.3 * saved, (seen, fresh, own)
 
 
 @pytest.mark.parametrize("salt", ["", "team"])
