@@ -32,7 +32,9 @@ def test_sixteen_prompts_against_pools_of_one_and_a_half(deploy: Deploy) -> None
     with ThreadPoolExecutor(16) as threads:
         replies = list(threads.map(ask(small), prompts))
     assert [reply.answers for reply in replies] == [reply.answers for reply in map(ask(alone), prompts)]
-    assert small.decode[0].metric("penstock_pulled_blocks_total") >= 16 * 8
+    handed_over = sum(reply.prefill is not None for reply in replies)
+    assert handed_over >= 8  # not all: while P is slow to come to them, D may compute some
+    assert small.decode[0].metric("penstock_pulled_blocks_total") >= 8 * handed_over
     small.assert_quiet()
 
 

@@ -144,7 +144,7 @@ def test_small_pools_that_read_from_each_other_do_not_deadlock(deploy: Deploy) -
 
 def test_a_stopped_decode_worker_hands_its_streams_over_with_their_kv(deploy: Deploy) -> None:
     """The grace is too short for them to finish; who goes on reads all that was computed, the answer's KV too."""
-    pair = deploy(prefill=0, decode=2, worker={"drain_grace_s": 1.0})
+    pair = deploy(prefill=0, decode=2, worker={"drain_grace_s": 1.0, "source_wait_s": 5.0})
     options: dict[str, Any] = {"max_tokens": 900, "stream": True}
     with new_client(pair.url) as client, ThreadPoolExecutor(2) as threads:
         expected = completion(client, list(PROMPT), **options)
