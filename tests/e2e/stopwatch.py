@@ -5,10 +5,10 @@ import time
 import psutil
 
 
-def stolen_s() -> float:
-    """Processor time that other virtual machines had while this one wanted it, over all processors since boot; 0 where
-    the system does not say (proc(5), "steal")."""
-    return float(getattr(psutil.cpu_times(), "steal", 0.0))
+def stolen_s() -> list[float]:
+    """Per processor, the time since boot that other virtual machines had while this one wanted it; 0 where the system
+    does not say (proc(5), "steal")."""
+    return [float(getattr(times, "steal", 0.0)) for times in psutil.cpu_times(percpu=True)]
 
 
 class Stopwatch:
@@ -19,8 +19,8 @@ class Stopwatch:
 
     @property
     def stolen_s(self) -> float:
-        """What was taken since."""
-        return stolen_s() - self._stolen_s
+        """What was taken since from the processor that lost most: never more than has passed."""
+        return max(now - before for before, now in zip(self._stolen_s, stolen_s(), strict=True))
 
     @property
     def elapsed_s(self) -> float:
