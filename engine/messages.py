@@ -50,6 +50,8 @@ class PeerFailed(Struct, frozen=True, tag=True):
 
     request_id: str
     reason: str
+    died: bool = False
+    """Or got stuck, with the request."""
 
 
 class Cancel(Struct, frozen=True, tag=True):

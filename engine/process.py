@@ -25,7 +25,7 @@ from penstock.engine.redeem import Redeemer
 from penstock.engine.sequence import Role
 from penstock.engine.transfer import Event as PullEvent
 from penstock.engine.transfer import Puller, PullVerified, Regions, make_transport
-from penstock.errors import WorkerLost
+from penstock.errors import PrefillDied, PrefillLost, WorkerLost
 from penstock.protocol import HEARTBEAT_S, Load, Peer, StepTiming
 
 log = logging.getLogger(__name__)
@@ -157,8 +157,8 @@ class EngineProcess:
                 engine.outputs.append(Output(request_id, engine.tickets.lookup(request_id, hashes, as_of)))
             case messages.PeerArrived(request_id, frame):
                 self._redeemer.arrived(request_id, frame)
-            case messages.PeerFailed(request_id, reason):
-                self._redeemer.failed(request_id, reason)
+            case messages.PeerFailed(request_id, reason, died):
+                self._redeemer.failed(request_id, PrefillDied(reason) if died else PrefillLost(reason))
             case messages.Cancel(request_id):
                 engine.cancel(request_id)
             case messages.Snapshot():

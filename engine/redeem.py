@@ -100,11 +100,11 @@ class Redeemer:
         except (PrefillLost, TransferError) as error:
             self._fail(request, error)
 
-    def failed(self, request_id: str, reason: str) -> None:
+    def failed(self, request_id: str, error: PrefillLost) -> None:
         """The other worker was lost. Does nothing once its blocks are verified."""
         request = self._reading(request_id)
         if request is not None:
-            self._fail(request, PrefillLost(reason))
+            self._fail(request, error)
 
     @property
     def num_sequences(self) -> int:

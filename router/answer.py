@@ -21,8 +21,8 @@ class Answer:
     def take(self, frame: Tokens) -> tuple[Sequence[int], Sequence[TokenLogprob]]:
         """The tokens of `frame` that are new here, and their log-probabilities (empty when not asked for).
 
-        After a resume a worker may send positions again; they are dropped. Raises WorkerLost when positions are missing
-        or when tokens follow the end.
+        After a resume a worker may send positions again; they are dropped. Raises WorkerLost when positions are
+        missing.
         """
         known = len(self.output) - frame.position
         if known < 0:
@@ -31,12 +31,15 @@ class Answer:
         self.output.extend(tokens)
         return tokens, frame.logprobs[known:]
 
-    def end_by_output(self, sampling: SamplingParams, end_ids: frozenset[int]) -> None:
+    def ends_by_output(self, sampling: SamplingParams, end_ids: frozenset[int]) -> bool:
         """Sets the finish reason that follows from the output itself, in case the frame saying so was lost."""
-        if self.finish_reason is None and self.output and self.output[-1] in end_ids:
+        if self.finish_reason is not None:
+            return False
+        if self.output and self.output[-1] in end_ids:
             self.finish_reason = "stop"
-        elif self.finish_reason is None and len(self.output) >= sampling.max_tokens:
+        elif len(self.output) >= sampling.max_tokens:
             self.finish_reason = "length"
+        return self.finish_reason is not None
 
     def sample(self) -> Sample:
         """What a worker needs to begin or to go on."""

@@ -183,5 +183,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 def _refusal(request: Request, error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
     dialect, request_id = dialect_of(request.scope), request_id_of(request.scope)
-    told = {name.decode(): value.decode() for name, value in advice_headers(error)} | {dialect.id_header: request_id}
+    told = {name.decode(): value.decode() for name, value in advice_headers(error)}
+    told |= {name.decode(): request_id for name in dialect.id_headers}
     return Response(dialect.error_body(error, request_id), error.status, {**(headers or {}), **told}, JSON)

@@ -29,6 +29,7 @@ class ChatTemplate:
         """`special_tokens` are the variables `bos_token`, `eos_token`, ... that templates may use."""
         environment = _environment()
         self._sources = dict(sources)
+        self._words = frozenset(word for source in sources.values() for word in re.findall(r"\w+", source))
         self._special_tokens = dict(special_tokens)
         self._templates = {}
         for name, source in sources.items():
@@ -39,7 +40,7 @@ class ChatTemplate:
 
     def mentions(self, name: str) -> bool:
         """Whether a template names `name` anywhere: it may read a message's field of that name."""
-        return any(re.search(rf"\b{re.escape(name)}\b", source) for source in self._sources.values())
+        return name in self._words
 
     def writes(self, token: str) -> bool:
         """Whether a template may write this token on its own account: it is in its text, or one of its variables."""

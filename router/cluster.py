@@ -184,9 +184,9 @@ class Cluster:
             return "model"
         return "weights" if worker.ready and self._has_other_weights(worker) else ""
 
-    async def changed(self) -> None:
-        """Returns when a worker has become ready or unready."""
-        await self._changed.wait()
+    def change(self) -> asyncio.Event:
+        """Set when, from now on, a worker has become ready or unready."""
+        return self._changed
 
     def reserve(self, placement: Placement, request: PlacementRequest) -> "Reservation":
         """Counts a request's work on the workers it was placed on, until it is released."""

@@ -8,12 +8,13 @@ import asyncio
 import logging
 import socket
 import struct
+from collections import deque
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from penstock.errors import Overloaded, PenstockError, RequestError
 from penstock.router.corked import Corked, offer_is_free
@@ -54,6 +55,11 @@ class ClientConnection(HttpToolsProtocol):
     """From the first byte of a request line: line ends before it belong to no request."""
     _is_refused = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._unanswered: deque[RequestResponseCycle] = deque()
+        """Oldest first. Uvicorn itself keeps the newest, and those that wait for their turn."""
+
     @classmethod
     def limited(cls, limits: ConnectionLimits) -> "type[ClientConnection]":
         return type("LimitedConnection", (cls,), {"limits": limits})
@@ -70,6 +76,9 @@ class ClientConnection(HttpToolsProtocol):
         self._unwatch()
         self._stop_header_timer()
         super().connection_lost(exc)
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
@@ -108,6 +117,7 @@ class ClientConnection(HttpToolsProtocol):
             self._refuse(RequestError(said, code="invalid_http"))
         elif self._is_to_be_served():
             super().on_headers_complete()
+            self._unanswered.append(self.cycle)
         self._header_bytes = self._received_bytes = 0
 
     def on_body(self, body: bytes) -> None:
@@ -121,6 +131,7 @@ class ClientConnection(HttpToolsProtocol):
         self._received_bytes = 0
 
     def on_response_complete(self) -> None:
+        self._unanswered.popleft()
         super().on_response_complete()
         if self._in_headers and not self._is_answering():  # the next request began meanwhile
             self._expect_headers()

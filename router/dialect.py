@@ -20,12 +20,12 @@ class Dialect:
 
     error_body: Callable[[Exception, str | None], bytes]
     """Given the id of the request, if it has one."""
-    id_header: str
-    """Where its clients look for that id."""
+    id_headers: tuple[bytes, ...]
+    """Where every answer says that id; Anthropic's clients look for it in the second."""
 
 
-OPENAI = Dialect(lambda error, _: openai.error_body(error), "x-request-id")
-ANTHROPIC = Dialect(anthropic.error_body, "request-id")
+OPENAI = Dialect(lambda error, _: openai.error_body(error), (b"x-request-id",))
+ANTHROPIC = Dialect(anthropic.error_body, (b"x-request-id", b"request-id"))
 
 
 def dialect_of(scope: Scope | None) -> Dialect:

@@ -14,6 +14,7 @@ import msgspec
 from penstock.errors import (
     DeadlineExceeded,
     Overloaded,
+    PrefillDied,
     PrefillLost,
     PrefillRefused,
     RetryableError,
@@ -135,15 +136,18 @@ class Generation:
                         yield event
                 return
             except RetryableError as error:
-                self._placer.failed(placed, trial, error, num_output=sum(len(answer.output) for answer in answers))
+                num_output = sum(len(answer.output) for answer in answers)
+                complete = [answer for answer in answers if answer.ends_by_output(self._sampling, self._end_ids)]
+                answers = [answer for answer in answers if answer.finish_reason is None]
+                try:
+                    self._placer.failed(placed, trial, error, num_output=num_output)
+                except RetryableError:
+                    if answers:  # else nothing is missing
+                        raise
             finally:
                 self._placer.ended(placed)
-            for answer in answers:
-                if answer.finish_reason is None:
-                    answer.end_by_output(self._sampling, self._end_ids)
-                    if answer.finish_reason is not None:
-                        yield Ended(self._first_choice + answer.index, answer.finish_reason)
-            answers = [answer for answer in answers if answer.finish_reason is None]
+            for answer in complete:
+                yield Ended(self._first_choice + answer.index, str(answer.finish_reason))
             if not answers:
                 return
             if len(answers) > 1 and any(answer.output for answer in answers):
@@ -220,6 +224,15 @@ def _failure(frame: Error) -> RetryableError:
     """The error that a stream's last frame tells of."""
     kinds: dict[str, type[RetryableError]] = {
         kind.code: kind
-        for kind in (PrefillLost, PrefillRefused, TransferError, Overloaded, WorkerLost, DeadlineExceeded, Stopping)
+        for kind in (
+            PrefillDied,
+            PrefillLost,
+            PrefillRefused,
+            TransferError,
+            Overloaded,
+            WorkerLost,
+            DeadlineExceeded,
+            Stopping,
+        )
     }
     return kinds.get(frame.code, RetryableError)(frame.message, retry_after_s=frame.retry_after_s)

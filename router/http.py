@@ -10,7 +10,7 @@ import ipaddress
 import math
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from starlette.types import Receive, Scope, Send
@@ -20,6 +20,7 @@ from penstock.router.outbox import Outbox
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _LINGER_BYTES = 64 * 2**20
+_THIS_MACHINE = (ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1"))
 
 
 class ClientGone(PenstockError):
@@ -84,9 +85,7 @@ class Lifeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lifelines.discard(self)
-        self._timer.cancel()
-        if self._watcher is not None:
-            self._watcher.cancel()
+        self.answered()
         if self._reason is not None and self._task.uncancel() <= self._cancels_before and kind is not None:
             raise self._reason from None
 
@@ -113,6 +112,12 @@ class Lifeline:
             self._timeout_s -= self.deadline - deadline
             self.deadline = deadline
             self._set_timer()
+
+    def answered(self) -> None:
+        """The client has everything: that it leaves now, or that the deadline passes, ends nothing."""
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
 
     def cut(self, reason: PenstockError) -> None:
         """Ends the request for `reason`; only the first counts."""
@@ -164,19 +169,25 @@ def request_id_of(scope: Scope) -> str:
 
 
 def is_from_this_machine(scope: Scope) -> bool:
-    """Whether the peer has a loopback address. Of a proxy on this machine, the peer that it speaks for counts."""
+    """Whether the peer is 127.0.0.1 or ::1. Of a proxy there, the peer that it speaks for counts. Other loopback
+    addresses do not: Istio's sidecar passes on from 127.0.0.6 what comes from anywhere."""
     try:
         address = ipaddress.ip_address(scope["client"][0])
     except (KeyError, TypeError, ValueError):
         return False
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+    return (getattr(address, "ipv4_mapped", None) or address) in _THIS_MACHINE
 
 
 class Reply:
     """The answer to one request: one JSON body, or a stream of server-sent events."""
 
     def __init__(
-        self, send: Send, receive: Receive, request_id: str, is_free: Callable[[], bool] = lambda: False
+        self,
+        send: Send,
+        receive: Receive,
+        request_id: str,
+        id_headers: Sequence[bytes] = (b"x-request-id",),
+        is_free: Callable[[], bool] = lambda: False,
     ) -> None:
         """`is_free` as an Outbox takes it."""
         self._send = send
@@ -186,7 +197,7 @@ class Reply:
         self._silence_s = 0.0
         self._told = -1
         self.request_id = request_id
-        self.headers = [(b"x-request-id", request_id.encode())]
+        self.headers = [(name, request_id.encode()) for name in id_headers]
         self.status = 0
         """The status sent, 0 before that."""
         self.is_early = False

@@ -88,7 +88,7 @@ class RouterServer(uvicorn.Server):
             if told is not ready:
                 log.info("ready: %s/v1" if ready else "not ready: %s waits for a decode worker", url)
             told = ready
-            await cluster.changed()
+            await cluster.change().wait()
 
     def _begin_to_stop(self) -> None:
         if self._stopping is None:

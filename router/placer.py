@@ -105,6 +105,7 @@ class Placer:
         longest_s = self._stream_wait_s if trial.has_begun else self._wait_s
         wait_s = longest_s  # without any worker; the wait for its turn before others does not count, nor for full ones
         while True:
+            change = self._cluster.change()  # one while the request comes back from its turn counts too
             placed = await self._in_turn(job, arrival, deadline)
             if placed is not None:
                 return placed
@@ -114,7 +115,7 @@ class Placer:
             began = loop.time()
             try:
                 async with asyncio.timeout_at(min(began + wait_s, deadline)):
-                    await self._cluster.changed()
+                    await change.wait()
                 wait_s -= loop.time() - began
             except TimeoutError:
                 if deadline < began + wait_s:

@@ -5,6 +5,7 @@ depend on how the text was cut into deltas and each character costs the same.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 
 class StopStrings:
@@ -60,7 +61,8 @@ class _Automaton:
         return True
 
 
-def _borders(word: str) -> list[int]:
+@lru_cache(maxsize=64)  # every answer of a request has the same stop strings
+def _borders(word: str) -> tuple[int, ...]:
     """For each prefix, the length of its longest proper prefix that is also its suffix."""
     borders = [0] * len(word)
     length = 0
@@ -70,4 +72,4 @@ def _borders(word: str) -> list[int]:
         if word[index] == word[length]:
             length += 1
         borders[index] = length
-    return borders
+    return tuple(borders)

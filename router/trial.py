@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from penstock.errors import (
+    PrefillDied,
     PrefillLost,
     PrefillRefused,
     RetryableError,
@@ -57,7 +58,7 @@ class Trial:
             self.attempts = 1
             self.excluded.clear()
         self.excluded[blamed(placed, error)] = arrival
-        if isinstance(error, Stopping):
+        if isinstance(error, Stopping) and placed.is_computed:
             self.leaving = placed
         if placed.num_output:
             self.is_suspect = False
@@ -108,4 +109,4 @@ def is_loss(placed: Placed, error: RetryableError) -> bool:
 
 def may_have_caused(placed: Placed, error: RetryableError) -> bool:
     """Whether the request itself may be why its worker died or is stuck. Workers fall silent for other reasons."""
-    return placed.is_accepted and isinstance(error, WorkerLost) and not isinstance(error, WorkerSilent)
+    return placed.is_accepted and isinstance(error, (WorkerLost, PrefillDied)) and not isinstance(error, WorkerSilent)

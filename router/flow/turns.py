@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from penstock.errors import RequestError
+from penstock.errors import DeadlineExceeded, RequestError
 from penstock.router.flow.room import Room, compute_s, workers_of
 from penstock.router.placement.costs import PRIOR_STEP
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest
@@ -61,7 +61,8 @@ def take_turn(
     """`choose` gives the policy's choice, for `wanted` and then without some workers, and is asked three times at most,
     however many are full. None when there is no worker at all.
 
-    Raises RequestError for a prompt that takes longer to compute than its client waits.
+    Raises RequestError for a prompt that takes longer to compute than its client waits, DeadlineExceeded for one that
+    would not have, had it not waited here.
     """
     free = replace(wanted, excluded=wanted.excluded | {turn.kept}) if turn.kept else wanted
     best = choose(free) or choose(wanted)
@@ -106,10 +107,16 @@ def _is_by_prefill(cluster: ClusterSnapshot, placement: Placement) -> bool:
 def _check_time(turn: Turn, seconds: float, cluster: ClusterSnapshot, placement: Placement) -> None:
     """Not even an idle cluster could begin to answer in time, as far as its speed is known."""
     computing = workers_of(cluster, placement)[1]
-    if computing is not None and computing.cost != PRIOR_STEP and seconds > _SURELY * max(0.0, turn.remaining_s):
-        raise RequestError(
-            f"the prompt takes about {seconds:.3g} s to compute, but the client waits {turn.remaining_s:.3g} s",
-            field="timeout",
-            code="deadline_too_short",
-            status=503,
+    if computing is None or computing.cost == PRIOR_STEP or seconds <= _SURELY * max(0.0, turn.remaining_s):
+        return
+    if turn.is_later:
+        raise DeadlineExceeded(
+            f"the request waited for its turn until {turn.remaining_s:.3g} s were left, and its prompt takes about "
+            f"{seconds:.3g} s to compute"
         )
+    raise RequestError(
+        f"the prompt takes about {seconds:.3g} s to compute, but the client waits {turn.remaining_s:.3g} s",
+        field="timeout",
+        code="deadline_too_short",
+        status=503,
+    )

@@ -152,9 +152,10 @@ async def pass_on(services: Services, exchange: Exchange) -> None:
                 pass
         else:
             error = Overloaded("no endpoint is ready", retry_after_s=1.0)
-            reply = Reply(exchange.send, exchange.receive, uuid.uuid4().hex)
+            dialect = dialect_of(exchange.scope)
+            reply = Reply(exchange.send, exchange.receive, uuid.uuid4().hex, dialect.id_headers)
             reply.headers += advice_headers(error)
-            await reply.json(dialect_of(exchange.scope).error_body(error, reply.request_id), error.status)
+            await reply.json(dialect.error_body(error, reply.request_id), error.status)
 
 
 def _headers(placed: Placed, request_id: str, left_s: float, trace: Mapping[str, str]) -> list[Header]:

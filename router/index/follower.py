@@ -67,7 +67,7 @@ class Follower:
         try:
             while True:
                 while not worker.ready:
-                    await cluster.changed()
+                    await cluster.change().wait()
                 began = loop.time()
                 try:
                     await self._listen(url, claims)

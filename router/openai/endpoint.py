@@ -51,7 +51,8 @@ class Endpoint:
         self._prepare = prepare
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = Reply(send, receive, request_id_of(scope), is_free_of(scope))
+        dialect = dialect_of(scope)
+        reply = Reply(send, receive, request_id_of(scope), dialect.id_headers, is_free_of(scope))
         metrics = self._services.metrics
         outcome = "200"
         facts: dict[str, Value] = {"endpoint": self._name, "model": self._services.model.name}
@@ -69,7 +70,7 @@ class Endpoint:
                     log.exception("request failed unexpectedly")
                 outcome = str(error_status(error))
                 trace.failed(error)
-                await _fail(reply, error, dialect_of(scope).error_body(error, reply.request_id))
+                await _fail(reply, error, dialect.error_body(error, reply.request_id))
             finally:
                 reply.close()
                 metrics.requests.labels(self._name, outcome).inc()
@@ -104,13 +105,14 @@ class Endpoint:
                     lifeline.end_by(arrival.deadline(stream=call.stream))
                     await spending.expect(call.expected_tokens)
                     await self._fulfil(call, reply, arrival, held, spending, facts)
+                    lifeline.answered()
 
     async def _fulfil(
         self, call: Call, reply: Reply, arrival: Arrival, held: Held, spending: Spending, facts: dict[str, Value]
     ) -> None:
-        """Answers a call that may go on; `held` is the memory of its body, `facts` are what the log will say of it."""
-        held.release()
-        run = _Run(self._services, call, reply, arrival)
+        """Answers a call that may go on; `held` is the memory of its body, kept while prompts wait; `facts` are what
+        the log will say of it."""
+        run = _Run(self._services, call, reply, arrival, held)
         try:
             await (run.stream() if call.stream else run.whole())
         except RequestError as error:  # a worker's
@@ -124,11 +126,12 @@ class Endpoint:
 class _Run:
     """One call being answered."""
 
-    def __init__(self, services: Services, call: Call, reply: Reply, arrival: Arrival) -> None:
+    def __init__(self, services: Services, call: Call, reply: Reply, arrival: Arrival, held: Held) -> None:
         self._metrics = services.metrics
         self._call = call
         self._reply = reply
         self._arrival = arrival
+        self._held = held
         self._workers: dict[Generation, Started] = {}
         self._is_open = False
         self._first_token_s: float | None = None
@@ -187,6 +190,7 @@ class _Run:
     def _take(self, event: Event) -> tuple[tuple[Choice, Delta], ...]:
         """The text that has become certain, if any."""
         if isinstance(event, Started):
+            self._held.release()
             self._workers[event.generation] = event
             return ()
         choice = self._call.choices[event.choice]

@@ -9,6 +9,9 @@ from penstock.errors import RateLimited, RequestError, RetryableError
 from penstock.router.flow.advice import advised
 from penstock.router.openai.responses import ErrorBody, ErrorDetail
 
+_LONGEST_NAME = 64
+"""Of a field that a client made up, as it is told of it."""
+
 
 def error_status(error: Exception) -> int:
     """The HTTP status: the request's own, 503 or 429 for what may be tried again, 500 for what should not happen."""
@@ -33,6 +36,7 @@ def named_for_api(error: RequestError, prompt_field: str, max_tokens_field: str)
 
 def unknown_field(name: str, parent: str | None, known: Iterable[str]) -> RequestError:
     """For a field of the object `parent` (None: the body) that nothing here reads; says which it might have meant."""
+    name = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "..."
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else "it is not a parameter of this endpoint"
     field = f"{parent}.{name}" if parent else name

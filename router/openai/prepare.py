@@ -35,7 +35,7 @@ async def prepare_chat(services: Services, arrival: Arrival) -> Call:
 
     request, text = await services.tokenizing.aside(len(arrival.body), read)
     form = chat.ChatForm(arrival.request_id, int(time.time()), services.model.vocabulary, request)
-    salt = arrival.tenant.salted(request.cache_salt or "")
+    salt = _salt(services, request, arrival)
     prompt = await services.tokenizing.conversation(text, salt, field="messages")
     return _call(
         services,
@@ -43,6 +43,7 @@ async def prepare_chat(services: Services, arrival: Arrival) -> Call:
         form,
         [prompt],
         arrival,
+        salt,
         max_tokens=chat.max_tokens_of(request),
         max_tokens_field=chat.max_tokens_field(request),
         logprobs=chat.logprobs_of(request),
@@ -74,6 +75,7 @@ async def prepare_completion(services: Services, arrival: Arrival) -> Call:
         form,
         prompts,
         arrival,
+        _salt(services, request, arrival),
         max_tokens=request.max_tokens,
         max_tokens_field="max_tokens",
         logprobs=request.logprobs,
@@ -106,12 +108,18 @@ def _check_count(request: ApiRequest, num_prompts: int, most: tuple[int, int]) -
         raise RequestError(f"{asked} asks for more than {most_in_all} answers", field="prompt")
 
 
+def _salt(services: Services, request: ApiRequest, arrival: Arrival) -> str:
+    """What everything that is cached for this request depends on."""
+    return opaque_salt(services.config.secret, arrival.tenant.salted(request.cache_salt or ""))
+
+
 def _call(
     services: Services,
     request: ApiRequest,
     form: Form,
     prompts: Sequence[list[int]],
     arrival: Arrival,
+    salt: str,
     *,
     max_tokens: int | None,
     max_tokens_field: str,
@@ -146,7 +154,7 @@ def _call(
             end_ids=end_ids,
             seeds=sample_seeds(request.seed, num_samples),
             first_choice=number * num_samples,
-            salt=opaque_salt(services.config.secret, arrival.tenant.salted(request.cache_salt or "")),
+            salt=salt,
             priority=request.priority or 0,
             deadline=arrival.deadline(stream=stream),
             arrival=arrival,

@@ -25,6 +25,7 @@ MAX_TOOLS = 1024
 MAX_TEMPLATE_VARIABLES = 64
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
+MAX_SALT_CHARS = 1024
 
 
 class StreamOptions(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -60,7 +61,7 @@ class ApiRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     stop_token_ids: Annotated[list[int], Meta(max_length=256)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=_INT32)] | None = None
-    cache_salt: str | None = None
+    cache_salt: Annotated[str, Meta(max_length=MAX_SALT_CHARS)] | None = None
     priority: Annotated[int, Meta(ge=-_INT32, le=_INT32)] | None = None
 
     user: Any = UNSET

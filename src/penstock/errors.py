@@ -8,6 +8,7 @@ PenstockError
 └── RetryableError        nothing is wrong with the request; try again (HTTP 503 or an error frame)
     ├── RateLimited       the caller asks for more than its quota or its share (HTTP 429)
     ├── PrefillLost       the prefill worker was lost, late or sent something invalid
+    │   └── PrefillDied   it died or got stuck with the request
     ├── PrefillRefused    the prefill worker is well but does not take this request
     ├── WorkerLost        a worker was lost or is stuck
     │   └── WorkerSilent  it stands still, or the way to it does
@@ -66,6 +67,12 @@ class PrefillLost(RetryableError):
     """The prefill worker was lost, late or sent something invalid."""
 
     code = "prefill_lost"
+
+
+class PrefillDied(PrefillLost):
+    """The prefill worker died or got stuck with the request, which may be why."""
+
+    code = "prefill_died"
 
 
 class PrefillRefused(RetryableError):

@@ -8,6 +8,7 @@ import torch
 
 from penstock.engine.engine import Engine
 from penstock.engine.sequence import Role
+from penstock.errors import PrefillLost
 from penstock.protocol import Accepted, Error, GenerateRequest, Ticket
 from tests.engine.harness import GENERATION, RecordingRunner, collect, make_engine, prompt, request, run
 from tests.engine.pair import Pair
@@ -221,7 +222,7 @@ def test_a_lost_prefill_ends_in_a_retryable_error_and_keeps_what_was_verified() 
         pair.on_ticket = lambda _, ticket: not ticket.last
         while len(decode.engine.pool.snapshot()) < 4:
             pair.step()
-        decode.redeemer.failed("a", "gone")
+        decode.redeemer.failed("a", PrefillLost("gone"))
         result = pair.pump({"a"})
         assert result.lost == {"a"}
         assert decode.engine.pool.num_free == 64

@@ -11,6 +11,7 @@ import torch
 from penstock.engine.engine import Engine
 from penstock.engine.messages import Wanted
 from penstock.engine.sequence import Role
+from penstock.errors import PrefillLost
 from penstock.protocol import Accepted, BlockTicket, Ticket
 from tests.engine.harness import RecordingRunner, make_engine, prompt, request, run
 from tests.engine.pair import Pair, Side
@@ -164,7 +165,7 @@ def test_a_prefill_worker_tickets_what_it_has_read() -> None:
 
 
 def lost(both: Sources, reader: str, wanted: Wanted, _: Side) -> None:
-    both.sides[reader].redeemer.failed(wanted.request_id, "it is gone")
+    both.sides[reader].redeemer.failed(wanted.request_id, PrefillLost("it is gone"))
 
 
 def lost_after_its_ticket(both: Sources, reader: str, wanted: Wanted, source: Side) -> None:

@@ -214,3 +214,4 @@ def test_a_template_mentions_the_fields_that_it_may_read() -> None:
     assert template.mentions("tool_plan")
     assert template.mentions("prefix")
     assert not template.mentions("plan")
+    assert not template.mentions("")

@@ -40,7 +40,7 @@ def with_cluster(test: Callable[[Cluster, FakeWorker], Awaitable[None]]) -> None
 async def until(cluster: Cluster, condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():
-            await cluster.changed()
+            await cluster.change().wait()
 
 
 def test_a_worker_is_chosen_from_its_first_ready_answer_on() -> None:

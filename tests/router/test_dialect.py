@@ -79,8 +79,9 @@ def test_every_refusal_of_anthropic_s_sdk_is_in_its_form(
         (429, "rate_limit_error", "POST", CHAT, known, body),
     ]
     for status, kind, *call in asked:
-        found, _, answer = ask(router, *call)  # type: ignore[arg-type]
+        found, told, answer = ask(router, *call)  # type: ignore[arg-type]
         assert (found, answer["error"]["type"] if kind else None) == (status, kind), answer
+        assert told["request-id"] == told["x-request-id"] or status == 431, "nobody has read its headers"
         assert kind is None or answer["type"] == "error"
 
 

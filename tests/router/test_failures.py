@@ -137,6 +137,15 @@ def test_a_finished_answer_whose_last_frames_were_lost_is_not_asked_for_again(
     assert len(worker.requests) == 2
 
 
+def test_nor_is_it_an_error_after_the_last_attempt(
+    start_router: StartRouter, worker: FakeWorker, outputs: list[list[int]], connect: Connect
+) -> None:
+    worker.scripts.append(fake.die_after(len(outputs[0])))
+    router = start_router((worker,), max_attempts=1)
+    assert stream_text(connect(router)) == [TEXTS[0]]
+    assert router.services.metrics.replacements.labels(reason="worker_lost")._value.get() == 1, "it is noted"
+
+
 def test_any_sequence_of_failures_ends_right_or_explicitly(
     start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Connect
 ) -> None:
@@ -175,6 +184,17 @@ def test_a_lost_prefill_worker_is_replaced_by_another(
     used = [request.prefill for request in decode.requests]
     assert set(used[:2]) == {prefill.url for prefill in prefills}
     assert used[2] is None, "no prefill worker left: the decode worker does it alone"
+
+
+def test_a_prompt_that_kills_prefill_workers_gets_two_of_them(
+    start_router: StartRouter, start_worker: Callable[[], FakeWorker], connect: Connect
+) -> None:
+    decode, prefills = start_worker(), tuple(start_worker() for _ in range(4))
+    client = connect(start_router((decode,), prefills, policy="least-work"))
+    decode.scripts.extend([fake.fail_after(0, "prefill_died")] * 9)
+    with pytest.raises(openai.APIError, match="a second worker was lost at the same place"):
+        stream_text(client, messages=LONG)
+    assert len({request.prefill for request in decode.requests}) == len(decode.requests) == 2
 
 
 @pytest.mark.parametrize(("code", "num_tokens"), [("prefill_refused", 0), ("transfer_failed", 1)])

@@ -157,6 +157,31 @@ def test_tokens_count_as_used_and_not_as_feared(
     assert caught.value.response.headers["x-should-retry"] == "false", "no waiting will help"
 
 
+def test_an_answer_is_one_also_when_its_tokens_take_long_to_count(
+    start_router: StartRouter,
+    worker: FakeWorker,
+    keys: Path,
+    connect_with: ConnectWith,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As with a Redis: by then the client, which has everything, may have left."""
+    router = start_router((worker,), keys=str(keys))
+    buckets = router.services.quotas._buckets
+    take = buckets.take
+
+    async def take_late(*what: Any) -> Any:
+        await asyncio.sleep(0.05)
+        return await take(*what)
+
+    monkeypatch.setattr(buckets, "take", take_late)
+    assert ask(connect_with(router, "sk-batch")).status_code == 200
+    assert_nothing_is_left(router)
+    outcomes = router.services.metrics.requests.collect()[0].samples
+    assert {sample.labels["status"]: sample.value for sample in outcomes if sample.name.endswith("_total")} == {
+        "200": 1
+    }
+
+
 def test_the_sdk_waits_as_it_is_told_and_is_let_in(
     start_router: StartRouter, worker: FakeWorker, tmp_path: Path, connect_with: ConnectWith
 ) -> None:

@@ -55,6 +55,20 @@ def test_a_client_that_leaves_cancels_the_worker_within_a_second(
     assert_nothing_is_left(router)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_so_does_one_that_has_sent_its_next_request_already(
+    worker: FakeWorker, worker_loop: LoopThread, router: RunningRouter, stream: bool
+) -> None:
+    worker.gate = hold(worker_loop)
+    body = json.dumps({"model": "tiny", "messages": MESSAGES, "stream": stream}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: here\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with socket.create_connection(("127.0.0.1", router.port), timeout=10) as raw:
+        raw.sendall(head + body + b"GET /v1/models HTTP/1.1\r\nhost: here\r\n\r\n")
+        wait_until(lambda: worker.running == 1, "the first request at the worker")
+    wait_until(lambda: worker.cancelled == 1, "the cancellation at the worker", timeout_s=1)
+    assert_nothing_is_left(router)
+
+
 @contextmanager
 def deaf_client(router: RunningRouter, worker: FakeWorker, outputs: list[list[int]]) -> Iterator[socket.socket]:
     """A client that has sent a request with a large answer, over 10 MB, and does not read."""

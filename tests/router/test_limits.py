@@ -233,6 +233,23 @@ def test_bodies_together_are_bounded(start_router: StartRouter, worker: FakeWork
     asks(router)
 
 
+def test_a_body_counts_as_long_as_its_prompt_waits(
+    start_router: StartRouter, worker: FakeWorker, worker_loop: LoopThread
+) -> None:
+    worker.max_samples = 1
+    router = start_router((worker,), max_bodies_bytes=2**20)
+    worker.gate = hold(worker_loop)
+    body = BODY + b" " * 2**18
+    with ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(connection(router)).sendall(request(body, b"connection: close\r\n"))
+        wait_until(lambda: len(router.services.placer.gate) == 2, "two in the queue")
+        wait_until(lambda: router.services.bodies.num_bytes == 2 * len(body), "release of that at the worker")
+        worker_loop.call(worker.gate.set)
+        wait_until(lambda: router.services.bodies.num_bytes == 0, "release of all")
+    assert_nothing_is_left(router)
+
+
 def test_connections_are_bounded(start_router: StartRouter, worker: FakeWorker) -> None:
     router = start_router((worker,), max_connections=20)
     with ExitStack() as stack:

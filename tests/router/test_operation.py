@@ -107,7 +107,7 @@ def test_only_this_machine_may_drain_the_router(router: RunningRouter, peer: str
     ("client", "expected"),
     [
         (("127.0.0.1", 1), True),
-        (("127.8.0.1", 1), True),
+        (("127.0.0.6", 1), False),
         (("::1", 1), True),
         (("::ffff:127.0.0.1", 1), True),
         (("::ffff:10.0.0.9", 1), False),
@@ -117,7 +117,7 @@ def test_only_this_machine_may_drain_the_router(router: RunningRouter, peer: str
         (None, False),
     ],
 )
-def test_loopback_addresses_are_this_machine(client: tuple[str, int] | None, expected: bool) -> None:
+def test_the_addresses_of_this_machine(client: tuple[str, int] | None, expected: bool) -> None:
     assert is_from_this_machine({"type": "http", "client": client}) is expected
 
 

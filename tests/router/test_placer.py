@@ -64,6 +64,7 @@ def test_what_resumes_is_placed_by_all_tokens_that_it_has_and_reads_only_from_it
                 for number, worker in enumerate(cluster.workers):
                     worker.ready = number == ready
                 placed = await placer.place(request, 1, trial, arrival.began + 1, arrival, output=(2,) * 15)
+                placed.is_computed = True
                 assert cluster.snapshot().decode[0].prefill_tokens == 35
                 placer.ended(placed)
                 sources.append(placed.source)
@@ -159,6 +160,21 @@ def test_who_has_waited_for_its_turn_still_waits_for_a_worker_that_is_back_in_a_
             await asyncio.sleep(0.5)
             cluster.tell(ready=True)
             assert (await waiting).decode == "http://d"
+
+    run(test())
+
+
+def test_a_worker_that_is_back_before_those_who_wait_have_looked_is_seen() -> None:
+    async def test() -> None:
+        async with one_decode_worker(max_streams=1) as (placer, cluster):
+            first = await place_one(placer)
+            waiting = asyncio.ensure_future(place_one(placer))
+            await asyncio.sleep(20)
+            cluster.tell(ready=False)
+            placer.ended(first)
+            cluster.tell(ready=True)
+            assert (await waiting).decode == "http://d"
+            assert asyncio.get_running_loop().time() == pytest.approx(20, abs=0.1)
 
     run(test())
 

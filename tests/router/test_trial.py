@@ -5,7 +5,16 @@ from typing import Any
 
 import pytest
 
-from penstock.errors import Overloaded, PrefillLost, RetryableError, Stopping, TransferError, WorkerLost, WorkerSilent
+from penstock.errors import (
+    Overloaded,
+    PrefillDied,
+    PrefillLost,
+    RetryableError,
+    Stopping,
+    TransferError,
+    WorkerLost,
+    WorkerSilent,
+)
 from penstock.router.placed import Placed
 from penstock.router.policy import Placement, PlacementRequest
 from penstock.router.trial import PROGRESS_TOKENS, Trial, blamed, is_loss
@@ -63,6 +72,19 @@ def test_a_second_worker_lost_at_the_same_place_is_the_last() -> None:
         fail(trial, placed(is_accepted=True), WorkerLost("gone"), at=90)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [(PrefillDied, PrefillDied), (PrefillDied, WorkerLost), (WorkerLost, PrefillDied)]
+)
+def test_prefill_workers_that_die_with_a_request_count_too(
+    first: type[RetryableError], second: type[RetryableError]
+) -> None:
+    trial = Trial()
+    fail(trial, placed("d1", "p1", is_accepted=True), PrefillLost("silent"))
+    fail(trial, placed("d1", "p2", is_accepted=True), first("gone"))
+    with pytest.raises(WorkerLost, match="a second worker was lost at the same place"):
+        fail(trial, placed("d2", "p3", is_accepted=True), second("gone"))
+
+
 @pytest.mark.parametrize(("first", "second"), [(WorkerLost, WorkerSilent), (WorkerSilent, WorkerLost)])
 def test_no_request_is_blamed_for_a_worker_that_stands_still(first: type[WorkerLost], second: type[WorkerLost]) -> None:
     """A machine without time for anybody silences one after the other."""
@@ -111,8 +133,14 @@ def test_full_workers_are_waited_for_by_streams_only() -> None:
 def test_what_was_handed_over_is_read_from_who_leaves_once_and_by_its_own_revision() -> None:
     found = Placement("d2", "p")
     for revision, expected in (("1", Placement("d2", source="d1")), ("2", found)):
-        trial, attempt = Trial(), placed("d1")
+        trial, attempt = Trial(), placed("d1", is_computed=True)
         attempt.revision = "1"
         fail(trial, attempt)
         assert trial.take_over(found, revision) == expected
         assert trial.take_over(found, "1") == found
+
+
+def test_from_who_leaves_before_anything_is_computed_there_is_nothing_to_read() -> None:
+    trial = Trial()
+    fail(trial, placed("d1", "p"))
+    assert trial.take_over(Placement("d2", "p"), "") == Placement("d2", "p")

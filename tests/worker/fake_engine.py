@@ -138,9 +138,9 @@ class FakeEngine:
                 self._generating[request_id] = (request, 1)
             case PeerFailed(request_id) if (known := self._generating.get(request_id)) and known[0].prefill is None:
                 self._generating[request_id] = (known[0], 0)
-            case PeerFailed(request_id, reason):
+            case PeerFailed(request_id, reason, died):
                 self._generating.pop(request_id, None)
-                self._answer(request_id, Error(code="prefill_lost", message=reason))
+                self._answer(request_id, Error(code="prefill_died" if died else "prefill_lost", message=reason))
             case Cancel(request_id):
                 self._generating.pop(request_id, None)
                 self._flooding.discard(request_id)

@@ -74,18 +74,25 @@ def test_frozen_engine_falls_silent_and_turns_unhealthy_until_it_thaws(tmp_path:
         assert isinstance(answer(f"{worker.url}/generate", request())[-1], Done)
 
 
-def test_frozen_prefill_worker_is_reported_to_the_decode_engine(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sign", "code", "reason"),
+    [(signal.SIGSTOP, "prefill_lost", "was silent for 1.5 s"), (signal.SIGKILL, "prefill_died", "was cut")],
+    ids=["freezes", "dies"],
+)
+def test_a_prefill_worker_that_freezes_or_dies_is_reported_to_the_decode_engine(
+    tmp_path: Path, sign: signal.Signals, code: str, reason: str
+) -> None:
     with running_worker(tmp_path / "p", "prefill") as prefill, running_worker(tmp_path / "d") as decode:
         body = request("keep", prefill=prefill.url)
 
-        async def freeze() -> list[Any]:
+        async def stop() -> list[Any]:
             async with call(f"{decode.url}/generate", body) as hop:
                 await asyncio.to_thread(decode.journal.expect, "PeerArrived", body, 5.0, frame="Ticket")
-                os.kill(prefill.engine_pid, signal.SIGSTOP)
+                os.kill(prefill.engine_pid, sign)
                 return await read_to_end(hop)
 
-        assert run(freeze)[-1].code == "prefill_lost"
-        assert "was silent for 1.5 s" in decode.journal.expect("PeerFailed", body)["reason"]
+        assert run(stop)[-1].code == code
+        assert reason in decode.journal.expect("PeerFailed", body)["reason"]
 
 
 def test_a_source_that_says_nothing_is_left_in_time(tmp_path: Path) -> None:

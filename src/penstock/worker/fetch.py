@@ -13,7 +13,16 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from penstock.engine.messages import PeerArrived, PeerFailed
-from penstock.errors import Overloaded, PenstockError, PrefillLost, PrefillRefused, RequestError
+from penstock.errors import (
+    Overloaded,
+    PenstockError,
+    PrefillDied,
+    PrefillLost,
+    PrefillRefused,
+    RequestError,
+    WorkerLost,
+    WorkerSilent,
+)
 from penstock.hop import open_hop
 from penstock.protocol import BlocksRequest, Error, GenerateRequest, Ticket
 from penstock.worker.front import Front
@@ -73,7 +82,13 @@ async def _carry(front: Front, stream: Stream, url: str, body: Struct, patience:
     """The frames of a call into the engine, until cancelled. The first ticket ends the `patience`."""
     async with open_hop(front.session, url, body) as hop:
         front.bridge.send(PeerArrived(stream.id, hop.accepted))
-        async for frame in hop.frames():
+        while True:
+            try:
+                frame = await hop.next()
+            except WorkerSilent:
+                raise
+            except WorkerLost as error:
+                raise PrefillDied(str(error)) from error
             if isinstance(frame, Ticket):
                 front.bridge.send(PeerArrived(stream.id, frame))
             elif isinstance(frame, Error):
@@ -89,4 +104,4 @@ def _tell(front: Front, stream: Stream, url: str, error: Exception) -> None:
     if not isinstance(error, PenstockError):
         log.error("the call to %s failed", url, exc_info=error)
         error = PrefillLost(f"the call to {url} failed: {error!r}")
-    front.bridge.send(PeerFailed(stream.id, str(error)))
+    front.bridge.send(PeerFailed(stream.id, str(error), died=isinstance(error, PrefillDied)))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from penstock.errors import RequestError
+from penstock.errors import DeadlineExceeded, RequestError
 from penstock.router.flow.room import Limits, Room
 from penstock.router.flow.turns import Busy, Turn, take_turn
 from penstock.router.placement.costs import StepCost
@@ -122,6 +122,8 @@ def test_a_prompt_that_takes_longer_than_its_client_waits_is_refused_for_good() 
     with pytest.raises(RequestError, match=r"takes about 1 s to compute, but the client waits 0.7 s") as caught:
         take(PlacementRequest(1000), cluster, Turn(remaining_s=0.7))
     assert (caught.value.status, caught.value.code) == (503, "deadline_too_short")
+    with pytest.raises(DeadlineExceeded, match=r"waited for its turn until 0.7 s were left"):
+        take(PlacementRequest(1000), cluster, Turn(remaining_s=0.7, is_later=True))
     unknown = ClusterSnapshot(decode=(WorkerState("d"),))
     assert take(PlacementRequest(10**6), unknown, Turn(remaining_s=0.1)) == Placement("d"), "nothing is measured yet"
 
