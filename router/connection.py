@@ -25,7 +25,8 @@ from penstock.router.openai.errors import error_status
 STALL_S = 8.0
 """A client with a full connection that accepts no byte for so long is cut off."""
 
-_NO_HTTP = "this is no valid HTTP/1.1 request; TLS and HTTP/2 are not spoken here, so URLs begin with http://"
+_MOST_UNANSWERED = 16
+"""Requests on one connection: clients that send the next before the last is answered are rare, and none sends many."""
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +87,11 @@ class ClientConnection(HttpToolsProtocol):
         self._received_bytes += len(data)
         try:
             self._feed(memoryview(data))
-        except (HttpParserError, HttpParserUpgrade):  # TLS, HTTP/2, two lengths; the latter of CONNECT
-            log.warning("a client's request is not valid HTTP/1.1, and refused")
-            self._refuse(RequestError(_NO_HTTP, code="invalid_http"))
+        except HttpParserUpgrade:
+            self._refuse_http("CONNECT is for proxies")
+            return
+        except HttpParserError as error:  # TLS, HTTP/2, two lengths
+            self._refuse_http(str(error))
             return
         if self._received_bytes > self.limits.max_header_bytes:
             if self._in_headers:
@@ -114,7 +117,12 @@ class ClientConnection(HttpToolsProtocol):
         if self._header_bytes + len(self.url) > self.limits.max_header_bytes:
             self._refuse_headers()
         elif said := self._fault():
-            self._refuse(RequestError(said, code="invalid_http"))
+            self._refuse_http(said)
+        elif len(self._unanswered) == _MOST_UNANSWERED:
+            log.warning(
+                "a client sent more than %d requests without an answer: its connection is cut", _MOST_UNANSWERED
+            )
+            self._cut()
         elif self._is_to_be_served():
             super().on_headers_complete()
             self._unanswered.append(self.cycle)
@@ -172,7 +180,7 @@ class ClientConnection(HttpToolsProtocol):
         """Why others may read these headers in another way, which RFC 9112 (2.5, 3.2 and 6.1) has a server refuse."""
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
-            return _NO_HTTP
+            return f"it is of version {version}"
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) > 1 or not (hosts or version == "1.0"):
             return f"a request of HTTP/1.1 has one Host header, not {len(hosts)}"
@@ -204,6 +212,13 @@ class ClientConnection(HttpToolsProtocol):
             self._refuse(RequestError(said, status=408, code="header_timeout"))
         else:
             self.transport.close()  # it never asked for anything
+
+    def _refuse_http(self, why: str) -> None:
+        said = (
+            f"this is no valid HTTP/1.1 request: {why}; TLS and HTTP/2 are not spoken here, so URLs begin with http://"
+        )
+        log.warning("a client's request is not valid HTTP/1.1, and refused: %s", why)
+        self._refuse(RequestError(said, code="invalid_http"))
 
     def _refuse_headers(self) -> None:
         most = self.limits.max_header_bytes

@@ -10,6 +10,7 @@ import msgspec
 
 from penstock.config import check_url, option
 from penstock.errors import PenstockError
+from penstock.router.openai.responses import ErrorBody
 from penstock.router.placement.explain import Explanation, table
 
 _PATIENCE_S = 10.0
@@ -36,9 +37,15 @@ def run_explain(config: ExplainConfig, request_id: str) -> int:
             print(table(msgspec.json.decode(answer.read(), type=Explanation)))
     except urllib.error.HTTPError as error:
         with error:
-            raise PenstockError(
-                f"{config.url} answers HTTP {error.code}: {error.read().decode(errors='replace')}"
-            ) from None
+            raise PenstockError(f"{config.url} answers HTTP {error.code}: {_said(error.read())}") from None
     except (OSError, HTTPException, ValueError) as error:
         raise PenstockError(f"{config.url} does not answer as a router does: {error}") from error
     return 0
+
+
+def _said(body: bytes) -> str:
+    """The sentence of an error, if it is a router's."""
+    try:
+        return msgspec.json.decode(body, type=ErrorBody).error.message
+    except msgspec.MsgspecError:
+        return body.decode(errors="replace")

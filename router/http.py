@@ -138,7 +138,11 @@ class Lifeline:
 
 
 async def read_body(scope: Scope, receive: Receive, max_bytes: int, take: Callable[[int], None]) -> bytes:
-    """The request's body. Raises RequestError (413) as soon as it is known to be longer than `max_bytes`."""
+    """The request's body. Raises RequestError when it is compressed (415), or (413) as soon as it is known to be longer
+    than `max_bytes`."""
+    coding = header(scope, b"content-encoding") or "identity"
+    if coding.lower() != "identity":
+        raise RequestError("compressed bodies are not taken", code="unsupported_content_encoding", status=415)
     too_long = RequestError(f"the request body is longer than {max_bytes} bytes", code="request_too_large", status=413)
     if int(header(scope, b"content-length") or 0) > max_bytes:
         raise too_long

@@ -9,25 +9,31 @@ _MOST_BYTES = 2**16
 
 
 def find_fault(body: bytes) -> tuple[str, str] | None:
-    """(field, reason) of the first value that Python's lenient parser takes although it is not JSON, or None."""
+    """(field, reason): of the body, or of the first value that Python's lenient parser takes though it is not JSON."""
+    if not body:
+        return "", "it is empty"
     if len(body) > _MOST_BYTES:
         return None
     try:
-        return _fault_in(json.loads(body), "")
+        return _fault_in(json.loads(body.decode(errors="surrogatepass")), "")
+    except UnicodeDecodeError as error:
+        return "", f"byte {error.start} is not UTF-8"
     except (ValueError, RecursionError):
         return None
 
 
 def _fault_in(value: Any, field: str) -> tuple[str, str] | None:
-    parts: list[tuple[str, Any]] = []
     if isinstance(value, float) and not math.isfinite(value):
         return field, f"{value} is not a number in JSON"
     if isinstance(value, str) and not _is_unicode(value):
         return field, "half of a surrogate pair is not Unicode text"
+    parts: list[tuple[str, Any]] = []
     if isinstance(value, list):
         parts = [(f"{field}[{index}]", part) for index, part in enumerate(value)]
     elif isinstance(value, dict):
-        parts = [(f"{field}.{key}".removeprefix("."), part) for key, part in value.items() if _is_unicode(key)]
+        if not all(map(_is_unicode, value)):
+            return field, "half of a surrogate pair in a field's name is not Unicode text"
+        parts = [(f"{field}.{key}".removeprefix("."), part) for key, part in value.items()]
     return next((fault for name, part in parts if (fault := _fault_in(part, name)) is not None), None)
 
 

@@ -46,6 +46,7 @@ class Explanation(Struct, frozen=True):
     """Workers that are not ready now, and why."""
     answered_tokens: int = 0
     """Of one answer, when it was placed again."""
+    num_answers: int = 1
     after: str = ""
     """How the placement before this one failed, where there was one."""
     failure: str = ""
@@ -69,6 +70,7 @@ def explain(decision: Decision, not_used: Mapping[str, str]) -> Explanation:
         candidates=tuple(_candidate(each, chosen=each is chosen) for each in (chosen, *others[: MOST_CANDIDATES - 1])),
         not_used=dict(not_used),
         answered_tokens=decision.answered_tokens,
+        num_answers=decision.request.num_answers,
         after=decision.after,
         failure=decision.failure,
     )
@@ -98,9 +100,10 @@ def table(explanation: Explanation) -> str:
 
 def _story(explanation: Explanation) -> list[str]:
     so_far = f" and {explanation.answered_tokens} of its answer" if explanation.answered_tokens else ""
+    each = f", for each of {explanation.num_answers} answers" if explanation.num_answers > 1 else ""
     story = [
         f"{explanation.request_id}: {explanation.prompt_tokens} prompt tokens{so_far}, about "
-        f"{explanation.output_tokens}{' more' if so_far else ''} to answer; placed by {explanation.by}; "
+        f"{explanation.output_tokens}{' more' if so_far else ''} to answer{each}; placed by {explanation.by}; "
         f"{explanation.num_candidates} candidates, all times in milliseconds"
     ]
     if explanation.after:

@@ -1,5 +1,6 @@
 """Every kind of bad input: refused in OpenAI's form with the field's name, without reaching a worker."""
 
+import gzip
 import http.client
 import json
 import re
@@ -279,6 +280,26 @@ def test_a_value_that_is_not_json_is_named_where_that_can_be_said(post: Post, fi
         assert answer["error"]["param"] == field
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "it is empty"),
+        (b'{"model": "\xff"}', "byte 11 is not UTF-8"),
+        (b'{"\\ud800": 1}', "half of a surrogate pair in a field's name"),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_said(post: Post, body: bytes, message: str) -> None:
+    status, answer = post("/v1/completions", body)
+    assert status == 400
+    assert message in answer["error"]["message"]
+
+
+def test_a_compressed_body_is_refused(post: Post) -> None:
+    headers = {"content-encoding": "gzip"}
+    status, answer = post("/v1/completions", gzip.compress(json.dumps(TEXT).encode()), **headers)
+    assert (status, answer["error"]["message"]) == (415, "compressed bodies are not taken")
+
+
 def test_an_unknown_model_is_not_found(post: Post) -> None:
     for path, fields in (("chat/completions", CHAT), ("completions", TEXT)):
         status, answer = post(f"/v1/{path}", json.dumps({**fields, "model": "gpt-4"}).encode())
@@ -339,6 +360,7 @@ def test_what_is_no_http_is_refused_in_openai_s_form(router: RunningRouter, post
     assert b"\r\nx-should-retry: false\r\n" in head
     error = json.loads(body)["error"]
     assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_http")
+    assert b"content-length: 4" not in said or "Duplicate Content-Length" in error["message"]
 
 
 def test_of_http_1_0_no_host_is_asked(router: RunningRouter) -> None:

@@ -24,6 +24,10 @@ def test_a_placement_is_explained(
     assert "placed by seconds" in out
     assert "first token after" in out
     assert worker.url in out
+    assert "for each of" not in out
+    client.completions.create(model="tiny", prompt="why there?", n=2, extra_headers={"x-request-id": "asked"})
+    assert main(["explain", "asked", "--url", router.url]) == 0
+    assert " to answer, for each of 2 answers; " in capsys.readouterr().out
 
 
 def test_what_was_placed_by_load_is_said_to_be(
@@ -84,7 +88,7 @@ def test_a_worker_of_another_model_is_named_wherever_one_may_look(
 def test_an_unknown_request_is_said_to_be_unknown(router: RunningRouter, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "nobody", "--url", router.url]) == 1
     said = capsys.readouterr().err
-    assert "no placement of nobody is remembered" in said
+    assert "HTTP 404: no placement of nobody is remembered" in said
     assert "ask the one that took the request" in said, "each router remembers its own"
 
 

@@ -250,6 +250,18 @@ def test_a_body_counts_as_long_as_its_prompt_waits(
     assert_nothing_is_left(router)
 
 
+def test_requests_without_an_answer_are_bounded(router: RunningRouter) -> None:
+    """Quick answers let in the next read, and with it thousands of requests."""
+    one = b"GET /nowhere HTTP/1.1\r\nhost: here\r\n\r\n"
+    with connection(router) as client:
+        client.sendall(10 * one + b"GET /nowhere HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n")
+        assert received(client, b"connection: close").count(b"HTTP/1.1 404") == 11, "a few are served in order"
+    with connection(router) as client, pytest.raises(ConnectionError):
+        client.sendall(200_000 * one)
+    wait_until(lambda: not router.server.server_state.connections, "the end of the connection")
+    asks(router)
+
+
 def test_connections_are_bounded(start_router: StartRouter, worker: FakeWorker) -> None:
     router = start_router((worker,), max_connections=20)
     with ExitStack() as stack:
