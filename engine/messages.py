@@ -45,8 +45,8 @@ class PeerArrived(Struct, frozen=True, tag=True):
 
 
 class PeerFailed(Struct, frozen=True, tag=True):
-    """That worker was lost, refused or sent an error: a `prefill` ends the request with `prefill_lost`, a `source`
-    has the engine compute what it was to give."""
+    """That worker was lost, refused or sent an error: a `prefill` ends the request with `prefill_lost` or
+    `prefill_died`, a `source` has the engine compute what it was to give."""
 
     request_id: str
     reason: str

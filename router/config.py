@@ -45,7 +45,7 @@ class RouterConfig(LogConfig, TraceConfig):
         8 * 2**20, "Largest request body. A million token ids as JSON fit into 8 MiB.", unit="bytes"
     )
     max_bodies_bytes: int = option(
-        512 * 2**20, "Largest sum of all request bodies that are being read or wait for a worker.", unit="bytes"
+        512 * 2**20, "Memory for all request bodies that are being read or parsed, together.", unit="bytes"
     )
     body_timeout_s: float = option(60.0, "How long a request body may take to arrive.", unit="seconds")
     max_header_bytes: int = option(2**16, "Largest request line and headers.", unit="bytes")

@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, cast
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -87,6 +87,10 @@ class ClientConnection(HttpToolsProtocol):
         self._received_bytes += len(data)
         try:
             self._feed(memoryview(data))
+        except HttpParserCallbackError as error:
+            log.warning("a client's URL or headers cannot be read: %r", error.__context__)
+            self._refuse_http("its URL or headers cannot be read")
+            return
         except HttpParserUpgrade:
             self._refuse_http("CONNECT is for proxies")
             return
@@ -113,6 +117,8 @@ class ClientConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
+        if self._is_refused:  # what follows in the same piece
+            return
         self._stop_header_timer()
         if self._header_bytes + len(self.url) > self.limits.max_header_bytes:
             self._refuse_headers()

@@ -47,5 +47,5 @@ def _said(body: bytes) -> str:
     """The sentence of an error, if it is a router's."""
     try:
         return msgspec.json.decode(body, type=ErrorBody).error.message
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return body.decode(errors="replace")

@@ -68,6 +68,7 @@ class Lifeline:
         self._timeout_s = timeout_s
         self._lifelines = lifelines
         self._reason: PenstockError | None = None
+        self._is_answered = False
 
     async def __aenter__(self) -> "Lifeline":
         task = asyncio.current_task()
@@ -115,13 +116,14 @@ class Lifeline:
 
     def answered(self) -> None:
         """The client has everything: that it leaves now, or that the deadline passes, ends nothing."""
+        self._is_answered = True
         self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
 
     def cut(self, reason: PenstockError) -> None:
-        """Ends the request for `reason`; only the first counts."""
-        if self._reason is None:
+        """Ends the request for `reason`; only the first counts, and none when it is answered."""
+        if self._reason is None and not self._is_answered:
             self._reason = reason
             self._task.cancel()
 

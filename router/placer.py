@@ -177,7 +177,7 @@ class Placer:
             return placed
 
         def attempt(turn: Turn) -> Placed | Busy | None:
-            latest = replace(self._wanted(job, arrival) if turn.is_later else wanted, priority=turn.priority)
+            latest = replace(self._wanted(job, arrival) if turn.queued_s else wanted, priority=turn.priority)
             cluster = self._cluster.snapshot(waiting=turn.waiting, priority=turn.priority)
             found = take_turn(
                 lambda wanted: self._choose(wanted, job.trial, cluster), latest, cluster, self._room, turn

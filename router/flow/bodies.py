@@ -6,7 +6,7 @@ from penstock.errors import Overloaded
 
 
 class Bodies:
-    """Bodies that are being read or parsed, and those whose prompts wait for a worker."""
+    """Bodies that are being read or parsed."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
@@ -17,9 +17,7 @@ class Bodies:
 
     def take(self, num_bytes: int) -> None:
         if self.num_bytes + num_bytes > self._most_bytes:
-            raise Overloaded(
-                f"request bodies of {self._most_bytes} bytes are being read or wait already", retry_after_s=1.0
-            )
+            raise Overloaded(f"request bodies of {self._most_bytes} bytes are being read already", retry_after_s=1.0)
         self.num_bytes += num_bytes
 
 

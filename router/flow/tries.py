@@ -102,8 +102,8 @@ class Round:
                 return None
             self._num_again += 1
         waited_s = 0.0 if tried.could_go_since is None else now - tried.could_go_since
-        is_later = now > tried.since
-        return replace(kind, is_later=is_later, kept=kept, waited_s=waited_s, remaining_s=remaining_s)
+        queued_s = now - tried.since
+        return replace(kind, queued_s=queued_s, kept=kept, waited_s=waited_s, remaining_s=remaining_s)
 
     def in_vain(self, tried: Tried, busy: Busy, took_s: float) -> None:
         """It was tried, and stays."""

@@ -21,8 +21,8 @@ _SURELY = 1.25
 class Turn:
     """One attempt to place a request."""
 
-    is_later: bool = False
-    """The request has waited."""
+    queued_s: float = 0.0
+    """Since the request came."""
     in_line: bool = False
     """More wait that do not go behind this one."""
     waiting: int = 0
@@ -109,13 +109,14 @@ def _check_time(turn: Turn, seconds: float, cluster: ClusterSnapshot, placement:
     computing = workers_of(cluster, placement)[1]
     if computing is None or computing.cost == PRIOR_STEP or seconds <= _SURELY * max(0.0, turn.remaining_s):
         return
-    if turn.is_later:
+    whole_s = turn.remaining_s + turn.queued_s
+    if seconds <= _SURELY * whole_s:
         raise DeadlineExceeded(
             f"the request waited for its turn until {turn.remaining_s:.3g} s were left, and its prompt takes about "
             f"{seconds:.3g} s to compute"
         )
     raise RequestError(
-        f"the prompt takes about {seconds:.3g} s to compute, but the client waits {turn.remaining_s:.3g} s",
+        f"the prompt takes about {seconds:.3g} s to compute, but the client waits {whole_s:.3g} s",
         field="timeout",
         code="deadline_too_short",
         status=503,

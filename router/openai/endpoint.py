@@ -110,9 +110,9 @@ class Endpoint:
     async def _fulfil(
         self, call: Call, reply: Reply, arrival: Arrival, held: Held, spending: Spending, facts: dict[str, Value]
     ) -> None:
-        """Answers a call that may go on; `held` is the memory of its body, kept while prompts wait; `facts` are what
-        the log will say of it."""
-        run = _Run(self._services, call, reply, arrival, held)
+        """Answers a call that may go on; `held` is the memory of its body, `facts` are what the log will say of it."""
+        held.release()
+        run = _Run(self._services, call, reply, arrival)
         try:
             await (run.stream() if call.stream else run.whole())
         except RequestError as error:  # a worker's
@@ -126,12 +126,11 @@ class Endpoint:
 class _Run:
     """One call being answered."""
 
-    def __init__(self, services: Services, call: Call, reply: Reply, arrival: Arrival, held: Held) -> None:
+    def __init__(self, services: Services, call: Call, reply: Reply, arrival: Arrival) -> None:
         self._metrics = services.metrics
         self._call = call
         self._reply = reply
         self._arrival = arrival
-        self._held = held
         self._workers: dict[Generation, Started] = {}
         self._is_open = False
         self._first_token_s: float | None = None
@@ -190,7 +189,6 @@ class _Run:
     def _take(self, event: Event) -> tuple[tuple[Choice, Delta], ...]:
         """The text that has become certain, if any."""
         if isinstance(event, Started):
-            self._held.release()
             self._workers[event.generation] = event
             return ()
         choice = self._call.choices[event.choice]

@@ -70,7 +70,7 @@ class PrefillLost(RetryableError):
 
 
 class PrefillDied(PrefillLost):
-    """The prefill worker died or got stuck with the request, which may be why."""
+    """The prefill worker died, got stuck or sent what is no frame while it had the request, which may be why."""
 
     code = "prefill_died"
 

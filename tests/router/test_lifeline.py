@@ -1,5 +1,6 @@
 """A request ends when its client leaves or its deadline passes, and everything behind it ends with it."""
 
+import asyncio
 import json
 import socket
 import time
@@ -9,7 +10,9 @@ from contextlib import contextmanager
 import openai
 import pytest
 
+from penstock.errors import Stopping
 from penstock.router import connection, outbox
+from penstock.router.http import Lifeline, Lifelines
 from tests.router.fake_worker import FakeWorker
 from tests.router.serving import (
     MESSAGES,
@@ -67,6 +70,18 @@ def test_so_does_one_that_has_sent_its_next_request_already(
         wait_until(lambda: worker.running == 1, "the first request at the worker")
     wait_until(lambda: worker.cancelled == 1, "the cancellation at the worker", timeout_s=1)
     assert_nothing_is_left(router)
+
+
+def test_what_is_answered_is_cut_no_more() -> None:
+    async def test() -> None:
+        lifelines = Lifelines()
+        async with Lifeline(asyncio.Queue().get, 0.05, lifelines) as lifeline:
+            lifeline.answered()
+            lifelines.cut_all(Stopping("the grace is over"))
+            await asyncio.sleep(0.1)
+            assert len(lifelines) == 1, "the router waits for what is still to be counted"
+
+    asyncio.run(test())
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
@@ -233,32 +233,25 @@ def test_bodies_together_are_bounded(start_router: StartRouter, worker: FakeWork
     asks(router)
 
 
-def test_a_body_counts_as_long_as_its_prompt_waits(
-    start_router: StartRouter, worker: FakeWorker, worker_loop: LoopThread
+def test_requests_without_an_answer_are_bounded(
+    router: RunningRouter, worker: FakeWorker, worker_loop: LoopThread, caplog: pytest.LogCaptureFixture
 ) -> None:
-    worker.max_samples = 1
-    router = start_router((worker,), max_bodies_bytes=2**20)
-    worker.gate = hold(worker_loop)
-    body = BODY + b" " * 2**18
-    with ExitStack() as stack:
-        for _ in range(3):
-            stack.enter_context(connection(router)).sendall(request(body, b"connection: close\r\n"))
-        wait_until(lambda: len(router.services.placer.gate) == 2, "two in the queue")
-        wait_until(lambda: router.services.bodies.num_bytes == 2 * len(body), "release of that at the worker")
-        worker_loop.call(worker.gate.set)
-        wait_until(lambda: router.services.bodies.num_bytes == 0, "release of all")
-    assert_nothing_is_left(router)
-
-
-def test_requests_without_an_answer_are_bounded(router: RunningRouter) -> None:
     """Quick answers let in the next read, and with it thousands of requests."""
     one = b"GET /nowhere HTTP/1.1\r\nhost: here\r\n\r\n"
     with connection(router) as client:
-        client.sendall(10 * one + b"GET /nowhere HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n")
-        assert received(client, b"connection: close").count(b"HTTP/1.1 404") == 11, "a few are served in order"
+        client.sendall(15 * one + b"GET /nowhere HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n")
+        assert received(client, b"connection: close").count(b"HTTP/1.1 404") == 16, "a few are served in order"
+    worker.gate = hold(worker_loop)
+    with connection(router) as client:
+        client.sendall(request() + 16 * one)
+        with suppress(ConnectionError):
+            assert client.recv(1) == b"", "no answer"
+    worker.gate = None
+    caplog.clear()
     with connection(router) as client, pytest.raises(ConnectionError):
         client.sendall(200_000 * one)
     wait_until(lambda: not router.server.server_state.connections, "the end of the connection")
+    assert caplog.text.count("its connection is cut") == 1
     asks(router)
 
 

@@ -82,21 +82,20 @@ async def _carry(front: Front, stream: Stream, url: str, body: Struct, patience:
     """The frames of a call into the engine, until cancelled. The first ticket ends the `patience`."""
     async with open_hop(front.session, url, body) as hop:
         front.bridge.send(PeerArrived(stream.id, hop.accepted))
-        while True:
-            try:
-                frame = await hop.next()
-            except WorkerSilent:
-                raise
-            except WorkerLost as error:
-                raise PrefillDied(str(error)) from error
-            if isinstance(frame, Ticket):
-                front.bridge.send(PeerArrived(stream.id, frame))
-            elif isinstance(frame, Error):
-                raise PrefillLost(f"{url}: {frame.message}")
-            else:
-                raise PrefillLost(f"{url} sent a {type(frame).__name__} frame instead of a ticket")
-            if patience is not None:
-                patience.reschedule(None)
+        try:
+            async for frame in hop.frames():
+                if isinstance(frame, Ticket):
+                    front.bridge.send(PeerArrived(stream.id, frame))
+                elif isinstance(frame, Error):
+                    raise PrefillLost(f"{url}: {frame.message}")
+                else:
+                    raise PrefillLost(f"{url} sent a {type(frame).__name__} frame instead of a ticket")
+                if patience is not None:
+                    patience.reschedule(None)
+        except WorkerSilent:
+            raise
+        except WorkerLost as error:
+            raise PrefillDied(str(error)) from error
 
 
 def _tell(front: Front, stream: Stream, url: str, error: Exception) -> None:

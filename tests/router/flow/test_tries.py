@@ -27,7 +27,7 @@ def test_without_room_for_its_kind_nobody_is_tried() -> None:
     tries, waiting = Tries(lambda turn: not turn.in_line), Tried(0)
     look = Round(tries, 1.0)
     assert look.turn(waiting, Turn(in_line=True), 600) is None
-    assert turn_of(look, waiting) == Turn(is_later=True, remaining_s=600)
+    assert turn_of(look, waiting) == Turn(queued_s=1, remaining_s=600)
 
 
 def test_the_first_that_fits_nowhere_keeps_its_worker_from_others() -> None:

@@ -123,7 +123,9 @@ def test_a_prompt_that_takes_longer_than_its_client_waits_is_refused_for_good() 
         take(PlacementRequest(1000), cluster, Turn(remaining_s=0.7))
     assert (caught.value.status, caught.value.code) == (503, "deadline_too_short")
     with pytest.raises(DeadlineExceeded, match=r"waited for its turn until 0.7 s were left"):
-        take(PlacementRequest(1000), cluster, Turn(remaining_s=0.7, is_later=True))
+        take(PlacementRequest(1000), cluster, Turn(remaining_s=0.7, queued_s=0.2))
+    with pytest.raises(RequestError, match=r"the client waits 0.75 s"):
+        take(PlacementRequest(1000), cluster, Turn(remaining_s=0.7, queued_s=0.05))
     unknown = ClusterSnapshot(decode=(WorkerState("d"),))
     assert take(PlacementRequest(10**6), unknown, Turn(remaining_s=0.1)) == Placement("d"), "nothing is measured yet"
 
