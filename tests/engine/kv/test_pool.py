@@ -189,7 +189,8 @@ class PoolMachine(RuleBasedStateMachine):
         if names:
             blocks = self.pool.match([data.draw(st.sampled_from(names))], self.as_of(data))
             self.pool.acquire(blocks)
-            self.held.append(blocks)
+            if blocks:  # else it left by then
+                self.held.append(blocks)
 
     @rule()
     def evict_ahead(self) -> None:
