@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.processes import Tied, free_port, wait_until_healthy
+from bench.processes import Tied, wait_until_healthy
+from penstock.listen import free_port
 
 READY_LIMIT_S = 120.0
 

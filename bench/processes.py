@@ -7,7 +7,6 @@ kernel kill the process with its parent is not enough: a killed vLLM server leav
 
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -61,13 +60,6 @@ def run(command: Sequence[str], *, limit_s: float, **options: Any) -> None:
             process.stop()
     if fault:
         raise SystemExit(f"`{' '.join(command)}` {fault}:\n{output[-4000:]}")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def wait_until_healthy(process: Tied, url: str, limit_s: float) -> None:

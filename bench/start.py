@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 from statistics import median
 
-from bench.processes import ROOT, Tied, free_port, run
+from bench.processes import ROOT, Tied, run
 from bench.report import Report, compare
+from penstock.listen import free_port
 
 UP_LIMIT_S = 10.0
 FRESH_LIMIT_S = 60.0

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.drivers import Driver, LineDriver, ServerDriver
-from bench.processes import ROOT, free_port
+from bench.processes import ROOT
+from penstock.listen import free_port
 
 VARIABLE = "PENSTOCK_BENCH_VLLM"
 HOW_TO_INSTALL = f"""\

@@ -13,8 +13,9 @@ from typing import Any
 import aiohttp
 
 from bench.drivers import START_LIMIT_S
-from bench.processes import Tied, free_port, wait_until_healthy
+from bench.processes import Tied, wait_until_healthy
 from bench.vllm import environment, fresh_cache, server_command
+from penstock.listen import free_port
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from penstock.local.parts import free_ports
+from penstock.listen import free_port
 
 PROGRAM = shutil.which("redis-server")
 
@@ -60,7 +60,7 @@ class RedisServer:
 @contextmanager
 def running_redis(folder: Path) -> Iterator[RedisServer]:
     """On a free port, for as long as the block lasts."""
-    server = RedisServer(free_ports(1)[0], folder)
+    server = RedisServer(free_port(), folder)
     try:
         yield server
     finally:

@@ -19,9 +19,10 @@ import psutil
 
 from bench.cluster import first_model, running
 from bench.load import Timing
-from bench.processes import ROOT, Tied, free_port, wait_until_healthy
+from bench.processes import ROOT, Tied, wait_until_healthy
 from bench.report import percentile
 from penstock.demo import MODEL_FOLDER
+from penstock.listen import free_port
 
 VARIABLE = "PENSTOCK_BENCH_GATEWAYS"
 SGLANG_PIN, LITELLM_PIN, SMG_PIN = "sglang-router==0.3.2", "litellm[proxy]==1.104.0", "smg==1.13.0"

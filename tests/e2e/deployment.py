@@ -13,10 +13,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from penstock.engine.config import EngineConfig
+from penstock.listen import free_port
 from penstock.router.config import RouterConfig
 from penstock.worker.config import Role, WorkerConfig
 from penstock.worker.lifetime import EngineMain
-from tests.e2e.processes import START_S, Running, Surroundings, eventually, free_port, start_router, start_worker
+from tests.e2e.processes import START_S, Running, Surroundings, eventually, start_router, start_worker
 
 QUIET_S = 15.0
 """How long blocks, leases and streams may linger once the last client has gone and all processes run again."""

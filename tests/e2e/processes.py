@@ -7,7 +7,6 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -138,13 +137,6 @@ def eventually(condition: Callable[[], bool], what: str, timeout_s: float = STAR
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s:g} s"
         time.sleep(pause_s)
-
-
-def free_port() -> int:
-    """A port of the loopback address that nothing listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def start_worker(config: WorkerConfig, surroundings: Surroundings, engine_main: EngineMain | None = None) -> Running:

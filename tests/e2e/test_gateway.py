@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from penstock.listen import free_port
 from penstock.router.config import RouterConfig
 from tests.e2e.client import MODEL, Answer, completion, completion_body, new_client, random_prompt
 from tests.e2e.deployment import ROUTER, Deployment, Worker, metrics_of
-from tests.e2e.processes import Running, Surroundings, eventually, free_port, start_router
+from tests.e2e.processes import Running, Surroundings, eventually, start_router
 from tests.router.gateway.envoy import DESTINATION, Envoy
 
 HOSTS = {"decode-0": "127.0.0.2", "decode-1": "127.0.0.3"}

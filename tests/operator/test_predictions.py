@@ -8,12 +8,12 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from penstock.listen import free_port
 from penstock.operator import names, predictions
 from penstock.operator.predictions import Predictions
 from penstock.operator.problems import Pod
 from penstock.operator.store import Key, Store
 from tests.router.local_server import LocalServer
-from tests.router.processes import free_port
 
 KEY = ("default", "demo")
 ADDRESSES = ("127.0.0.1", "127.0.0.2")

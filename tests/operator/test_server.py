@@ -7,13 +7,13 @@ from typing import Any, cast
 import aiohttp
 import pytest
 
+from penstock.listen import free_port
 from penstock.operator.client import Client
 from penstock.operator.config import OperatorConfig
 from penstock.operator.main import Operation
 from penstock.operator.metrics import Metrics
 from penstock.operator.server import serving
 from penstock.operator.watch import STALLED_S
-from tests.e2e.processes import free_port
 
 
 async def ask(port: int, path: str) -> tuple[int, str]:

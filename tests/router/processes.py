@@ -2,7 +2,6 @@
 
 import asyncio
 import multiprocessing
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -57,10 +56,3 @@ def serve_router(pipe: Connection, config: RouterConfig) -> None:
 
     threading.Thread(target=lambda: asyncio.run(report_when_ready()), daemon=True).start()
     run_router(config)
-
-
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -15,11 +15,11 @@ import openai
 import pytest
 
 from penstock.errors import ConfigError
+from penstock.listen import free_port
 from penstock.router.config import RouterConfig
 from penstock.router.http import is_from_this_machine
 from tests.router.conftest import StartRouter
 from tests.router.fake_worker import FakeWorker
-from tests.router.processes import free_port
 from tests.router.serving import RunningRouter, running_router, wait_until
 
 Connect = Callable[[RunningRouter], openai.OpenAI]

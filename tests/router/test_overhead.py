@@ -18,10 +18,11 @@ import pytest
 import uvloop
 
 from penstock.hop import new_session, open_hop
+from penstock.listen import free_port
 from penstock.protocol import Done, GenerateRequest, Sample, SamplingParams
 from penstock.router.config import RouterConfig
 from tests.router.fake_worker import FakeWorker
-from tests.router.processes import Running, free_port, running_process, serve_router
+from tests.router.processes import Running, running_process, serve_router
 
 NUM_BLOCKS, NUM_ROUNDS = 5, 50
 MOST_HOPS = 10

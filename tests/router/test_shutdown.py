@@ -12,10 +12,11 @@ from typing import TypeAlias
 import openai
 import pytest
 
+from penstock.listen import free_port
 from penstock.router.config import RouterConfig
 from tests.router.conftest import TEXTS
 from tests.router.fake_worker import FakeWorker
-from tests.router.processes import Running, free_port, running_process, serve_router
+from tests.router.processes import Running, running_process, serve_router
 from tests.router.serving import LoopThread, hold, wait_until
 
 MESSAGES = [{"role": "user", "content": "Hello"}]

@@ -13,12 +13,12 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from charts.dashboard import ROWS, SERVING, dashboard
+from penstock.listen import free_port
 from penstock.local.ask import ask
 from penstock.operator.metrics import Metrics as OperatorMetrics
 from penstock.operator.server import serving
 from tests.local.processes import running_up
 from tests.local.tiny_model import write_tiny_model
-from tests.router.processes import free_port
 from tests.telemetry.promql import names_in
 
 pytestmark = pytest.mark.slow

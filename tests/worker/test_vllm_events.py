@@ -13,7 +13,7 @@ import zmq
 import zmq.asyncio
 
 from penstock.errors import ConfigError
-from penstock.local.parts import free_ports
+from penstock.listen import free_port
 from penstock.protocol import Events, StoredBlock
 from penstock.worker.bridge import EngineBridge
 from penstock.worker.events import Subscription
@@ -174,7 +174,7 @@ def test_a_worker_connects_to_a_subscriber_that_listens(tmp_path: Path) -> None:
 
 
 def test_every_subscriber_of_a_worker_that_listens_begins_with_the_whole_cache(tmp_path: Path) -> None:
-    port = free_ports(1)[0]
+    port = free_port()
     with running_worker(tmp_path, "decode", "--kv-events", f"tcp://*:{port}"), subscriber(b"") as first:
         first.connect(f"tcp://127.0.0.1:{port}")
         _, number, events = receive(first)
@@ -230,7 +230,7 @@ def test_subscribers_that_come_together_are_told_together() -> None:
     change = Events(generation="g", sequence=1, removed=(name(1),))
 
     async def listen(*subscribers: zmq.asyncio.Socket) -> None:
-        port = free_ports(1)[0]
+        port = free_port()
         publisher = ZmqPublisher(f"tcp://*:{port}", "", "map")
         publishing = asyncio.create_task(publisher.run(cast("EngineBridge", bridge)))
         await bridge.subscribed.wait()

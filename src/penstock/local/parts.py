@@ -2,14 +2,13 @@
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Protocol
 
 from penstock.address import base_url
-from penstock.listen import bind
+from penstock.listen import bind, free_port
 from penstock.local.child import Child, process_ended
 from penstock.local.config import LocalConfig
 from penstock.local.forks import Forks
@@ -82,14 +81,13 @@ def worker_parts(config: LocalConfig, forks: Forks, logs: Logs) -> list[WorkerPa
     """The workers that `config` asks for, each on a free port of the loopback address."""
     roles: list[tuple[Role, int]] = [("prefill", config.prefill), ("decode", config.decode)]
     names = [(role, f"{role}-{number}") for role, count in roles for number in range(count)]
-    ports = free_ports(len(names))
     return [
         WorkerPart(
             name,
             WorkerConfig(
                 role=role,
                 engine=config.engine,
-                port=port,
+                port=free_port(),
                 drain_grace_s=GRACE_S,
                 served_model_name=config.served_model_name,
                 **telemetry_of(config),
@@ -97,13 +95,17 @@ def worker_parts(config: LocalConfig, forks: Forks, logs: Logs) -> list[WorkerPa
             forks,
             logs,
         )
-        for (role, name), port in zip(names, ports, strict=True)
+        for role, name in names
     ]
 
 
 def router_parts(config: LocalConfig, workers: list[WorkerPart], logs: Logs) -> list[RouterPart]:
     """The routers for these workers. Raises ConfigError when a port is taken."""
-    ports = list(range(config.port, config.port + config.routers)) if config.port else free_ports(config.routers)
+    ports = (
+        list(range(config.port, config.port + config.routers))
+        if config.port
+        else [free_port() for _ in range(config.routers)]
+    )
     for port in ports:
         bind(config.host, port).close()
     secrets = {"SECRET": config.engine.secret, "REDIS": config.redis}
@@ -131,15 +133,6 @@ def _router_flags(config: LocalConfig, workers: list[WorkerPart], port: int) -> 
         flags["max-context-tokens"] = config.engine.max_context_tokens
     flags |= {name.replace("_", "-"): value for name, value in telemetry_of(config).items()}
     return [f"--{name}={value}" for name, value in flags.items()]
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports of the loopback address that nothing listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [bound.getsockname()[1] for bound in sockets]
-    for bound in sockets:
-        bound.close()
-    return ports
 
 
 def _spawn(command: list[str], log: int, environment: dict[str, str]) -> "subprocess.Popen[bytes]":

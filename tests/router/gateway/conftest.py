@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from penstock.listen import free_port
 from penstock.router.config import RouterConfig
 from tests.router.conftest import StartRouter
 from tests.router.fake_worker import FakeWorker
 from tests.router.gateway.envoy import Envoy
-from tests.router.processes import free_port
 from tests.router.serving import LoopThread, RunningRouter, running_router, wait_until
 
 

@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from penstock.errors import ConfigError
+from penstock.listen import free_port
 from penstock.router.app import build_app
 from penstock.router.config import RouterConfig
 from penstock.router.flow.keys import new_key
@@ -21,7 +22,6 @@ from tests.router.conftest import TEXTS
 from tests.router.fake_worker import FakeWorker, busy, refuse
 from tests.router.gateway.conftest import Site
 from tests.router.gateway.envoy import DESTINATION, Envoy, destination_of, first_message, header_map
-from tests.router.processes import free_port
 from tests.router.serving import LoopThread, assert_nothing_is_left, hold, wait_until
 
 CHAT = "/v1/chat/completions"
