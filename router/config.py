@@ -78,6 +78,11 @@ class RouterConfig(LogConfig, TraceConfig):
     max_queued: int = option(
         4096, "Most prompts that wait for their turn; then the tenant with most waiting makes room.", unit="requests"
     )
+    max_queued_tokens: int = option(
+        16_000_000,
+        "Most tokens of prompts that wait, of all together; they take about 50 bytes each.",
+        unit="tokens",
+    )
     worker_ahead_s: float = option(
         0.25,
         "Prompt work that a worker is given ahead while more waits; too little lets workers run dry between requests, "
@@ -141,7 +146,15 @@ class RouterConfig(LogConfig, TraceConfig):
             raise ConfigError("--ext-proc-port needs --endpoint-port: the port of the routers beside decode workers")
         if self.beside and not self.discover and self.beside not in self.decode_urls:
             raise ConfigError(f"--beside {self.beside} must be one of the URLs of --decode")
-        for name in ("max_body_bytes", "max_samples", "max_attempts", "index_blocks", "max_queued", "max_connections"):
+        for name in (
+            "max_body_bytes",
+            "max_samples",
+            "max_attempts",
+            "index_blocks",
+            "max_queued",
+            "max_queued_tokens",
+            "max_connections",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in (

@@ -14,7 +14,7 @@ from penstock.errors import DeadlineExceeded, Overloaded, RetryableError, reason
 from penstock.protocol import GenerateRequest
 from penstock.router.cluster import Cluster
 from penstock.router.expectations import Expectations
-from penstock.router.flow.admission import Claim
+from penstock.router.flow.admission import Bounds, Claim
 from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.fair_queue import work_of
 from penstock.router.flow.gate import Gate
@@ -61,8 +61,7 @@ class Placer:
         wait_s: float,
         stream_wait_s: float,
         room: Room,
-        most_waiting: int,
-        longest_wait_s: float,
+        bounds: Bounds,
     ) -> None:
         self.session = session
         self._cluster = cluster
@@ -77,8 +76,7 @@ class Placer:
         self.gate: Gate[Placed] = Gate(
             has_room=self._has_room,
             undo=self.ended,
-            most_waiting=most_waiting,
-            longest_wait_s=longest_wait_s,
+            bounds=bounds,
             on_left=metrics.queue_wait.observe,
             on_refused=lambda reason: metrics.refusals.labels(reason=reason).inc(),
         )
@@ -161,7 +159,7 @@ class Placer:
         wanted = self._wanted(job, arrival)
         output_work = work_of(0, job.num_answers * wanted.output_tokens)
         prompt_work = max(1, wanted.prompt_tokens - max(wanted.cached_tokens.values(), default=0))
-        claim = Claim(arrival, job.request.priority, prompt_work + output_work, deadline)
+        claim = Claim(arrival, job.request.priority, prompt_work + output_work, deadline, wanted.prompt_tokens)
         if job.trial.attempts:
             wanted = replace(wanted, priority=claim.wire_priority(heavy=False))
             weights = job.trial.weights if job.trial.has_begun else ""  # an answer is that of one model

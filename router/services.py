@@ -15,6 +15,7 @@ from penstock.router.beside import Beside
 from penstock.router.cluster import Cluster, Member
 from penstock.router.config import RouterConfig
 from penstock.router.discovery import api_of_this_pod, discover
+from penstock.router.flow.admission import Bounds
 from penstock.router.flow.bodies import Bodies
 from penstock.router.flow.keys import KeyFile
 from penstock.router.flow.quota import Quotas
@@ -87,8 +88,7 @@ class Services:
                 wait_s=self.config.worker_wait_s,
                 stream_wait_s=self.config.stream_wait_s,
                 room=Room(self.config.worker_ahead_s),
-                most_waiting=self.config.max_queued,
-                longest_wait_s=self.config.max_wait_s,
+                bounds=Bounds(self.config.max_queued, self.config.max_queued_tokens, self.config.max_wait_s),
             )
             gate, metrics = self.placer.gate, self.metrics
             metrics.queued_requests.set_function(lambda: len(gate))

@@ -27,6 +27,8 @@ class Claim:
     work: float
     """As expected, in tokens."""
     deadline: float
+    prompt_tokens: int = 0
+    """Cached or not."""
 
     @property
     def tenant(self) -> Tenant:
@@ -41,6 +43,16 @@ class Claim:
     def own_priority(self, *, heavy: bool) -> int:
         """The same, whatever a picker said."""
         return self.priority if self.tenant is ANYONE else 2 * self.tenant.priority + int(heavy)
+
+
+class Bounds(NamedTuple):
+    """What may wait at most."""
+
+    requests: int
+    prompt_tokens: int
+    """Of all of them."""
+    seconds: float
+    """Of a newcomer, as predicted."""
 
 
 class Ahead(NamedTuple):
@@ -98,10 +110,10 @@ class Admission:
             )
             raise self._refusal(claim.arrival, claim.work, ahead.wait_s - may_s, said, now_s)
 
-    def crowded_out(self, arrival: Arrival, work: float, most_waiting: int, now_s: float) -> RetryableError:
-        """The error of one that made room in a full queue."""
+    def crowded_out(self, arrival: Arrival, work: float, said: str, now_s: float) -> RetryableError:
+        """The error of one that made room in a full queue; `said` is what it is full of."""
         wait_s = max(1.0, self._ahead(arrival.tenant, now_s, self._promised(now_s)).wait_s)
-        return self._refusal(arrival, work, wait_s, f"{most_waiting} requests wait already", now_s)
+        return self._refusal(arrival, work, wait_s, f"{said} wait already", now_s)
 
     def _promised(self, now_s: float) -> dict[str, float]:
         """Work that is expected to come back, by tenant."""

@@ -35,6 +35,8 @@ class Entry(Generic[T]):
     tenant: Tenant
     item: T
     work: float
+    tokens: int
+    """Of its prompt, as long as it is: what it takes of memory."""
     rank: tuple[int, int]
     """Priority, and number of arrival."""
     gone: bool = False
@@ -54,6 +56,8 @@ class _Line(Generic[T]):
     """In order."""
     work: float = 0.0
     """Of those who wait."""
+    tokens: int = 0
+    """Of their prompts."""
 
 
 class FairQueue(Generic[T]):
@@ -66,6 +70,7 @@ class FairQueue(Generic[T]):
         """Those in which somebody waits. What is asked often goes through these only."""
         self._num = 0
         self._work = 0.0
+        self._tokens = 0
         self._numbers = itertools.count()
         self._clock = 0.0
         """The counter that whoever was last let through began from."""
@@ -77,6 +82,11 @@ class FairQueue(Generic[T]):
     def work(self) -> float:
         """Of all who wait."""
         return self._work
+
+    @property
+    def tokens(self) -> int:
+        """Of the prompts of all who wait."""
+        return self._tokens
 
     def waiting(self, tenant: Tenant) -> int:
         """How many requests of `tenant` wait."""
@@ -99,16 +109,18 @@ class FairQueue(Generic[T]):
         line = self._lines.get(tenant.name)
         return line.work if line is not None else 0.0
 
-    def push(self, tenant: Tenant, item: T, work: float, priority: int = 0) -> Entry[T]:
-        """`item` waits from now on."""
+    def push(self, tenant: Tenant, item: T, work: float, priority: int = 0, tokens: int = 0) -> Entry[T]:
+        """`item` waits from now on, with so many tokens of prompt."""
         line = self._line(tenant)
         if not line.waiting:
             line.counter = self._lifted(line)
-        entry = Entry(tenant, item, work, (priority, next(self._numbers)))
+        entry = Entry(tenant, item, work, tokens, (priority, next(self._numbers)))
         bisect.insort(line.waiting, entry)
         self._waiting[tenant.name] = line
         line.work += work
+        line.tokens += tokens
         self._work += work
+        self._tokens += tokens
         self._num += 1
         return entry
 
@@ -132,7 +144,9 @@ class FairQueue(Generic[T]):
             line = self._lines[entry.tenant.name]
             del line.waiting[bisect.bisect_left(line.waiting, entry)]
             line.work -= entry.work
+            line.tokens -= entry.tokens
             self._work -= entry.work
+            self._tokens -= entry.tokens
             self._num -= 1
             if not line.waiting:
                 line.work = 0.0  # sums of fractions need not end there
@@ -171,11 +185,14 @@ class FairQueue(Generic[T]):
                 ahead += min(work, max(0.0, start - line.counter) * line.tenant.weight)
         return ahead
 
-    def longest(self) -> Entry[T] | None:
-        """The last in line of the tenant with most work waiting for its weight: who makes room when there is none."""
+    def longest(self, *, in_tokens: bool = False) -> Entry[T] | None:
+        """The last in line of the tenant with most work (or tokens) waiting for its weight: who makes room when there
+        is none."""
         if not self._waiting:
             return None
-        line = max(self._waiting.values(), key=lambda line: line.work / line.tenant.weight)
+        line = max(
+            self._waiting.values(), key=lambda line: (line.tokens if in_tokens else line.work) / line.tenant.weight
+        )
         return line.waiting[-1]
 
     def _line(self, tenant: Tenant) -> _Line[T]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from penstock.router.flow.admission import Admission, Claim
+from penstock.router.flow.admission import Admission, Bounds, Claim
 from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.fair_queue import Entry, FairQueue
 from penstock.router.flow.tenants import Tenant
@@ -76,8 +76,7 @@ class Gate(Generic[T]):
         *,
         has_room: Callable[[Turn], bool],
         undo: Callable[[T], None],
-        most_waiting: int,
-        longest_wait_s: float,
+        bounds: Bounds,
         on_left: Callable[[float], object] = lambda _: None,
         on_refused: Callable[[str], object] = lambda _: None,
         stopwatch: Callable[[], float] = time.perf_counter,
@@ -85,10 +84,10 @@ class Gate(Generic[T]):
         """`has_room` and `stopwatch` as Tries takes them; `undo` takes back a placement whose request is gone.
         `on_left` is told how long each waited, `on_refused` the code of each refusal."""
         self._undo = undo
-        self._most_waiting = most_waiting
+        self._bounds = bounds
         self._on_left = on_left
         self._queue: FairQueue[_Waiter[T]] = FairQueue()
-        self._admission = Admission(self._queue, longest_wait_s=longest_wait_s, on_refused=on_refused)
+        self._admission = Admission(self._queue, longest_wait_s=bounds.seconds, on_refused=on_refused)
         self._tries = Tries(has_room, stopwatch)
         self._usage = Usage()
         self._ranks: _Ranks | None = None
@@ -136,7 +135,7 @@ class Gate(Generic[T]):
         outlook = self._admission.outlook(claim.arrival, now)
         waiter = _Waiter(claim, attempt, Tried(now), asyncio.get_running_loop().create_future())
         claim.arrival.seal()
-        entry = self._queue.push(tenant, waiter, claim.work, claim.priority)
+        entry = self._queue.push(tenant, waiter, claim.work, claim.priority, claim.prompt_tokens)
         self._ranks = None
         self._admission.speeds.waits(tenant, now)
         try:
@@ -254,12 +253,14 @@ class Gate(Generic[T]):
 
     def _make_room(self, now: float) -> None:
         """The queue is bounded: the last of who has most waiting makes room."""
-        while len(self._queue) > self._most_waiting:
-            entry = self._queue.longest()
+        queue, most = self._queue, self._bounds
+        while (is_long := queue.tokens > most.prompt_tokens) or len(queue) > most.requests:
+            entry = queue.longest(in_tokens=is_long)
             assert entry is not None
             self._remove(entry)
             waiter = entry.item
-            error = self._admission.crowded_out(waiter.claim.arrival, entry.work, self._most_waiting, now)
+            said = f"prompts of {most.prompt_tokens} tokens" if is_long else f"{most.requests} requests"
+            error = self._admission.crowded_out(waiter.claim.arrival, entry.work, said, now)
             if not waiter.result.done():  # else its task was cancelled, and has not run since
                 waiter.result.set_exception(error)
 

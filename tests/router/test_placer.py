@@ -10,6 +10,7 @@ import pytest
 from penstock.errors import DeadlineExceeded, Overloaded, Stopping, WorkerLost
 from penstock.protocol import GenerateRequest, Sample, SamplingParams
 from penstock.router.cluster import Cluster, Member, Worker
+from penstock.router.flow.admission import Bounds
 from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.patience import Patience
 from penstock.router.flow.room import Room
@@ -39,8 +40,7 @@ def new_placer(session: aiohttp.ClientSession, cluster: Cluster, index: PrefixIn
         wait_s=1.0,
         stream_wait_s=20.0,
         room=Room(0.25),
-        most_waiting=9,
-        longest_wait_s=9.0,
+        bounds=Bounds(9, 1_000_000, 9.0),
     )
 
 

@@ -123,6 +123,17 @@ def test_who_has_most_waiting_makes_room() -> None:
     assert longest.item == "b2", "the last of b: 70, against 40 by heavy's weight"
 
 
+def test_or_who_has_most_tokens_of_prompts_waiting() -> None:
+    queue: FairQueue[str] = FairQueue()
+    a = queue.push(A, "a", 50, tokens=1)
+    b = queue.push(B, "b", 1, tokens=50)
+    queue.push(HEAVY, "heavy", 1, tokens=120)
+    assert (queue.tokens, queue.longest(in_tokens=True)) == (171, b), "50, against 40 by heavy's weight"
+    queue.remove(b)
+    queue.remove(a)
+    assert queue.tokens == 120
+
+
 @given(
     lines=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 50)), max_size=40),
     newcomer=st.integers(0, 3),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from penstock.errors import Overloaded, RateLimited, RetryableError
-from penstock.router.flow.admission import Claim
+from penstock.router.flow.admission import Bounds, Claim
 from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.gate import Gate
 from penstock.router.flow.patience import Patience
@@ -25,6 +25,7 @@ from tests.router.flow.virtual_time import run
 
 A, B, GREEDY = Tenant(name="a"), Tenant(name="b"), Tenant(name="greedy")
 LIGHT = [Tenant(name=f"light-{number}") for number in range(9)]
+WIDE = Bounds(requests=10_000, prompt_tokens=10**9, seconds=60.0)
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Job:
 class Worker:
     """Computes one prompt after another, by priority; takes more while little is ahead, as room.py says."""
 
-    def __init__(self, tokens_per_s: float, ahead_s: float = 0.25, **options: Any) -> None:
+    def __init__(self, tokens_per_s: float, ahead_s: float = 0.25, bounds: Bounds = WIDE, **options: Any) -> None:
         self.tokens_per_s = tokens_per_s
         self.ahead_s = ahead_s
         self.queue: list[tuple[int, int, Job]] = []
@@ -51,8 +52,7 @@ class Worker:
         self.work = 0.0
         self.task: asyncio.Task[None] | None = None
         self.undone = 0
-        settings: dict[str, Any] = {"most_waiting": 10_000, "longest_wait_s": 60.0, **options}
-        self.gate: Gate[Job] = Gate(has_room=self.has_room, undo=self.undo, **settings)
+        self.gate: Gate[Job] = Gate(has_room=self.has_room, undo=self.undo, bounds=bounds, **options)
 
     def has_room(self, turn: Turn) -> bool:
         most_s = self.ahead_s * (1 if turn.in_line or turn.heavy else 4)
@@ -232,7 +232,7 @@ def test_a_tenant_that_sends_100_times_its_share_slows_nobody_but_itself() -> No
 @pytest.mark.parametrize("tenant", [ANYONE, A], ids=["anyone", "a tenant"])
 def test_who_comes_back_as_told_is_let_in_under_lasting_overload(tenant: Tenant) -> None:
     async def test() -> None:
-        worker = Worker(10_000, longest_wait_s=10)
+        worker = Worker(10_000, bounds=WIDE._replace(seconds=10))
         client = Client(worker, tenant, retries=1)
         await client.ask_often(15, 1000, 200)
         print(f"{client.refused} refused, {client.retried} came back, {client.let_in_again} of them were let in")
@@ -245,7 +245,7 @@ def test_who_comes_back_as_told_is_let_in_under_lasting_overload(tenant: Tenant)
 
 def test_a_burst_is_told_to_come_back_at_different_times() -> None:
     async def test() -> None:
-        worker = Worker(10_000, longest_wait_s=5)
+        worker = Worker(10_000, bounds=WIDE._replace(seconds=5))
         warm = Client(worker, A)
         await asyncio.gather(*(warm.ask(1000) for _ in range(20)))
         client = Client(worker, A, retries=1)
@@ -259,7 +259,7 @@ def test_a_burst_is_told_to_come_back_at_different_times() -> None:
 
 def test_newcomers_do_not_wait_for_clients_that_never_come_back() -> None:
     async def test() -> None:
-        worker = Worker(10_000, longest_wait_s=5)
+        worker = Worker(10_000, bounds=WIDE._replace(seconds=5))
         gone = Client(worker, ANYONE)
         await gone.ask_often(40, 1000, 60)
         assert gone.refused > 1000
@@ -291,7 +291,7 @@ def test_who_cannot_be_served_in_time_is_refused_at_once_and_others_are_not() ->
 
 def test_the_error_says_whose_fault_it_is() -> None:
     async def errors_of(tenant: Tenant) -> RetryableError:
-        worker = Worker(1000, longest_wait_s=1)
+        worker = Worker(1000, bounds=WIDE._replace(seconds=1))
         others = [asyncio.ensure_future(Client(worker, tenant).ask(100)) for _ in range(100)]
         await asyncio.sleep(3)
         now = asyncio.get_running_loop().time()
@@ -312,7 +312,7 @@ def test_the_error_says_whose_fault_it_is() -> None:
 
 def test_the_queue_is_bounded_and_the_longest_line_makes_room() -> None:
     async def test() -> None:
-        worker = Worker(1000, most_waiting=50, longest_wait_s=1e6)
+        worker = Worker(1000, bounds=WIDE._replace(requests=50, seconds=1e6))
         greedy = Client(worker, GREEDY)
         tasks = [asyncio.ensure_future(greedy.ask(100)) for _ in range(200)]
         await asyncio.sleep(0.01)
@@ -325,12 +325,46 @@ def test_the_queue_is_bounded_and_the_longest_line_makes_room() -> None:
     run(test())
 
 
+def test_so_are_the_prompts_that_wait_and_whoever_has_most_tokens_of_them_makes_room() -> None:
+    """Also where they are cached, and so are little work."""
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        gate: Gate[Job] = Gate(has_room=lambda _: False, undo=lambda _: None, bounds=WIDE._replace(prompt_tokens=1000))
+
+        def enter(tenant: Tenant, prompt_tokens: int) -> "asyncio.Future[Job | None]":
+            arrival = Arrival("id", tenant, Patience(600, 600, 15), loop.time(), b"")
+            work = 1.0 if tenant is GREEDY else prompt_tokens
+            claim = Claim(arrival, 0, work, loop.time() + 600, prompt_tokens)
+            return asyncio.ensure_future(gate.enter(claim, lambda _: Busy()))
+
+        others = [enter(A, 200), enter(B, 100)]
+        greedy = [enter(GREEDY, 350) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        assert not any(each.done() for each in (*others, *greedy)), "1,000 tokens"
+        others.append(enter(A, 1))
+        await asyncio.sleep(0.01)
+        assert [each.done() for each in (*others, *greedy)] == [False, False, False, False, True]
+        with pytest.raises(Overloaded, match="prompts of 1000 tokens wait already") as caught:
+            await greedy[1]
+        assert caught.value.retry_after_s
+        for waiting in (*others, greedy[0]):
+            waiting.cancel()
+        await asyncio.sleep(0.01)
+        waiting = enter(GREEDY, 1000)
+        await asyncio.sleep(0.01)
+        assert not waiting.done(), "who has gone takes no memory"
+        waiting.cancel()
+
+    run(test())
+
+
 def test_one_that_has_just_left_makes_room_in_a_full_queue() -> None:
     """Its task is cancelled in the same turn of the loop in which another request comes."""
 
     async def test() -> None:
         loop = asyncio.get_running_loop()
-        gate: Gate[Job] = Gate(has_room=lambda _: False, undo=lambda _: None, most_waiting=3, longest_wait_s=60)
+        gate: Gate[Job] = Gate(has_room=lambda _: False, undo=lambda _: None, bounds=WIDE._replace(requests=3))
 
         def enter(tenant: Tenant) -> "asyncio.Future[Job | None]":
             arrival = Arrival("id", tenant, Patience(600, 600, 15), loop.time(), b"")
@@ -390,7 +424,7 @@ def test_one_that_waits_for_its_best_worker_holds_up_nobody() -> None:
     """Not even those behind it in its own line; and it goes elsewhere when it has waited long enough."""
 
     async def test() -> None:
-        gate: Gate[Job] = Gate(has_room=lambda _: True, undo=lambda _: None, most_waiting=9, longest_wait_s=60)
+        gate: Gate[Job] = Gate(has_room=lambda _: True, undo=lambda _: None, bounds=WIDE._replace(requests=9))
         loop = asyncio.get_running_loop()
         full = True
 
@@ -417,7 +451,7 @@ def test_one_that_waits_for_its_best_worker_holds_up_nobody() -> None:
 
 def test_who_goes_behind_is_not_in_the_line_of_others() -> None:
     async def test() -> None:
-        gate: Gate[Job] = Gate(has_room=lambda _: True, undo=lambda _: None, most_waiting=99, longest_wait_s=60)
+        gate: Gate[Job] = Gate(has_room=lambda _: True, undo=lambda _: None, bounds=WIDE._replace(requests=99))
         turns: dict[str, Turn] = {}
 
         def enter(tenant: Tenant) -> "asyncio.Task[Job | None]":
@@ -448,7 +482,7 @@ def test_one_that_a_picker_has_put_behind_others_holds_up_nobody() -> None:
         def has_room(turn: Turn) -> bool:
             return is_there and turn.priority < 7
 
-        gate: Gate[Job] = Gate(has_room=has_room, undo=lambda _: None, most_waiting=99, longest_wait_s=60)
+        gate: Gate[Job] = Gate(has_room=has_room, undo=lambda _: None, bounds=WIDE._replace(requests=99))
 
         def enter(tenant: Tenant, picked: int) -> "asyncio.Task[Job | None]":
             arrival = Arrival("id", tenant, Patience(60, 60, 15), 0.0)
@@ -494,7 +528,7 @@ def test_a_bug_in_one_attempt_is_that_requests_alone() -> None:
 def test_when_no_worker_is_there_everybody_is_told() -> None:
     async def test() -> None:
         gone = False
-        gate: Gate[Job] = Gate(has_room=lambda _: True, undo=lambda _: None, most_waiting=9, longest_wait_s=60)
+        gate: Gate[Job] = Gate(has_room=lambda _: True, undo=lambda _: None, bounds=WIDE._replace(requests=9))
         arrival = Arrival("id", ANYONE, Patience(60, 60, 15), 0.0)
         waiting = asyncio.ensure_future(gate.enter(Claim(arrival, 0, 1, 60), lambda _: None if gone else Busy()))
         await asyncio.sleep(1)
@@ -519,8 +553,7 @@ class Streams:
         self.gate: Gate[Job] = Gate(
             has_room=lambda turn: self.limits(turn).any(self.cluster(), kept=turn.kept),
             undo=lambda _: None,
-            most_waiting=10_000,
-            longest_wait_s=600,
+            bounds=WIDE._replace(seconds=600),
             stopwatch=lambda: 0.0,
         )
 
@@ -625,7 +658,7 @@ def test_the_only_worker_is_kept_for_one_that_has_waited_for_long() -> None:
 
 def test_less_urgent_ones_of_its_own_tenant_are_not_in_a_requests_line() -> None:
     async def test() -> None:
-        gate: Gate[Job] = Gate(has_room=lambda _: True, undo=lambda _: None, most_waiting=99, longest_wait_s=60)
+        gate: Gate[Job] = Gate(has_room=lambda _: True, undo=lambda _: None, bounds=WIDE._replace(requests=99))
         turns: dict[int, Turn] = {}
 
         def enter(priority: int) -> "asyncio.Task[Job | None]":

@@ -94,13 +94,14 @@ def test_a_prompt_whose_answer_comes_in_one_piece_does_not_stand_in_the_queue_ti
     assert_nothing_is_left(site.picker)
 
 
+@pytest.mark.parametrize("bound", [{"max_queued": 1}, {"max_queued_tokens": 30}])
 def test_who_comes_when_all_are_full_waits_or_is_refused(
-    start_site: StartSite, decode: tuple[FakeWorker, ...], worker_loop: LoopThread
+    start_site: StartSite, decode: tuple[FakeWorker, ...], worker_loop: LoopThread, bound: dict[str, int]
 ) -> None:
     for worker in decode:
         worker.max_samples = 1
         worker.gate = hold(worker_loop)
-    site = start_site(max_queued=1)
+    site = start_site(**bound)
     with ThreadPoolExecutor(3) as pool:
         answers = [pool.submit(site.envoy.post, CHAT, BODY | {"stream": True}) for _ in range(2)]
         wait_until(lambda: requests_of(decode) == [1, 1], "two streams, as many as there is room for")
