@@ -22,6 +22,7 @@ from penstock.hop import NO_JSON, Readiness
 from penstock.protocol import SILENT_S, Events
 from penstock.router.placement.books import About, Booking, Books
 from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest, Role
+from penstock.silence import HeardWithin
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,12 @@ class Worker:
     def weights(self) -> str:
         """Fingerprint; empty while unknown."""
         return self.said.weights if self.said is not None else ""
+
+    def holds(self, num_tokens: int) -> bool:
+        """Whether a prompt and its answer of so many tokens fit there, as far as is known. A prefill worker that is too
+        small refuses, and is done without."""
+        most = self.said.max_context_tokens if self.said is not None else None
+        return self.role == "prefill" or most is None or num_tokens <= most
 
 
 class Cluster:
@@ -153,6 +160,11 @@ class Cluster:
     def has_ready(self, role: Role) -> bool:
         return any(worker.ready and worker.role == role for worker in self.workers)
 
+    def all_ready(self, role: Role, among: Collection[str]) -> bool:
+        """Whether the workers of a role are all ready, and all `among` these."""
+        workers = [worker for worker in self.workers if worker.role == role]
+        return bool(workers) and all(worker.ready and worker.url in among for worker in workers)
+
     def is_ready(self, url: str) -> bool:
         worker = self._workers.get(url)
         return worker is not None and worker.ready
@@ -168,10 +180,17 @@ class Cluster:
         worker = self._workers.get(url)
         return worker.weights if worker is not None else ""
 
-    def snapshot(self, weights: str = "", *, waiting: int = 0, priority: float = math.inf) -> ClusterSnapshot:
-        """What a policy sees: the ready workers, or those of them that have no other `weights`, while so many requests
-        wait in the router; prompts that go behind one of this `priority` do not count."""
-        fit = (each.url for each in self.workers if each.ready and (not weights or each.weights in ("", weights)))
+    def snapshot(
+        self, weights: str = "", *, num_tokens: int = 0, waiting: int = 0, priority: float = math.inf
+    ) -> ClusterSnapshot:
+        """What a policy sees: the ready workers, or those of them that have no other `weights` and hold a prompt and
+        answer of so many tokens, while so many requests wait in the router; prompts that go behind one of this
+        `priority` do not count."""
+        fit = (
+            each.url
+            for each in self.workers
+            if each.ready and each.holds(num_tokens) and (not weights or each.weights in ("", weights))
+        )
         return self.books.snapshot(fit, self._now(), waiting=waiting, priority=priority)
 
     def oddity(self, worker: Worker) -> str:
@@ -231,7 +250,7 @@ class Cluster:
     async def _ask(self, url: str) -> Readiness | str:
         """What a ready worker says of itself; of another, why it is not ready."""
         try:
-            async with asyncio.timeout(SILENT_S), self._session.get(f"{url}/ready") as response:
+            async with HeardWithin(SILENT_S), self._session.get(f"{url}/ready") as response:
                 if response.status != 200:
                     return f"it answers HTTP {response.status}"
                 said = msgspec.json.decode(await response.read(), type=Readiness)
@@ -244,7 +263,7 @@ class Cluster:
     async def _ask_beside(self, endpoint: str) -> str:
         """Why the router beside a worker takes no requests; "" if it does."""
         try:
-            async with asyncio.timeout(SILENT_S), self._session.get(f"http://{endpoint}/ready") as response:
+            async with HeardWithin(SILENT_S), self._session.get(f"http://{endpoint}/ready") as response:
                 return "" if response.status == 200 else f"the router at {endpoint} answers HTTP {response.status}"
         except (aiohttp.ClientError, OSError) as error:
             return f"the router at {endpoint}: {reason_of(error)}"

@@ -31,6 +31,8 @@ class Placed:
     decision: Decision
     placed_at: float
     """On the event loop's clock."""
+    arrivals: dict[str, int]
+    """Of its workers, as the cluster counts them: a worker with another number has left since, and come back."""
     tenant: Tenant = ANYONE
     work: float = 0.0
     """Charged to the tenant, in tokens."""

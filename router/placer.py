@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import aiohttp
 
-from penstock.errors import DeadlineExceeded, Overloaded, RetryableError, reason_of
+from penstock.errors import DeadlineExceeded, Overloaded, RetryableError, Stopping, reason_of
 from penstock.protocol import GenerateRequest
 from penstock.router.cluster import Cluster
 from penstock.router.expectations import Expectations
@@ -18,6 +18,7 @@ from penstock.router.flow.admission import Bounds, Claim
 from penstock.router.flow.arrival import Arrival
 from penstock.router.flow.fair_queue import work_of
 from penstock.router.flow.gate import Gate
+from penstock.router.flow.memory import Memory
 from penstock.router.flow.room import Room
 from penstock.router.flow.tenants import Tenant
 from penstock.router.flow.turns import Busy, Turn, take_turn
@@ -43,6 +44,11 @@ class _Job:
     prompt_keys: PromptKeys
     keys: PromptKeys
     """Of the prompt and of the output so far."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the prompt and of the longest answer to it."""
+        return len(self.request.prompt) + self.request.sampling.max_tokens
 
 
 class Placer:
@@ -73,6 +79,8 @@ class Placer:
         self._max_attempts = max_attempts
         self._wait_s, self._stream_wait_s = wait_s, stream_wait_s
         self._room = room
+        most = bounds.prompt_tokens
+        self._stranded = Memory(most, f"no decode worker is ready, and prompts of {most} tokens wait for one already")
         self.gate: Gate[Placed] = Gate(
             has_room=self._has_room,
             undo=self.ended,
@@ -110,10 +118,15 @@ class Placer:
             if isinstance(trial.last_error, Overloaded):
                 await asyncio.sleep(trial.pause_s(self._wait_s))
                 continue
+            if trial.last_error is not None and self._is_hopeless(trial):
+                raise trial.last_error
             began = loop.time()
             try:
-                async with asyncio.timeout_at(min(began + wait_s, deadline)):
-                    await change.wait()
+                with self._stranded.hold() as held:
+                    if not trial.has_begun:
+                        held.add(job.keys.num_tokens)
+                    async with asyncio.timeout_at(min(began + wait_s, deadline)):
+                        await change.wait()
                 wait_s -= loop.time() - began
             except TimeoutError:
                 if deadline < began + wait_s:
@@ -149,10 +162,9 @@ class Placer:
         with_prefill = f" with {placed.prefill}" if placed.prefill else ""
         log.warning("%s%s failed a request (%s): %s", placed.decode, with_prefill, error.code, error)
         worker = blamed(placed, error)
-        if is_loss(placed, error):
+        if is_loss(placed, error) and placed.arrivals[worker] == self._cluster.arrivals(worker):
             self._cluster.mark_lost(worker)
-        arrival = self._cluster.arrivals(worker)
-        trial.failed(placed, error, arrival=arrival, num_output=num_output, max_attempts=self._max_attempts)
+        trial.failed(placed, error, num_output=num_output, max_attempts=self._max_attempts)
 
     async def _in_turn(self, job: _Job, arrival: Arrival, deadline: float) -> Placed | None:
         """A request waits for its turn once; whoever was under way when a worker failed goes on at once."""
@@ -163,7 +175,9 @@ class Placer:
         if job.trial.attempts:
             wanted = replace(wanted, priority=claim.wire_priority(heavy=False))
             weights = job.trial.weights if job.trial.has_begun else ""  # an answer is that of one model
-            cluster = self._cluster.snapshot(weights, waiting=self.gate.waiting(claim), priority=wanted.priority)
+            cluster = self._cluster.snapshot(
+                weights, num_tokens=job.num_tokens, waiting=self.gate.waiting(claim), priority=wanted.priority
+            )
             found = self._choose(wanted, job.trial, cluster)
             if found is None:
                 return None
@@ -176,7 +190,7 @@ class Placer:
 
         def attempt(turn: Turn) -> Placed | Busy | None:
             latest = replace(self._wanted(job, arrival) if turn.queued_s else wanted, priority=turn.priority)
-            cluster = self._cluster.snapshot(waiting=turn.waiting, priority=turn.priority)
+            cluster = self._cluster.snapshot(num_tokens=job.num_tokens, waiting=turn.waiting, priority=turn.priority)
             found = take_turn(
                 lambda wanted: self._choose(wanted, job.trial, cluster), latest, cluster, self._room, turn
             )
@@ -188,6 +202,12 @@ class Placer:
 
         with current().span("queue", tenant=arrival.tenant.name):
             return await self.gate.enter(claim, attempt)
+
+    def _is_hopeless(self, trial: Trial) -> bool:
+        """Every decode worker is there and has failed it: none that comes back would be another. One that leaves is
+        still there for a moment."""
+        failed = trial.still_excluded(self._cluster.arrivals)
+        return not isinstance(trial.last_error, Stopping) and self._cluster.all_ready("decode", among=failed)
 
     def _has_room(self, turn: Turn) -> bool:
         limits = self._room.of(in_line=turn.in_line, heavy=turn.heavy)
@@ -256,6 +276,7 @@ class Placer:
             expected=self.expectations.placed(placement.computing, job.keys),
             decision=decision,
             placed_at=asyncio.get_running_loop().time(),
+            arrivals={url: self._cluster.arrivals(url) for url in (placement.decode, placement.prefill) if url},
             tenant=tenant,
             priority=wanted.priority,
         )

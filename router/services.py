@@ -16,8 +16,8 @@ from penstock.router.cluster import Cluster, Member
 from penstock.router.config import RouterConfig
 from penstock.router.discovery import api_of_this_pod, discover
 from penstock.router.flow.admission import Bounds
-from penstock.router.flow.bodies import Bodies
 from penstock.router.flow.keys import KeyFile
+from penstock.router.flow.memory import Memory
 from penstock.router.flow.quota import Quotas
 from penstock.router.flow.room import Room
 from penstock.router.flow.tenants import Tenant
@@ -33,6 +33,7 @@ from penstock.router.placer import Placer
 from penstock.router.policy import Policy
 from penstock.router.shared.replicas import open_replicas
 from penstock.router.tokenizing import Tokenizing
+from penstock.silence import HeardWithin
 from penstock.telemetry.trace import open_tracer
 
 
@@ -56,7 +57,8 @@ class Services:
         self.keys = KeyFile(config.keys, self.metrics.key_file_errors.inc)
         self._replicas = open_replicas(config, self.metrics)
         self.quotas = Quotas(self._replicas.buckets)
-        self.bodies = Bodies(config.max_bodies_bytes)
+        most = config.max_bodies_bytes
+        self.bodies = Memory(most, f"request bodies of {most} bytes are being read already")
         self.tracer = open_tracer(config, "penstock-router")
         self.lifelines = Lifelines()
         self.draining = False
@@ -139,7 +141,7 @@ class Services:
         """The metrics of the worker that this router stands beside. Raises WorkerLost."""
         url = f"{self.config.beside}/metrics"
         try:
-            async with asyncio.timeout(SILENT_S), self.placer.session.get(url) as response:
+            async with HeardWithin(SILENT_S), self.placer.session.get(url) as response:
                 if response.status == 200:
                     return await response.read()
         except (aiohttp.ClientError, OSError) as error:

@@ -45,10 +45,8 @@ class Trial:
     def copy(self) -> "Trial":
         return replace(self, excluded=dict(self.excluded))
 
-    def failed(
-        self, placed: Placed, error: RetryableError, *, arrival: int, num_output: int, max_attempts: int
-    ) -> None:
-        """Notes an attempt that ended after `num_output` output tokens; `arrival` is of the worker to blame.
+    def failed(self, placed: Placed, error: RetryableError, *, num_output: int, max_attempts: int) -> None:
+        """Notes an attempt that ended after `num_output` output tokens.
 
         Raises the error when the request may not be placed again.
         """
@@ -57,7 +55,8 @@ class Trial:
         if placed.num_output >= PROGRESS_TOKENS * placed.decision.request.num_answers:
             self.attempts = 1
             self.excluded.clear()
-        self.excluded[blamed(placed, error)] = arrival
+        worker = blamed(placed, error)
+        self.excluded[worker] = placed.arrivals[worker]
         if isinstance(error, Stopping) and placed.is_computed:
             self.leaving = placed
         if placed.num_output:

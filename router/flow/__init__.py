@@ -12,5 +12,5 @@ speed            how fast those who wait are let through
 admission        the refusal at once of what would wait too long
 tries            who of those that wait is tried again, and for whom a worker is kept
 gate             the waiting itself
-bodies           the memory that request bodies may take
+memory           what bodies, and prompts that wait for a worker, may take
 """

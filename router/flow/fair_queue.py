@@ -11,7 +11,7 @@ import bisect
 import heapq
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -185,15 +185,14 @@ class FairQueue(Generic[T]):
                 ahead += min(work, max(0.0, start - line.counter) * line.tenant.weight)
         return ahead
 
-    def longest(self, *, in_tokens: bool = False) -> Entry[T] | None:
-        """The last in line of the tenant with most work (or tokens) waiting for its weight: who makes room when there
-        is none."""
-        if not self._waiting:
-            return None
-        line = max(
+    def longest(self, *, in_tokens: bool = False) -> Sequence[Entry[T]]:
+        """The line of the tenant with most work (or tokens) waiting for its weight: it makes room when there is none.
+
+        Raises ValueError when nobody waits.
+        """
+        return max(
             self._waiting.values(), key=lambda line: (line.tokens if in_tokens else line.work) / line.tenant.weight
-        )
-        return line.waiting[-1]
+        ).waiting
 
     def _line(self, tenant: Tenant) -> _Line[T]:
         line = self._lines.get(tenant.name)

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from penstock.router.flow.admission import Admission, Bounds, Claim
 from penstock.router.flow.arrival import Arrival
@@ -252,11 +252,13 @@ class Gate(Generic[T]):
             self._admission.speeds.empty(entry.tenant, nobody=not len(self._queue))
 
     def _make_room(self, now: float) -> None:
-        """The queue is bounded: the last of who has most waiting makes room."""
+        """The queue is bounded: of who has most waiting the last makes room, or the longest prompts; of those who came
+        back as they were told only when nobody else is left."""
         queue, most = self._queue, self._bounds
         while (is_long := queue.tokens > most.prompt_tokens) or len(queue) > most.requests:
-            entry = queue.longest(in_tokens=is_long)
-            assert entry is not None
+            line = queue.longest(in_tokens=is_long)
+            others = (entry for entry in reversed(line) if not entry.item.claim.arrival.came_back)
+            entry = max(others, key=_num_tokens, default=line[-1]) if is_long else next(others, line[-1])
             self._remove(entry)
             waiter = entry.item
             said = f"prompts of {most.prompt_tokens} tokens" if is_long else f"{most.requests} requests"
@@ -270,8 +272,14 @@ class Gate(Generic[T]):
 
     def _tick(self) -> None:
         self._timer = None
-        self.changed()
-        self._set_timer()
+        try:
+            self.changed()
+        finally:  # whatever was wrong, they still wait
+            self._set_timer()
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _num_tokens(entry: Entry[Any]) -> int:
+    return entry.tokens

@@ -16,7 +16,7 @@ from penstock.router.beside import PREFILL_HEADER, PRIORITY_HEADER, SOURCE_HEADE
 from penstock.router.dialect import dialect_of
 from penstock.router.flow.advice import advice_headers
 from penstock.router.flow.arrival import Arrival
-from penstock.router.flow.bodies import Held
+from penstock.router.flow.memory import Held
 from penstock.router.flow.quota import Spending
 from penstock.router.flow.room import compute_s
 from penstock.router.gateway.exchange import Exchange, Header

@@ -23,6 +23,7 @@ from penstock.router.index.claims import Claims, Untrue
 from penstock.router.index.mirror import BadEvents, Gap
 from penstock.router.index.prefix_index import PrefixIndex, Subscription
 from penstock.router.metrics import Metrics
+from penstock.silence import HeardWithin
 
 MAX_FRAME_BYTES = 4 * 2**20
 """Workers send snapshots in parts of 1024 blocks."""
@@ -32,6 +33,8 @@ DISTRUST_S, LONGEST_DISTRUST_S = 1.0, 60.0
 """Before a worker that told nonsense, or has no events, is asked again."""
 STABLE_S = 10.0
 """After so long without trouble pauses are short again."""
+HONEST_S = 600.0
+"""The same for one that was found out: nonsense shows at once, but it takes requests to find a lie."""
 SWEEP_BLOCKS = 1000
 SLICE_S = 0.001
 
@@ -62,6 +65,7 @@ class Follower:
     async def follow(self, worker: Worker, cluster: Cluster) -> None:
         """Follows one worker until cancelled, when it is forgotten."""
         broken, distrusted = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S), Backoff(DISTRUST_S, LONGEST_DISTRUST_S)
+        found_out = Backoff(DISTRUST_S, LONGEST_DISTRUST_S, HONEST_S)
         url, loop = worker.url, asyncio.get_running_loop()
         claims = self._claims[url] = Claims()
         try:
@@ -78,8 +82,8 @@ class Follower:
                 except BadEvents as error:
                     self._forget(url, cluster)
                     self._count(url, "nonsense")
-                    # That it was believed for long is no merit of one that was found out.
-                    pause_s = distrusted.pause_s(0.0 if isinstance(error, Untrue) else loop.time() - began)
+                    backoff = found_out if isinstance(error, Untrue) else distrusted
+                    pause_s = backoff.pause_s(loop.time() - began)
                     log.warning("%s is not believed about cache and speed for %.0f s: %s", url, pause_s, error)
                 except (aiohttp.ClientError, OSError, WorkerLost) as error:
                     self._forget(url, cluster)
@@ -111,7 +115,7 @@ class Follower:
             await asyncio.gather(self._sweeper, return_exceptions=True)
 
     async def _listen(self, url: str, claims: Claims) -> None:
-        async with asyncio.timeout(SILENT_S):
+        async with HeardWithin(SILENT_S):
             response = await self._session.get(f"{url}/events")
         claims.begin()
         subscription = self._index.subscribe(url)
@@ -165,7 +169,7 @@ class Follower:
 async def _read_line(response: aiohttp.ClientResponse) -> bytes:
     """The next line. Raises WorkerLost when there is none, BadEvents when it is too long."""
     try:
-        async with asyncio.timeout(SILENT_S):
+        async with HeardWithin(SILENT_S):
             line: bytes = await response.content.readline(max_line_length=MAX_FRAME_BYTES)
     except TimeoutError as error:
         raise WorkerSilent(f"silent for {SILENT_S} s") from error
@@ -206,14 +210,14 @@ class _Share:
 
 
 class Backoff:
-    """Pauses that double, until there was no trouble for STABLE_S."""
+    """Pauses that double, until there was no trouble for `stable_s`."""
 
-    def __init__(self, first_s: float, longest_s: float) -> None:
-        self._first_s, self._longest_s = first_s, longest_s
+    def __init__(self, first_s: float, longest_s: float, stable_s: float = STABLE_S) -> None:
+        self._first_s, self._longest_s, self._stable_s = first_s, longest_s, stable_s
         self._next_s = first_s
 
     def pause_s(self, lasted_s: float) -> float:
         """How long to wait, after what had lasted so long went wrong; a little at random, as others wait too."""
-        pause_s = self._first_s if lasted_s > STABLE_S else self._next_s
+        pause_s = self._first_s if lasted_s > self._stable_s else self._next_s
         self._next_s = min(2 * pause_s, self._longest_s)
         return pause_s * random.uniform(0.75, 1.0)

@@ -15,7 +15,7 @@ from penstock.router.corked import is_free_of
 from penstock.router.dialect import dialect_of
 from penstock.router.flow.advice import advice_headers
 from penstock.router.flow.arrival import Arrival
-from penstock.router.flow.bodies import Held
+from penstock.router.flow.memory import Held
 from penstock.router.flow.patience import patience_of
 from penstock.router.flow.quota import Spending
 from penstock.router.generation import Event, Generation, Output, Started

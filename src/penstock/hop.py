@@ -15,6 +15,7 @@ import msgspec
 from penstock.errors import Overloaded, RequestError, WorkerLost, WorkerSilent, reason_of
 from penstock.post import Answer, Posts
 from penstock.protocol import SILENT_S, STUCK_FACTOR, STUCK_S, Accepted, Error, Frame, Heartbeat, decode_frame
+from penstock.silence import LATE_S, HeardWithin
 from penstock.telemetry.trace import current
 
 MAX_LINE_BYTES = 64 * 2**20
@@ -23,8 +24,6 @@ NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for other bytes than it expects."""
 
 _MOST_REFUSAL_BYTES = 2**20
-_LATE_S = 0.2
-"""A timer that goes off so late tells of this process, not of the peer."""
 
 
 class Refusal(msgspec.Struct):
@@ -126,7 +125,7 @@ async def _post(session: aiohttp.ClientSession, url: str, body: msgspec.Struct, 
     connector = session.connector
     assert isinstance(connector, _Connector), "a session of new_session"
     try:
-        async with asyncio.timeout(SILENT_S):
+        async with HeardWithin(SILENT_S):
             return await connector.posts.post(url, msgspec.json.encode(body), headers)
     except TimeoutError as error:
         raise WorkerSilent(f"{url} did not answer within {SILENT_S} s") from error
@@ -202,9 +201,9 @@ class _FrameReader:
         if self._until is None:
             return
         late_s = self._loop.time() - self._until
-        if late_s > _LATE_S:  # it was we who did nothing: what has come meanwhile waits to be read
-            self._until += late_s + _LATE_S
-        if late_s < 0 or late_s > _LATE_S:
+        if late_s > LATE_S:  # it was we who did nothing: what has come meanwhile waits to be read
+            self._until += late_s + LATE_S
+        if late_s < 0 or late_s > LATE_S:
             self._timer = self._loop.call_at(self._until, self._look)
         else:
             self._was_silent = True
@@ -220,7 +219,7 @@ def _check_not_stuck(url: str, beat: Heartbeat) -> None:
 async def _raise_refusal(url: str, answer: Answer) -> None:
     body = b""
     try:
-        async with asyncio.timeout(SILENT_S):
+        async with HeardWithin(SILENT_S):
             while len(body) <= _MOST_REFUSAL_BYTES and (part := await answer.read()):
                 body += part
         refusal = msgspec.json.decode(body, type=Refusal)

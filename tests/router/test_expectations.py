@@ -37,6 +37,7 @@ def placed_on(expectations: Expectations, journal: Journal, placement: Placement
         expected=expectations.placed(placement.computing, KEYS),
         decision=journal.placed("r", request, ClusterSnapshot(), placement),
         placed_at=0.0,
+        arrivals={},
     )
 
 

@@ -262,7 +262,6 @@ def test_a_worker_whose_cache_is_not_what_it_tells_is_found_out_again_and_again(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follower, "DISTRUST_S", 0.1)
-    monkeypatch.setattr(follower, "STABLE_S", 0.0)
 
     async def test(world: World) -> None:
         for times in (1, 2):
@@ -347,7 +346,11 @@ def test_pauses_double_until_there_was_no_trouble_for_a_while() -> None:
     upper = [1.0, 2.0, 4.0, 5.0, 5.0]
     for most in upper:
         assert 0.75 * most <= backoff.pause_s(0.1) <= most
-    assert backoff.pause_s(3600.0) <= 1.0
+    assert backoff.pause_s(11.0) <= 1.0
+    patient = Backoff(1.0, 5.0, stable_s=600.0)
+    patient.pause_s(0.0)
+    assert patient.pause_s(11.0) >= 1.5
+    assert patient.pause_s(601.0) <= 1.0
 
 
 def test_the_quiet_script_is_what_honest_workers_do() -> None:

@@ -217,7 +217,7 @@ def test_bodies_together_are_bounded(start_router: StartRouter, worker: FakeWork
             thread.start()
         for thread in threads:
             thread.join()
-        wait_until(lambda: router.services.bodies.num_bytes == 2**20, "as many bodies as there is room for")
+        wait_until(lambda: router.services.bodies.taken == 2**20, "as many bodies as there is room for")
         wait_until(lambda: len(router.services.lifelines) == 4, "refusals of the others")
         refused = 0
         for client in clients:
@@ -229,7 +229,7 @@ def test_bodies_together_are_bounded(start_router: StartRouter, worker: FakeWork
             assert (status, error["code"], headers["x-should-retry"]) == (503, "overloaded", "true")
             refused += 1
         assert refused == 6
-    wait_until(lambda: router.services.bodies.num_bytes == 0, "release of all bodies")
+    wait_until(lambda: router.services.bodies.taken == 0, "release of all bodies")
     asks(router)
 
 

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from penstock.errors import DeadlineExceeded, Overloaded, Stopping, WorkerLost
+from penstock.errors import DeadlineExceeded, Overloaded, RetryableError, Stopping, WorkerLost
+from penstock.hop import Readiness
 from penstock.protocol import GenerateRequest, Sample, SamplingParams
 from penstock.router.cluster import Cluster, Member, Worker
 from penstock.router.flow.admission import Bounds
@@ -192,6 +193,84 @@ def test_an_answer_that_has_begun_waits_longer_for_a_worker() -> None:
             with pytest.raises(Overloaded, match=r"with this answer's weights .* 20 s; before that, it is gone"):
                 await place_one(placer, trial=began)
             assert loop.time() == pytest.approx(39, abs=0.1)
+
+    run(test())
+
+
+def test_what_failed_in_a_workers_last_life_is_not_held_against_this_one() -> None:
+    """A pull that hangs, or a silence, may be told of when the worker has long been started again."""
+
+    async def test() -> None:
+        async with one_decode_worker(max_streams=9) as (placer, cluster):
+            early, trial = Trial(), Trial()
+            before = await place_one(placer, trial=early)
+            cluster.tell(ready=False)
+            cluster.tell(ready=True)
+            after = await place_one(placer, trial=trial)
+            placer.failed(before, early, WorkerLost("the old one is gone"), num_output=0)
+            assert cluster.has_ready("decode")
+            assert (await place_one(placer, trial=early)).decode == "http://d"
+            placer.failed(after, trial, WorkerLost("this one is gone"), num_output=0)
+            assert not cluster.has_ready("decode")
+
+    run(test())
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_what_every_worker_fails_is_told_at_once_unless_one_may_come_in_its_place(has_begun: bool) -> None:
+    async def test() -> None:
+        async with one_decode_worker(max_streams=9) as (placer, cluster):
+            loop, num_output = asyncio.get_running_loop(), int(has_begun)
+            for error in (RetryableError("its logits are not finite"), Stopping("it leaves"), WorkerLost("it is gone")):
+                began, trial = loop.time(), Trial()
+                placed = await place_one(placer, trial=trial)
+                placer.failed(placed, trial, error, num_output=num_output)
+                placer.ended(placed)
+                with pytest.raises(RetryableError) as caught:
+                    await place_one(placer, trial=trial)
+                if type(error) is RetryableError:
+                    assert caught.value is error
+                    assert loop.time() == began
+                else:
+                    assert str(error) in str(caught.value)
+                    assert loop.time() - began == pytest.approx(20 if has_begun else 1, abs=0.1)
+                cluster.tell(ready=True)
+
+    run(test())
+
+
+def test_prompts_that_wait_for_a_worker_are_bounded_together() -> None:
+    async def test() -> None:
+        async with one_decode_worker(max_streams=9) as (placer, cluster):
+            cluster.tell(ready=False)
+            half = (1,) * 500_000
+            waiting = [asyncio.ensure_future(place_one(placer, prompt=half)) for _ in range(2)]
+            begun = asyncio.ensure_future(place_one(placer, prompt=half, trial=Trial(has_begun=True)))
+            await asyncio.sleep(0.1)
+            with pytest.raises(Overloaded, match="prompts of 1000000 tokens wait for one already"):
+                await place_one(placer)
+            assert not any(each.done() for each in (*waiting, begun)), "a stream has its place"
+            waiting.pop().cancel()
+            await asyncio.sleep(0.1)
+            waiting.append(asyncio.ensure_future(place_one(placer)))
+            await asyncio.sleep(0.1)
+            cluster.tell(ready=True)
+            for each in asyncio.as_completed((*waiting, begun)):
+                placer.ended(await each)
+
+    run(test())
+
+
+def test_an_answer_goes_only_where_there_is_room_for_its_longest() -> None:
+    """It was let in while every worker had such room."""
+
+    async def test() -> None:
+        async with one_decode_worker(max_streams=9) as (placer, cluster):
+            cluster.workers[0].said = Readiness(True, max_context_tokens=21)
+            with pytest.raises(Overloaded, match="no decode worker"):
+                await place_one(placer)
+            cluster.workers[0].said = Readiness(True, max_context_tokens=22)
+            assert (await place_one(placer)).decode == "http://d"
 
     run(test())
 

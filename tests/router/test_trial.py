@@ -37,6 +37,7 @@ def placed(decode: str = "d", prefill: str | None = None, **what: Any) -> Placed
         expected=[],
         decision=decision,
         placed_at=0.0,
+        arrivals={decode: 1, prefill or "": 1},
         **what,
     )
 
@@ -44,7 +45,7 @@ def placed(decode: str = "d", prefill: str | None = None, **what: Any) -> Placed
 def fail(trial: Trial, attempt: Placed, error: RetryableError | None = None, *, at: int = 0) -> None:
     """As the placer does, after `at` tokens of output."""
     trial.attempts += 1
-    trial.failed(attempt, error or Stopping("it leaves"), arrival=1, num_output=at, max_attempts=4)
+    trial.failed(attempt, error or Stopping("it leaves"), num_output=at, max_attempts=4)
 
 
 def test_a_stream_that_makes_progress_may_be_interrupted_as_often_as_it_likes() -> None:

@@ -39,10 +39,14 @@ def test_killed_engine_takes_its_front_along_and_cuts_the_stream(tmp_path: Path)
         assert "the engine process was killed by SIGKILL" in worker.process.communicate()[1]
 
 
-def test_engine_that_ends_just_after_its_pipe_has_its_end_told() -> None:
-    script = """if True:
-        import os, signal, time
+@pytest.mark.parametrize("num_open", [0, 1500])
+def test_engine_that_ends_just_after_its_pipe_has_its_end_told(num_open: int) -> None:
+    """However many connections are open."""
+    script = f"""if True:
+        import os, resource, signal, time
         from penstock.worker.main import _exit_without_engine
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2000, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        held = [os.dup(2) for _ in range({num_open})]
         if (pid := os.fork()) == 0:
             time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)

@@ -205,7 +205,9 @@ def _reap(pid: int) -> None:
 def _has_ended(pid: int, within_s: float) -> bool:
     """Whether the process ends within so long; its status waits to be read."""
     descriptor = os.pidfd_open(pid)
-    ended, _, _ = select.select([descriptor], [], [], within_s)
+    look = select.poll()  # select() takes no descriptor over 1023
+    look.register(descriptor)
+    ended = look.poll(1000 * within_s)
     os.close(descriptor)
     return bool(ended)
 

@@ -359,6 +359,53 @@ def test_so_are_the_prompts_that_wait_and_whoever_has_most_tokens_of_them_makes_
     run(test())
 
 
+@pytest.mark.parametrize("bounds", [WIDE._replace(requests=4), WIDE._replace(prompt_tokens=400)])
+def test_who_came_back_as_told_makes_room_last(bounds: Bounds) -> None:
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        gate: Gate[Job] = Gate(has_room=lambda _: False, undo=lambda _: None, bounds=bounds)
+
+        def enter(tenant: Tenant, *, came_back: bool = False) -> "asyncio.Future[Job | None]":
+            arrival = Arrival("id", tenant, Patience(600, 600, 15), loop.time(), b"", came_back=came_back)
+            claim = Claim(arrival, 0, 100.0, loop.time() + 600, prompt_tokens=100)
+            return asyncio.ensure_future(gate.enter(claim, lambda _: Busy()))
+
+        greedy = [enter(GREEDY, came_back=came_back) for came_back in (False, True, False, True)]
+        others = []
+        for gone in ([2], [0, 2], [0, 2, 3]):
+            others.append(enter(LIGHT[len(others)]))
+            await asyncio.sleep(0.01)
+            assert [index for index, each in enumerate(greedy) if each.done()] == gone
+        await asyncio.gather(*(greedy[index] for index in gone), return_exceptions=True)
+        for waiting in (greedy[1], *others):
+            waiting.cancel()
+
+    run(test())
+
+
+def test_longer_prompts_make_room_for_many_short_ones() -> None:
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        gate: Gate[Job] = Gate(has_room=lambda _: False, undo=lambda _: None, bounds=WIDE._replace(prompt_tokens=1000))
+
+        def enter(prompt_tokens: int, priority: int = 0) -> "asyncio.Future[Job | None]":
+            arrival = Arrival("id", ANYONE, Patience(600, 600, 15), loop.time(), b"")
+            claim = Claim(arrival, priority, 1.0, loop.time() + 600, prompt_tokens)
+            return asyncio.ensure_future(gate.enter(claim, lambda _: Busy()))
+
+        short = [enter(10) for _ in range(50)]
+        long = enter(501, priority=-1)
+        await asyncio.sleep(0.01)
+        assert long.done(), "that it would be first is no reason to refuse all others"
+        assert not any(each.done() for each in short)
+        with pytest.raises(Overloaded):
+            await long
+        for waiting in short:
+            waiting.cancel()
+
+    run(test())
+
+
 def test_one_that_has_just_left_makes_room_in_a_full_queue() -> None:
     """Its task is cancelled in the same turn of the loop in which another request comes."""
 

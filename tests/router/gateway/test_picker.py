@@ -62,7 +62,7 @@ def test_a_stream_passes_and_is_counted_while_it_does(
             lambda: [books.in_flight(worker.url) for worker in decode] in ([(1, 0), (0, 0)], [(0, 0), (1, 0)]),
             "the first token, after which no prompt waits",
         )
-        assert site.picker.services.bodies.num_bytes == 0, "the request's body is gone"
+        assert site.picker.services.bodies.taken == 0, "the request's body is gone"
         for worker in decode:
             worker_loop.call(worker.gate.set)  # type: ignore[union-attr]
         events = answer.result(10).body.split(b"\n\n")
@@ -290,7 +290,7 @@ def test_a_body_over_the_limit_is_refused_before_its_end(start_site: StartSite) 
     assert refusal.status.code == 413
     assert json.loads(refusal.body)["error"]["code"] == "request_too_large"
     assert_nothing_is_left(site.picker)
-    assert site.picker.services.bodies.num_bytes == 0
+    assert site.picker.services.bodies.taken == 0
 
 
 def test_a_worker_that_refuses_or_is_full_is_seen_by_the_client(site: Site, decode: tuple[FakeWorker, ...]) -> None:
@@ -398,7 +398,7 @@ def test_a_gateway_that_ends_the_call_early_leaves_nothing(site: Site) -> None:
                 call.next()
                 call.half_close()
         assert_nothing_is_left(site.picker)
-    assert site.picker.services.bodies.num_bytes == 0
+    assert site.picker.services.bodies.taken == 0
 
 
 @pytest.mark.parametrize("modes", [{"request_body_mode": 2}, {}], ids=["buffered", "none"])

@@ -41,6 +41,24 @@ def come_true(journal: Journal, count: int, *, slower: float = 1.0, fewer_cached
         journal.came_true(decision, slower * ttft_s, cached - fewer_cached)
 
 
+def test_what_a_cancelled_request_was_to_compute_is_held_against_nobody() -> None:
+    """A request relied on one before it, whose client left: the worker had told of nothing."""
+    claims = Claims()
+    journal = Journal(CostModel(), lambda _url, told, found: claims.add(told, found))
+    relied = PlacementRequest(2000, {"p1": 1000}, pending=frozenset({"p1"}))
+    for number in range(10 * WINDOW):
+        decision = place(journal, f"{number}", relied)
+        assert decision.placement.computing == "p1"
+        journal.came_true(decision, predicted(decision)[0], 0)
+    claims.check()
+    assert journal.alarms == ()
+    for number in range(10 * WINDOW):
+        decision = place(journal, f"{number}")
+        journal.came_true(decision, predicted(decision)[0], 0)
+    with pytest.raises(Untrue):
+        claims.check()
+
+
 def test_a_decision_is_found_with_what_came_of_it() -> None:
     journal = Journal(CostModel())
     decision = place(journal)
