@@ -30,7 +30,6 @@ with needs("dev"):
     from tests.e2e.chaos import Cut, Fault, Freeze, Kill, LoseRedis, Outcome, Size, run_chaos, shared_through
     from tests.e2e.deployment import WIRES, Deployment, Worker
     from tests.e2e.island import archipelago
-    from tests.e2e.priority import ahead_of_others
     from tests.redis_server import running_redis
 
 SCENARIOS = ("kill", "stop", "partition", "router", "redis")
@@ -51,7 +50,7 @@ def main() -> None:
     parser.add_argument("--limit-s", type=float, default=Size.limit_s, help="no stream begins later; default: 600")
     arguments = parser.parse_args()
     size = Size(streams=arguments.streams, max_tokens=arguments.tokens, limit_s=arguments.limit_s)
-    with ahead_of_others(), cluster(arguments.scenario, arguments.wire, arguments.policy) as (deployment, fault):
+    with cluster(arguments.scenario, arguments.wire, arguments.policy) as (deployment, fault):
         targets = deployment.routers[:1] if arguments.scenario in _OF_ROUTERS else in_turn(deployment)
         outcome = run_chaos(deployment, targets, fault, size)
         deployment.assert_quiet()

@@ -6,6 +6,7 @@ then at every poll, so it is chosen again within two polls of its return.
 """
 
 import asyncio
+import itertools
 import logging
 import math
 from collections.abc import Awaitable, Callable, Collection
@@ -42,11 +43,12 @@ class Member:
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """One member. `arrivals` counts how often it became ready: a new number is a new chance."""
+    """One member."""
 
     member: Member
     ready: bool = False
-    arrivals: int = 0
+    arrival: int = 0
+    """A new number whenever it becomes ready, which no worker had before: a new chance."""
     said: Readiness | None = None
     """What it last said on /ready."""
     why: str = "it has not been asked yet"
@@ -104,6 +106,7 @@ class Cluster:
         self._now = asyncio.get_running_loop().time
         self.books = Books()
         self._liars: set[str] = set()
+        self._arrivals = itertools.count(1)
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -149,9 +152,10 @@ class Cluster:
             worker.look.set()
             self._set_ready(worker, "a call to it has failed")
 
-    def arrivals(self, url: str) -> int:
+    def arrival(self, url: str) -> int:
+        """The number of a worker's life, or of its last; 0 when it was never ready."""
         worker = self._workers.get(url)
-        return worker.arrivals if worker is not None else 0
+        return worker.arrival if worker is not None else 0
 
     def revision(self, url: str) -> str:
         worker = self._workers.get(url)
@@ -159,11 +163,6 @@ class Cluster:
 
     def has_ready(self, role: Role) -> bool:
         return any(worker.ready and worker.role == role for worker in self.workers)
-
-    def all_ready(self, role: Role, among: Collection[str]) -> bool:
-        """Whether the workers of a role are all ready, and all `among` these."""
-        workers = [worker for worker in self.workers if worker.role == role]
-        return bool(workers) and all(worker.ready and worker.url in among for worker in workers)
 
     def is_ready(self, url: str) -> bool:
         worker = self._workers.get(url)
@@ -189,7 +188,9 @@ class Cluster:
         fit = (
             each.url
             for each in self.workers
-            if each.ready and each.holds(num_tokens) and (not weights or each.weights in ("", weights))
+            if each.ready
+            and (not num_tokens or each.holds(num_tokens))
+            and (not weights or each.weights in ("", weights))
         )
         return self.books.snapshot(fit, self._now(), waiting=waiting, priority=priority)
 
@@ -287,7 +288,8 @@ class Cluster:
         ready, worker.why = not why_not, why_not
         if worker.ready != ready:
             worker.ready = ready
-            worker.arrivals += ready
+            if ready:
+                worker.arrival = next(self._arrivals)
             self._changed.set()
             self._changed = asyncio.Event()
 

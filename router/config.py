@@ -80,7 +80,8 @@ class RouterConfig(LogConfig, TraceConfig):
     )
     max_queued_tokens: int = option(
         16_000_000,
-        "Most tokens of prompts that wait, of all together; they take about 50 bytes each.",
+        "Most tokens of prompts that wait, together, and of those for which no worker is there: about 50 bytes each. "
+        "Must hold the longest prompt.",
         unit="tokens",
     )
     worker_ahead_s: float = option(

@@ -80,7 +80,7 @@ class Placer:
         self._wait_s, self._stream_wait_s = wait_s, stream_wait_s
         self._room = room
         most = bounds.prompt_tokens
-        self._stranded = Memory(most, f"no decode worker is ready, and prompts of {most} tokens wait for one already")
+        self._stranded = Memory(most, f"no decode worker takes it, and prompts of {most} tokens wait for one already")
         self.gate: Gate[Placed] = Gate(
             has_room=self._has_room,
             undo=self.ended,
@@ -123,7 +123,7 @@ class Placer:
             began = loop.time()
             try:
                 with self._stranded.hold() as held:
-                    if not trial.has_begun:
+                    if not (trial.attempts or trial.has_begun):  # those under way have their place
                         held.add(job.keys.num_tokens)
                     async with asyncio.timeout_at(min(began + wait_s, deadline)):
                         await change.wait()
@@ -162,7 +162,7 @@ class Placer:
         with_prefill = f" with {placed.prefill}" if placed.prefill else ""
         log.warning("%s%s failed a request (%s): %s", placed.decode, with_prefill, error.code, error)
         worker = blamed(placed, error)
-        if is_loss(placed, error) and placed.arrivals[worker] == self._cluster.arrivals(worker):
+        if is_loss(placed, error) and placed.arrivals[worker] == self._cluster.arrival(worker):
             self._cluster.mark_lost(worker)
         trial.failed(placed, error, num_output=num_output, max_attempts=self._max_attempts)
 
@@ -204,10 +204,12 @@ class Placer:
             return await self.gate.enter(claim, attempt)
 
     def _is_hopeless(self, trial: Trial) -> bool:
-        """Every decode worker is there and has failed it: none that comes back would be another. One that leaves is
+        """Every decode worker is there and has failed it: none that comes back would be another. But whoever leaves is
         still there for a moment."""
-        failed = trial.still_excluded(self._cluster.arrivals)
-        return not isinstance(trial.last_error, Stopping) and self._cluster.all_ready("decode", among=failed)
+        failed = trial.still_excluded(self._cluster.arrival)
+        decode = [worker for worker in self._cluster.workers if worker.role == "decode"]
+        all_failed = bool(decode) and all(worker.ready and worker.url in failed for worker in decode)
+        return all_failed and not isinstance(trial.last_error, Stopping)
 
     def _has_room(self, turn: Turn) -> bool:
         limits = self._room.of(in_line=turn.in_line, heavy=turn.heavy)
@@ -238,7 +240,7 @@ class Placer:
             return self._policy.choose(wanted, cluster)
         placement = self._policy.choose(replace(wanted, excluded=wanted.excluded.union(trial.excluded)), cluster)
         if placement is None:
-            excluded = wanted.excluded | trial.still_excluded(self._cluster.arrivals)
+            excluded = wanted.excluded | trial.still_excluded(self._cluster.arrival)
             placement = self._policy.choose(replace(wanted, excluded=excluded), cluster)
         return placement
 
@@ -276,7 +278,7 @@ class Placer:
             expected=self.expectations.placed(placement.computing, job.keys),
             decision=decision,
             placed_at=asyncio.get_running_loop().time(),
-            arrivals={url: self._cluster.arrivals(url) for url in (placement.decode, placement.prefill) if url},
+            arrivals={url: self._cluster.arrival(url) for url in (placement.decode, placement.prefill) if url},
             tenant=tenant,
             priority=wanted.priority,
         )

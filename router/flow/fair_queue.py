@@ -11,7 +11,7 @@ import bisect
 import heapq
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -185,14 +185,18 @@ class FairQueue(Generic[T]):
                 ahead += min(work, max(0.0, start - line.counter) * line.tenant.weight)
         return ahead
 
-    def longest(self, *, in_tokens: bool = False) -> Sequence[Entry[T]]:
-        """The line of the tenant with most work (or tokens) waiting for its weight: it makes room when there is none.
-
-        Raises ValueError when nobody waits.
-        """
-        return max(
+    def surplus(self, *, in_tokens: bool = False, spare: Callable[[T], bool] = lambda _: False) -> Entry[T] | None:
+        """Who makes room when there is none: of the tenant with most work waiting for its weight the last in line, or
+        of that with most tokens the longest prompt; whoever is to be spared only when nobody else is in that line."""
+        if not self._waiting:
+            return None
+        line = max(
             self._waiting.values(), key=lambda line: (line.tokens if in_tokens else line.work) / line.tenant.weight
-        ).waiting
+        )
+        others = (entry for entry in reversed(line.waiting) if not spare(entry.item))
+        if in_tokens:
+            return max(others, key=lambda entry: entry.tokens, default=line.waiting[-1])
+        return next(others, line.waiting[-1])
 
     def _line(self, tenant: Tenant) -> _Line[T]:
         line = self._lines.get(tenant.name)

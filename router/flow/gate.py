@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from penstock.router.flow.admission import Admission, Bounds, Claim
 from penstock.router.flow.arrival import Arrival
@@ -252,13 +252,11 @@ class Gate(Generic[T]):
             self._admission.speeds.empty(entry.tenant, nobody=not len(self._queue))
 
     def _make_room(self, now: float) -> None:
-        """The queue is bounded: of who has most waiting the last makes room, or the longest prompts; of those who came
-        back as they were told only when nobody else is left."""
+        """The queue is bounded; who came back as told is spared, if anybody else of its tenant waits."""
         queue, most = self._queue, self._bounds
         while (is_long := queue.tokens > most.prompt_tokens) or len(queue) > most.requests:
-            line = queue.longest(in_tokens=is_long)
-            others = (entry for entry in reversed(line) if not entry.item.claim.arrival.came_back)
-            entry = max(others, key=_num_tokens, default=line[-1]) if is_long else next(others, line[-1])
+            entry = queue.surplus(in_tokens=is_long, spare=lambda waiter: waiter.claim.arrival.came_back)
+            assert entry is not None
             self._remove(entry)
             waiter = entry.item
             said = f"prompts of {most.prompt_tokens} tokens" if is_long else f"{most.requests} requests"
@@ -279,7 +277,3 @@ class Gate(Generic[T]):
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def _num_tokens(entry: Entry[Any]) -> int:
-    return entry.tokens

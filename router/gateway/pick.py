@@ -52,7 +52,7 @@ class Pick(Endpoint):
         services, exchange = self._services, self._exchange
         generation = max(call.generations, key=lambda each: len(each.prompt))
         excluded = {
-            worker.url: worker.arrivals
+            worker.url: worker.arrival
             for worker in services.cluster.workers
             if worker.role == "decode" and not exchange.allows(_endpoint(services, worker.url))
         }

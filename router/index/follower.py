@@ -64,7 +64,8 @@ class Follower:
 
     async def follow(self, worker: Worker, cluster: Cluster) -> None:
         """Follows one worker until cancelled, when it is forgotten."""
-        broken, distrusted = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S), Backoff(DISTRUST_S, LONGEST_DISTRUST_S)
+        broken = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S, STABLE_S)
+        distrusted = Backoff(DISTRUST_S, LONGEST_DISTRUST_S, STABLE_S)
         found_out = Backoff(DISTRUST_S, LONGEST_DISTRUST_S, HONEST_S)
         url, loop = worker.url, asyncio.get_running_loop()
         claims = self._claims[url] = Claims()
@@ -212,7 +213,7 @@ class _Share:
 class Backoff:
     """Pauses that double, until there was no trouble for `stable_s`."""
 
-    def __init__(self, first_s: float, longest_s: float, stable_s: float = STABLE_S) -> None:
+    def __init__(self, first_s: float, longest_s: float, stable_s: float) -> None:
         self._first_s, self._longest_s, self._stable_s = first_s, longest_s, stable_s
         self._next_s = first_s
 

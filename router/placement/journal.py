@@ -86,8 +86,9 @@ class Journal:
         prediction = decision.placement.prediction
         decision.ttft_s, decision.cached_tokens = ttft_s, cached_tokens
         worker, told = decision.placement.relies_on(decision.request)
-        is_own_word = worker in decision.request.pending  # the router's: who was to compute it may have been cancelled
-        is_believed = cached_tokens is None or is_own_word or self._judge(worker, told, cached_tokens)
+        if worker in decision.request.pending and cached_tokens not in (None, told):
+            return  # told by this router itself: whoever was to compute it may have been cancelled
+        is_believed = cached_tokens is None or self._judge(worker, told, cached_tokens)
         if prediction is None:
             return
         if is_believed:
@@ -95,7 +96,7 @@ class Journal:
                 rest_s = ttft_s - prediction.prefill_s - prediction.pull_s
                 self._model.hops.add(pair=decision.placement.prefill is not None, seconds=rest_s)
             self.ttft.add(worker, off=is_off(ttft_s, prediction.ttft_s, _SLACK_S))
-            if cached_tokens is not None and not is_own_word:
+            if cached_tokens is not None:
                 self.cached.add(worker, off=is_off(cached_tokens, told, _SLACK_TOKENS))
         else:  # what is wrong with one worker says nothing about the others
             self.ttft.leave_out(worker)

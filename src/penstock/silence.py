@@ -1,4 +1,4 @@
-"""How long this process waits for a word of another one: what itself stood still does not count."""
+"""How long this process waits for a word of another one. That it did nothing itself just then is no silence."""
 
 import asyncio
 from types import TracebackType

@@ -11,19 +11,12 @@ pytest.register_assert_rewrite("tests.e2e.deployment", "tests.e2e.faults")
 
 from tests.e2e.deployment import WIRES, Deployment  # noqa: E402
 from tests.e2e.model import write_model  # noqa: E402
-from tests.e2e.priority import ahead_of_others  # noqa: E402
 
 
 class Deploy(Protocol):
     """Starts a deployment; the keyword arguments are those of Deployment."""
 
     def __call__(self, **options: Any) -> Deployment: ...
-
-
-@pytest.fixture(scope="session", autouse=True)
-def undisturbed() -> Iterator[None]:
-    with ahead_of_others():
-        yield
 
 
 @pytest.fixture(scope="session")

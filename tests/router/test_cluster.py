@@ -52,7 +52,7 @@ def test_a_worker_is_chosen_from_its_first_ready_answer_on() -> None:
         assert cluster.snapshot().decode == ()
         worker.ready = True
         await until(cluster, lambda: cluster.has_ready("decode"))
-        assert cluster.arrivals(worker.url) == 2
+        assert cluster.arrival(worker.url) == 2
 
     with_cluster(test)
 

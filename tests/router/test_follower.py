@@ -262,6 +262,7 @@ def test_a_worker_whose_cache_is_not_what_it_tells_is_found_out_again_and_again(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follower, "DISTRUST_S", 0.1)
+    monkeypatch.setattr(follower, "STABLE_S", 0.0)
 
     async def test(world: World) -> None:
         for times in (1, 2):
@@ -342,7 +343,7 @@ def test_a_fault_of_ours_does_not_end_the_following() -> None:
 
 
 def test_pauses_double_until_there_was_no_trouble_for_a_while() -> None:
-    backoff = Backoff(1.0, 5.0)
+    backoff = Backoff(1.0, 5.0, stable_s=10.0)
     upper = [1.0, 2.0, 4.0, 5.0, 5.0]
     for most in upper:
         assert 0.75 * most <= backoff.pause_s(0.1) <= most

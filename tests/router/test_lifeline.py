@@ -116,7 +116,7 @@ def outcomes(router: RunningRouter, status: str) -> float:
 
 
 def assert_no_fault_of(worker: FakeWorker, router: RunningRouter) -> None:
-    assert [(one.losses, one.arrivals) for one in router.services.cluster.workers] == [(0, 1)]
+    assert [(one.losses, one.arrival) for one in router.services.cluster.workers] == [(0, 1)]
     assert len(worker.requests) == 1, "it was not placed again"
 
 

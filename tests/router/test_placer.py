@@ -197,13 +197,17 @@ def test_an_answer_that_has_begun_waits_longer_for_a_worker() -> None:
     run(test())
 
 
-def test_what_failed_in_a_workers_last_life_is_not_held_against_this_one() -> None:
+@pytest.mark.parametrize("is_new_member", [False, True])
+def test_what_failed_in_a_workers_last_life_is_not_held_against_this_one(is_new_member: bool) -> None:
     """A pull that hangs, or a silence, may be told of when the worker has long been started again."""
 
     async def test() -> None:
         async with one_decode_worker(max_streams=9) as (placer, cluster):
             early, trial = Trial(), Trial()
             before = await place_one(placer, trial=early)
+            if is_new_member:
+                cluster.remove("http://d")
+                cluster.add(Member("http://d", "decode"))
             cluster.tell(ready=False)
             cluster.tell(ready=True)
             after = await place_one(placer, trial=trial)
@@ -246,16 +250,17 @@ def test_prompts_that_wait_for_a_worker_are_bounded_together() -> None:
             half = (1,) * 500_000
             waiting = [asyncio.ensure_future(place_one(placer, prompt=half)) for _ in range(2)]
             begun = asyncio.ensure_future(place_one(placer, prompt=half, trial=Trial(has_begun=True)))
+            under_way = asyncio.ensure_future(place_one(placer, prompt=half, trial=Trial(attempts=1)))
             await asyncio.sleep(0.1)
             with pytest.raises(Overloaded, match="prompts of 1000000 tokens wait for one already"):
                 await place_one(placer)
-            assert not any(each.done() for each in (*waiting, begun)), "a stream has its place"
+            assert not any(each.done() for each in (*waiting, begun, under_way)), "they have their place"
             waiting.pop().cancel()
             await asyncio.sleep(0.1)
             waiting.append(asyncio.ensure_future(place_one(placer)))
             await asyncio.sleep(0.1)
             cluster.tell(ready=True)
-            for each in asyncio.as_completed((*waiting, begun)):
+            for each in asyncio.as_completed((*waiting, begun, under_way)):
                 placer.ended(await each)
 
     run(test())

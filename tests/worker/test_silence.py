@@ -29,6 +29,7 @@ async def hear(within_s: float, *, answer_after_s: float, stall_s: float = 0.0) 
                 return await reader.read(4)
         finally:
             writer.close()
+            answer.cancel()
             answer.join()
 
 
@@ -37,8 +38,8 @@ def test_a_peer_that_says_nothing_is_given_up_in_time(run: Run) -> None:
     async def test() -> None:
         began = time.monotonic()
         with pytest.raises(TimeoutError):
-            await hear(0.2, answer_after_s=0.5)
-        assert 0.5 <= time.monotonic() - began < 1.5, "0.2 s, and then the end of the peer"
+            await hear(0.2, answer_after_s=60)
+        assert 0.2 <= time.monotonic() - began < 10
 
     run(test())
 
@@ -55,7 +56,7 @@ def test_what_came_while_this_process_stood_still_is_heard(run: Run) -> None:
 def test_who_stood_still_waits_a_little_longer_and_no_more(run: Run) -> None:
     async def test() -> None:
         with pytest.raises(TimeoutError):
-            await hear(0.1, answer_after_s=2.0, stall_s=0.6)
+            await hear(0.1, answer_after_s=60, stall_s=0.6)
 
     run(test())
 

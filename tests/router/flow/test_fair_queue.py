@@ -109,7 +109,7 @@ def test_who_has_gone_is_not_next() -> None:
     queue.remove(first)
     assert (len(queue), queue.work) == (1, 7)
     assert drain(queue) == ["second"]
-    assert (len(queue), queue.work) == (0, 0)
+    assert (len(queue), queue.work, queue.surplus()) == (0, 0, None)
 
 
 def test_who_has_most_waiting_makes_room() -> None:
@@ -118,7 +118,13 @@ def test_who_has_most_waiting_makes_room() -> None:
     queue.push(HEAVY, "heavy", 120)
     queue.push(B, "b1", 40)
     queue.push(B, "b2", 30)
-    assert [entry.item for entry in queue.longest()] == ["b1", "b2"], "70, against 40 by heavy's weight"
+    surplus = queue.surplus()
+    assert surplus is not None
+    assert surplus.item == "b2", "the last of b: 70, against 40 by heavy's weight"
+    spared = queue.surplus(spare=lambda item: item == "b2")
+    assert spared is not None
+    assert spared.item == "b1"
+    assert queue.surplus(spare=lambda _: True) is surplus
 
 
 def test_or_who_has_most_tokens_of_prompts_waiting() -> None:
@@ -126,7 +132,7 @@ def test_or_who_has_most_tokens_of_prompts_waiting() -> None:
     a = queue.push(A, "a", 50, tokens=1)
     b = queue.push(B, "b", 1, tokens=50)
     queue.push(HEAVY, "heavy", 1, tokens=120)
-    assert (queue.tokens, queue.longest(in_tokens=True)) == (171, [b]), "50, against 40 by heavy's weight"
+    assert (queue.tokens, queue.surplus(in_tokens=True)) == (171, b), "50, against 40 by heavy's weight"
     queue.remove(b)
     queue.remove(a)
     assert queue.tokens == 120
@@ -187,7 +193,7 @@ def test_tenants_that_do_not_wait_cost_nothing() -> None:
         began = time.process_time()
         for _ in range(200):
             entry = queue.push(A, "a", 10)
-            assert (len(queue), queue.work, queue.longest()) == (1, 10, [entry])
+            assert (len(queue), queue.work, queue.surplus()) == (1, 10, entry)
             queue.ahead_of(B, {})
             assert drain(queue) == ["a"]
         return time.process_time() - began

@@ -49,7 +49,7 @@ def test_what_a_cancelled_request_was_to_compute_is_held_against_nobody() -> Non
     for number in range(10 * WINDOW):
         decision = place(journal, f"{number}", relied)
         assert decision.placement.computing == "p1"
-        journal.came_true(decision, predicted(decision)[0], 0)
+        journal.came_true(decision, 9 * predicted(decision)[0], 0)
     claims.check()
     assert journal.alarms == ()
     for number in range(10 * WINDOW):
