@@ -16,6 +16,9 @@ from penstock.router.flow.promises import Promises
 from penstock.router.flow.speed import Speeds
 from penstock.router.flow.tenants import ANYONE, Tenant
 
+_LEAST_WAIT_S = 1.0
+"""Of one that made room, and what a full queue takes at least: a burst fills it before its speed is known."""
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -112,7 +115,9 @@ class Admission:
 
     def crowded_out(self, arrival: Arrival, work: float, said: str, now_s: float) -> RetryableError:
         """The error of one that made room in a full queue; `said` is what it is full of."""
-        wait_s = max(1.0, self._ahead(arrival.tenant, now_s, self._promised(now_s)).wait_s)
+        ahead = self._ahead(arrival.tenant, now_s, self._promised(now_s))
+        times_full = ahead.work / self._queue.work if self._queue.work else 1.0
+        wait_s = max(_LEAST_WAIT_S * max(1.0, times_full), ahead.wait_s)
         return self._refusal(arrival, work, wait_s, f"{said} wait already", now_s)
 
     def _promised(self, now_s: float) -> dict[str, float]:

@@ -112,11 +112,11 @@ def _check_time(turn: Turn, seconds: float, cluster: ClusterSnapshot, placement:
     whole_s = turn.remaining_s + turn.queued_s
     if seconds <= _SURELY * whole_s:
         raise DeadlineExceeded(
-            f"the request waited for its turn until {turn.remaining_s:.3g} s were left, and its prompt takes about "
-            f"{seconds:.3g} s to compute"
+            f"the request waited for its turn until {max(0.0, turn.remaining_s):.3g} s were left, and its prompt takes "
+            f"about {seconds:.3g} s to compute"
         )
     raise RequestError(
-        f"the prompt takes about {seconds:.3g} s to compute, but the client waits {whole_s:.3g} s",
+        f"the prompt takes about {seconds:.3g} s to compute, but the client waits {max(0.0, whole_s):.3g} s",
         field="timeout",
         code="deadline_too_short",
         status=503,

@@ -26,6 +26,7 @@ from penstock.router.openai.errors import error_status, named_for_api
 from penstock.router.openai.responses import Usage
 from penstock.router.outbox import SlowClient
 from penstock.router.services import Services
+from penstock.telemetry.logs import requests_log
 from penstock.telemetry.trace import Value, current, incoming
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class Endpoint:
                 facts["status"] = outcome
                 trace.note(**{_SEMANTIC_NAMES.get(name, name): value for name, value in facts.items()})
                 if self._services.config.log_requests:
-                    log.info("the request has ended", extra=facts)
+                    requests_log.info("the request has ended", extra=facts)
 
     async def _answer(self, scope: Scope, receive: Receive, reply: Reply, facts: dict[str, Value]) -> None:
         services, config = self._services, self._services.config

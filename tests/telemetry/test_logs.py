@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from penstock.telemetry.logs import JsonLines, TextLines
+from penstock.telemetry.config import LogConfig
+from penstock.telemetry.logs import JsonLines, TextLines, requests_log, set_up_logs
 from penstock.telemetry.trace import Tracer
 
 
@@ -55,3 +56,18 @@ def test_a_json_line_carries_the_exception() -> None:
 def test_a_text_line_ends_with_the_request_and_the_fields(request_id: str) -> None:
     line = TextLines().format(record("the request has ended", seconds=0.5))
     assert line.endswith(f"WARNING penstock.test: the request has ended request_id={request_id} seconds=0.5")
+
+
+def test_lines_about_requests_come_whatever_the_level(capsys: pytest.CaptureFixture[str]) -> None:
+    before, level = list(logging.root.handlers), logging.root.level
+    try:
+        set_up_logs(LogConfig(log_level="warning"))
+        logging.getLogger("penstock.test").info("not this")
+        requests_log.info("but this")
+    finally:
+        logging.captureWarnings(False)
+        logging.root.handlers[:] = before
+        logging.root.setLevel(level)
+    said = capsys.readouterr().err
+    assert "but this" in said
+    assert "not this" not in said

@@ -18,7 +18,7 @@ class LogConfig:
 class TraceConfig:
     """What is told of single requests, and to whom."""
 
-    log_requests: bool = option(False, "Log one line per request, of level info, when it has ended.")
+    log_requests: bool = option(False, "Log one line per request when it has ended, whatever the log level.")
     otlp_endpoint: str = option(
         "",
         "Base URL of an OpenTelemetry collector (OTLP over HTTP), as http://collector:4318; no traces without one.",

@@ -13,6 +13,10 @@ import msgspec
 from penstock.telemetry.config import LogConfig
 from penstock.telemetry.trace import current
 
+requests_log = logging.getLogger("penstock.requests")
+"""For one line per request, which whoever asks for them gets whatever the level of the others."""
+requests_log.setLevel(logging.INFO)
+
 _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """What every record has; the others are its fields."""
 

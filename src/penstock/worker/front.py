@@ -1,6 +1,5 @@
 """What the routes of a worker share: its configuration, its engine, and whether it takes new requests."""
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from starlette.requests import Request
 from penstock.engine.messages import Generate, Lookup, Prefill
 from penstock.errors import Overloaded
 from penstock.protocol import Accepted
+from penstock.telemetry.logs import requests_log
 from penstock.telemetry.trace import Tracer, Value
 from penstock.worker.bridge import EngineBridge
 from penstock.worker.config import WorkerConfig
@@ -20,8 +20,6 @@ from penstock.worker.metrics import WorkerMetrics
 from penstock.worker.stream import Stream
 
 T = TypeVar("T")
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -59,7 +57,7 @@ class Front:
     def log_end(self, **facts: Value) -> None:
         """One line about the current request, which is over, if such lines are wanted."""
         if self.config.log_requests:
-            log.info("the request has ended", extra=facts)
+            requests_log.info("the request has ended", extra=facts)
 
     def unready(self) -> str | None:
         """Why the worker takes no new requests, or None when it does."""

@@ -383,6 +383,22 @@ def test_who_came_back_as_told_makes_room_last(bounds: Bounds) -> None:
     run(test())
 
 
+def test_a_burst_at_a_short_queue_of_unknown_speed_is_let_in_when_it_comes_back() -> None:
+    async def test() -> None:
+        worker = Worker(2000, bounds=WIDE._replace(requests=10))
+        clients = [Client(worker, ANYONE, retries=1) for _ in range(100)]
+        for number, client in enumerate(clients):
+            client.numbers = itertools.count(1000 * number)
+        await asyncio.gather(*(client.ask(100) for client in clients))
+        retried = sum(client.retried for client in clients)
+        let_in = sum(client.let_in_again for client in clients)
+        print(f"{retried} came back, {let_in} of them were let in")
+        assert retried > 50
+        assert let_in > 0.9 * retried
+
+    run(test())
+
+
 def test_longer_prompts_make_room_for_many_short_ones() -> None:
     async def test() -> None:
         loop = asyncio.get_running_loop()
