@@ -123,8 +123,9 @@ class Account:
         """The prompts that do not go behind one of this priority, in one line. To be read only."""
         if not self.lines:
             return _NOBODY
-        if len(self.lines) == 1 and max(self.lines) <= priority:
-            return next(iter(self.lines.values()))
+        if len(self.lines) == 1:
+            [(own, line)] = self.lines.items()
+            return line if own <= priority else _NOBODY
         lines = [self.lines[each] for each in sorted(self.lines) if each <= priority]
         prompts = {each: None for line in lines for each in line.prompts}
         tokens, pairs = sum(line.tokens for line in lines), sum(line.pairs for line in lines)
@@ -132,7 +133,7 @@ class Account:
 
     def behind(self, priority: float) -> tuple[int, int, int]:
         """Streams of requests that go behind one of this priority, and tokens and pairs of their prompts."""
-        if max(self.streams, default=priority) <= priority >= max(self.lines, default=priority):
+        if not (_any_over(priority, self.streams) or _any_over(priority, self.lines)):
             return 0, 0, 0
         streams = sum(number for each, number in self.streams.items() if each > priority)
         lines = [line for each, line in self.lines.items() if each > priority]
@@ -150,6 +151,14 @@ class Account:
             output_tokens=self.output_tokens,
             arriving_tokens=self.arriving_tokens,
         )
+
+
+def _any_over(priority: float, priorities: Iterable[int]) -> bool:
+    """A loop takes a fifth of the time of max(), here: most workers have one priority."""
+    for each in priorities:  # noqa: SIM110
+        if each > priority:
+            return True
+    return False
 
 
 class Booking:

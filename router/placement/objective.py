@@ -15,7 +15,6 @@ behind the request do not count: the snapshot leaves out their prompts, and says
 """
 
 import math
-import statistics
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import TypeAlias
@@ -317,9 +316,10 @@ def _mean_prompts(pool: tuple[WorkerState, ...], more: int) -> float:
     """
     if not pool:
         return 0.0
-    prompts = [worker.prompts for worker in pool]
-    most = 2 * statistics.median_low(prompts) + _FEW_PROMPTS
-    return (sum(min(each, most) for each in prompts) + more) / len(pool)
+    prompts = sorted(worker.prompts for worker in pool)
+    most = 2 * prompts[(len(pool) - 1) // 2] + _FEW_PROMPTS
+    believed = sum(prompts) if prompts[-1] <= most else sum(min(each, most) for each in prompts)
+    return (believed + more) / len(pool)
 
 
 def _by_total(item: tuple[Computing | Decoding, WorkerState]) -> float:
