@@ -252,13 +252,16 @@ class Gate(Generic[T]):
             self._admission.speeds.empty(entry.tenant, nobody=not len(self._queue))
 
     def _make_room(self, now: float) -> None:
-        """The queue is bounded; who came back as told is spared, if anybody else of its tenant waits."""
+        """The queue is bounded; who came back as told is spared if anybody else of its tenant waits, or else while no
+        more than twice as many wait as may: the time it was told was an estimate."""
         queue, most = self._queue, self._bounds
         while (is_long := queue.tokens > most.prompt_tokens) or len(queue) > most.requests:
             entry = queue.surplus(in_tokens=is_long, spare=lambda waiter: waiter.claim.arrival.came_back)
             assert entry is not None
-            self._remove(entry)
             waiter = entry.item
+            if waiter.claim.arrival.came_back and not is_long and len(queue) <= 2 * most.requests:
+                return
+            self._remove(entry)
             said = f"prompts of {most.prompt_tokens} tokens" if is_long else f"{most.requests} requests"
             error = self._admission.crowded_out(waiter.claim.arrival, entry.work, said, now)
             if not waiter.result.done():  # else its task was cancelled, and has not run since

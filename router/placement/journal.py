@@ -85,8 +85,19 @@ class Journal:
         """The first token came. Learns from it."""
         prediction = decision.placement.prediction
         decision.ttft_s, decision.cached_tokens = ttft_s, cached_tokens
+        self._learn(decision, ttft_s, cached_tokens)
+        if prediction is None:
+            return
+        if self._num_true % REGRET_OF == 0:
+            decision.regret_s = regret_s(decision)
+        self._num_true += 1
+        log.debug("the first token has come", extra=_facts(decision, prediction))
+
+    def _learn(self, decision: Decision, ttft_s: float, cached_tokens: int | None) -> None:
+        prediction = decision.placement.prediction
         worker, told = decision.placement.relies_on(decision.request)
-        if worker in decision.request.pending and cached_tokens not in (None, told):
+        misses = cached_tokens is not None and is_off(cached_tokens, told, _SLACK_TOKENS)
+        if misses and worker in decision.request.pending:
             return  # told by this router itself: whoever was to compute it may have been cancelled
         is_believed = cached_tokens is None or self._judge(worker, told, cached_tokens)
         if prediction is None:
@@ -97,14 +108,10 @@ class Journal:
                 self._model.hops.add(pair=decision.placement.prefill is not None, seconds=rest_s)
             self.ttft.add(worker, off=is_off(ttft_s, prediction.ttft_s, _SLACK_S))
             if cached_tokens is not None:
-                self.cached.add(worker, off=is_off(cached_tokens, told, _SLACK_TOKENS))
+                self.cached.add(worker, off=misses)
         else:  # what is wrong with one worker says nothing about the others
             self.ttft.leave_out(worker)
             self.cached.leave_out(worker)
-        if self._num_true % REGRET_OF == 0:
-            decision.regret_s = regret_s(decision)
-        self._num_true += 1
-        log.debug("the first token has come", extra=_facts(decision, prediction))
 
     def finished(self, decision: Decision, done: Done) -> None:
         """The decode worker's last frame: it says how long its reads took."""

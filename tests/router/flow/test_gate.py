@@ -359,8 +359,12 @@ def test_so_are_the_prompts_that_wait_and_whoever_has_most_tokens_of_them_makes_
     run(test())
 
 
-@pytest.mark.parametrize("bounds", [WIDE._replace(requests=4), WIDE._replace(prompt_tokens=400)])
-def test_who_came_back_as_told_makes_room_last(bounds: Bounds) -> None:
+@pytest.mark.parametrize(
+    ("bounds", "last"), [(WIDE._replace(requests=4), [0, 2]), (WIDE._replace(prompt_tokens=400), [0, 2, 3])]
+)
+def test_who_came_back_as_told_makes_room_last(bounds: Bounds, last: list[int]) -> None:
+    """Memory is no estimate; the number of those who wait is."""
+
     async def test() -> None:
         loop = asyncio.get_running_loop()
         gate: Gate[Job] = Gate(has_room=lambda _: False, undo=lambda _: None, bounds=bounds)
@@ -372,13 +376,17 @@ def test_who_came_back_as_told_makes_room_last(bounds: Bounds) -> None:
 
         greedy = [enter(GREEDY, came_back=came_back) for came_back in (False, True, False, True)]
         others = []
-        for gone in ([2], [0, 2], [0, 2, 3]):
+        for gone in ([2], [0, 2], last):
             others.append(enter(LIGHT[len(others)]))
             await asyncio.sleep(0.01)
             assert [index for index, each in enumerate(greedy) if each.done()] == gone
         await asyncio.gather(*(greedy[index] for index in gone), return_exceptions=True)
-        for waiting in (greedy[1], *others):
+        others.extend(enter(A, came_back=True) for _ in range(20))
+        await asyncio.sleep(0.01)
+        assert len(gate) <= 8
+        for waiting in (*greedy, *others):
             waiting.cancel()
+        await asyncio.gather(*greedy, *others, return_exceptions=True)
 
     run(test())
 
