@@ -27,7 +27,17 @@ from penstock.engine.tickets import Tickets
 from penstock.engine.trace import open_trace
 from penstock.errors import RetryableError
 from penstock.hashing import BlockHasher
-from penstock.protocol import Done, Finished, FirstToken, GenerateRequest, Load, StepTiming, Tokens, error_frame
+from penstock.protocol import (
+    Done,
+    Finished,
+    FinishReason,
+    FirstToken,
+    GenerateRequest,
+    Load,
+    StepTiming,
+    Tokens,
+    error_frame,
+)
 
 
 class Pulls(Protocol):
@@ -333,14 +343,14 @@ class Engine:
         if reason := self._finish_reason(request, sequence.output):
             self._finish(sequence, reason)
 
-    def _finish_reason(self, request: Request, output: Seq[int]) -> str | None:
+    def _finish_reason(self, request: Request, output: Seq[int]) -> FinishReason | None:
         sampling = request.wire.sampling
         if output[-1] in request.stop_ids or (output[-1] in self.eos_ids and not sampling.ignore_eos):
             return "stop"
         full = len(request.prompt) + len(output) >= self.max_context_tokens
         return "length" if len(output) >= sampling.max_tokens or full else None
 
-    def _finish(self, sequence: Sequence, reason: str) -> None:
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         request = sequence.request
         sequence.finish_reason = reason
         if sequence in self.running:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from penstock.hashing import BlockHasher
-from penstock.protocol import GenerateRequest, Sample, StoredBlock, Ticket
+from penstock.protocol import FinishReason, GenerateRequest, Sample, StoredBlock, Ticket
 
 _arrivals = itertools.count()
 _numbers = itertools.count()
@@ -42,7 +42,7 @@ class Sequence:
     """Full blocks that are kept for it while it waits."""
     num_expected: int = 0
     """Full blocks that others may wait for, since this sequence computes or pulls them."""
-    finish_reason: str | None = None
+    finish_reason: FinishReason | None = None
     number: int = field(default_factory=lambda: next(_numbers))
     """Unique in this process."""
 

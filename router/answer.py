@@ -18,16 +18,20 @@ class Answer:
     is_cut: bool = False
     """The router ended it; the worker does not know and would go on."""
 
-    def take(self, frame: Tokens) -> tuple[Sequence[int], Sequence[TokenLogprob]]:
+    def take(self, frame: Tokens, sampling: SamplingParams) -> tuple[Sequence[int], Sequence[TokenLogprob]]:
         """The tokens of `frame` that are new here, and their log-probabilities (empty when not asked for).
 
-        After a resume a worker may send positions again; they are dropped. Raises WorkerLost when positions are
-        missing.
+        After a resume a worker may send positions again; they are dropped. Raises WorkerLost when positions or
+        log-probabilities are missing, and when there is more than `sampling` asks for.
         """
         known = len(self.output) - frame.position
         if known < 0:
             raise WorkerLost(f"tokens from position {frame.position} of sample {self.index}, at {len(self.output)}")
+        if len(frame.logprobs) != (0 if sampling.logprobs is None else len(frame.tokens)):
+            raise WorkerLost(f"{len(frame.logprobs)} log-probabilities with {len(frame.tokens)} tokens")
         tokens = frame.tokens[known:]
+        if len(self.output) + len(tokens) > sampling.max_tokens:
+            raise WorkerLost(f"more than the {sampling.max_tokens} tokens that sample {self.index} may have")
         self.output.extend(tokens)
         return tokens, frame.logprobs[known:]
 

@@ -192,7 +192,7 @@ class Generation:
             return Ended(self._first_choice + answer.index, frame.reason)
         if frame.cached_tokens is not None and self.cached_tokens is None:
             self.cached_tokens = frame.cached_tokens
-        tokens, logprobs = answer.take(frame)
+        tokens, logprobs = answer.take(frame, self._sampling)
         placed.reservation.produced(len(tokens))
         placed.num_output += len(tokens)
         return Output(self._first_choice + answer.index, tuple(tokens), tuple(logprobs)) if tokens else None

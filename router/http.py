@@ -34,11 +34,15 @@ class Lifelines:
         self._open: set[Lifeline] = set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._refusal: PenstockError | None = None
 
     def __len__(self) -> int:
         return len(self._open)
 
     def add(self, lifeline: "Lifeline") -> None:
+        """Raises what new requests are refused for."""
+        if self._refusal is not None:
+            raise self._refusal.with_traceback(None)
         self._open.add(lifeline)
         self._idle.clear()
 
@@ -50,6 +54,10 @@ class Lifelines:
     async def ended(self) -> None:
         """Returns when no request is in progress."""
         await self._idle.wait()
+
+    def refuse(self, reason: PenstockError) -> None:
+        """From now on no request begins."""
+        self._refusal = reason
 
     def cut_all(self, reason: PenstockError) -> None:
         """Ends every request in progress for `reason`."""
@@ -71,6 +79,7 @@ class Lifeline:
         self._is_answered = False
 
     async def __aenter__(self) -> "Lifeline":
+        self._lifelines.add(self)
         task = asyncio.current_task()
         assert task is not None
         self._task = task
@@ -79,7 +88,6 @@ class Lifeline:
         self.deadline = self.began + self._timeout_s
         self._set_timer()
         self._watcher: asyncio.Task[None] | None = None
-        self._lifelines.add(self)
         return self
 
     async def __aexit__(

@@ -99,10 +99,12 @@ class RouterServer(uvicorn.Server):
         self._services.draining = True
         log.info("stopping: %d requests in progress", len(self._services.lifelines))
         await asyncio.sleep(config.shutdown_delay_s)
+        reason = Stopping("the router is stopping")
+        self._services.lifelines.refuse(reason)
         with suppress(TimeoutError):
             async with asyncio.timeout(config.shutdown_grace_s):
                 await self._services.lifelines.ended()
-        self._services.lifelines.cut_all(Stopping("the router is stopping"))
+        self._services.lifelines.cut_all(reason)
         self.should_exit = True
 
 

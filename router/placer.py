@@ -5,12 +5,13 @@ The policy is pure and forgets; this is its hands. Its memory: trial.py (who fai
 
 import asyncio
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import aiohttp
 
-from penstock.errors import DeadlineExceeded, Overloaded, RetryableError, Stopping, reason_of
+from penstock.errors import DeadlineExceeded, Overloaded, RequestError, RetryableError, Stopping, reason_of
 from penstock.protocol import GenerateRequest
 from penstock.router.cluster import Cluster
 from penstock.router.expectations import Expectations
@@ -21,7 +22,7 @@ from penstock.router.flow.gate import Gate
 from penstock.router.flow.memory import Memory
 from penstock.router.flow.room import Room
 from penstock.router.flow.tenants import Tenant
-from penstock.router.flow.turns import Busy, Turn, take_turn
+from penstock.router.flow.turns import Busy, Retest, Turn, take_turn
 from penstock.router.index.keys import PromptKeys
 from penstock.router.index.prefix_index import PrefixIndex
 from penstock.router.metrics import Metrics
@@ -81,6 +82,7 @@ class Placer:
         self._room = room
         most = bounds.prompt_tokens
         self._stranded = Memory(most, f"no decode worker takes it, and prompts of {most} tokens wait for one already")
+        self._retest = Retest()
         self.gate: Gate[Placed] = Gate(
             has_room=self._has_room,
             undo=self.ended,
@@ -140,6 +142,7 @@ class Placer:
     def computed(self, placed: Placed, cached_tokens: int | None) -> None:
         """The first token came, with what was really found in a cache. Calls after the first are ignored."""
         if not placed.is_computed:
+            self._retest.computed(asyncio.get_running_loop().time())
             self.expectations.computed(placed, cached_tokens)
             self.gate.changed()
 
@@ -191,9 +194,18 @@ class Placer:
         def attempt(turn: Turn) -> Placed | Busy | None:
             latest = replace(self._wanted(job, arrival) if turn.queued_s else wanted, priority=turn.priority)
             cluster = self._cluster.snapshot(num_tokens=job.num_tokens, waiting=turn.waiting, priority=turn.priority)
-            found = take_turn(
-                lambda wanted: self._choose(wanted, job.trial, cluster), latest, cluster, self._room, turn
-            )
+
+            def take(turn: Turn) -> Placement | Busy | None:
+                return take_turn(
+                    lambda wanted: self._choose(wanted, job.trial, cluster), latest, cluster, self._room, turn
+                )
+
+            try:
+                found = take(turn)
+            except RequestError:
+                if not self._retest.is_due(turn, asyncio.get_running_loop().time()):
+                    raise
+                found = take(replace(turn, remaining_s=math.inf))
             if not isinstance(found, Placement):
                 return found
             placed = self._book(found, latest, cluster, job, claim.tenant)

@@ -15,6 +15,8 @@ from penstock.router.policy import ClusterSnapshot, Placement, PlacementRequest
 
 _SURELY = 1.25
 """A prompt must be predicted to take so many times as long as there is, before it is refused for good."""
+_PAUSE, _LEAST_S = 20, 0.5
+"""Between two such prompts that are tried all the same: times as long as there is, or as this if that is longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,26 @@ class Turn:
     """Since it could first have gone to a worker that was not its best."""
     remaining_s: float = math.inf
     """Of its deadline."""
+
+
+class Retest:
+    """Lets a prompt that is predicted to be too late through now and then: while none is computed, nobody would see
+    that workers have become faster. In vain they take at most a twentieth of one worker's time."""
+
+    def __init__(self) -> None:
+        self._computed_s = self._next_s = -math.inf
+
+    def computed(self, now_s: float) -> None:
+        """A prompt was."""
+        self._computed_s = now_s
+
+    def is_due(self, turn: Turn, now_s: float) -> bool:
+        """For a prompt that was refused; true when it shall go all the same."""
+        pause_s = _PAUSE * max(_LEAST_S, turn.remaining_s)
+        if now_s < max(self._computed_s + pause_s, self._next_s):
+            return False
+        self._next_s = now_s + pause_s
+        return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Annotated, TypeAlias
 
 import aiohttp
 import msgspec
@@ -24,6 +25,7 @@ NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for other bytes than it expects."""
 
 _MOST_REFUSAL_BYTES = 2**20
+_Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Refusal(msgspec.Struct):
@@ -39,15 +41,15 @@ class Readiness(msgspec.Struct):
     """The JSON body of a ready worker's answer on /ready."""
 
     ready: bool
-    max_context_tokens: int | None = None
+    max_context_tokens: _Positive | None = None
     """Longest prompt plus answer that fits there; less than the model's own limit when memory is short."""
-    max_samples: int | None = None
+    max_samples: _Positive | None = None
     """Most answers to one prompt: the sequences that its engine batches."""
     kind: str = ""
     """Device and number format: workers of one kind take as long for the same work."""
-    block_size: int | None = None
+    block_size: _Positive | None = None
     """Tokens per KV block."""
-    step_tokens: int | None = None
+    step_tokens: _Positive | None = None
     """Most tokens of one step."""
     model: str = ""
     """Fingerprint of tokenizer and architecture (fingerprint.py): a router uses only workers of its own model."""

@@ -4,7 +4,7 @@ Workers speak token ids only; text exists on the router's side. A streaming call
 connection cancels everything behind it. Times on the wire are always durations, never clock readings.
 """
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -24,6 +24,7 @@ STUCK_FACTOR = 4.0
 _INT32 = 2**31 - 1
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=_INT32)]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
+FinishReason: TypeAlias = Literal["stop", "length"]
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -120,7 +121,7 @@ class TokenLogprob(Struct, frozen=True, array_like=True):
     """A chosen token's log-probability and the most likely alternatives, best first."""
 
     logprob: float
-    top: tuple[tuple[int, float], ...] = ()
+    top: tuple[tuple[TokenId, float], ...] = ()
 
 
 class BlockTicket(Struct, frozen=True, array_like=True):
@@ -134,9 +135,9 @@ class BlockTicket(Struct, frozen=True, array_like=True):
 class FirstToken(Struct, frozen=True, omit_defaults=True):
     """The first token of one sample, and why the sequence already ended with it, if it did."""
 
-    token: int
+    token: TokenId
     logprob: TokenLogprob | None = None
-    finish_reason: str | None = None
+    finish_reason: FinishReason | None = None
 
 
 # Frames: one JSON line each.
@@ -162,10 +163,10 @@ class Tokens(Struct, frozen=True, tag="tokens", omit_defaults=True):
     """New output tokens of one sample; `position` is the output position of the first of them."""
 
     sample: int
-    position: int
-    tokens: tuple[int, ...]
+    position: Count
+    tokens: tuple[TokenId, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
-    cached_tokens: int | None = None
+    cached_tokens: Count | None = None
     """On the first tokens of a stream, as in `Done`, which never comes if the router ends the stream."""
 
 
@@ -173,7 +174,7 @@ class Finished(Struct, frozen=True, tag="finished"):
     """One sample ended: "stop" (its last token is an end or stop token) or "length"."""
 
     sample: int
-    reason: str
+    reason: FinishReason
 
 
 class Done(Struct, frozen=True, tag="done", kw_only=True, omit_defaults=True):

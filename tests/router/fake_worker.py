@@ -260,12 +260,12 @@ def fail_after(num_tokens: int, code: str) -> Script:
     return script
 
 
-def garbage_after(num_tokens: int) -> Script:
-    """Sends a line that is no frame."""
+def garbage_after(num_tokens: int, line: bytes = b'{"type":"tokens","sample":"zero"}') -> Script:
+    """Sends a line that is no frame, or none that can be true."""
 
     async def script(stream: Stream) -> None:
         await _begin(stream, num_tokens)
-        await stream.raw(b'{"type":"tokens","sample":"zero"}\n')
+        await stream.raw(line + b"\n")
 
     return script
 

@@ -57,7 +57,9 @@ def test_a_worker_is_chosen_from_its_first_ready_answer_on() -> None:
     with_cluster(test)
 
 
-@pytest.mark.parametrize("nonsense", [b"{", b'{"model": "\xff"}', b'{"x": ' + b"[" * 100_000])
+@pytest.mark.parametrize(
+    "nonsense", [b"{", b'{"ready": true, "max_context_tokens": -5}', b'{"model": "\xff"}', b'{"x": ' + b"[" * 100_000]
+)
 def test_a_worker_that_talks_nonsense_is_not_ready_until_it_talks_sense(nonsense: bytes) -> None:
     async def test(cluster: Cluster, worker: FakeWorker) -> None:
         worker.nonsense = nonsense

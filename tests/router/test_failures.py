@@ -24,6 +24,15 @@ BREAKS = {
     "closed without a last frame": fake.end_after(5),
     "stuck in a step": fake.stick_after(5),
     "garbage": fake.garbage_after(5),
+    "a token below zero": fake.garbage_after(5, b'{"type":"tokens","sample":0,"position":5,"tokens":[-7]}'),
+    "a token beyond all": fake.garbage_after(5, b'{"type":"tokens","sample":0,"position":5,"tokens":[%d]}' % 2**70),
+    "an unknown end": fake.garbage_after(5, b'{"type":"finished","sample":0,"reason":"banana"}'),
+    "unasked log-probabilities": fake.garbage_after(
+        5, b'{"type":"tokens","sample":0,"position":5,"tokens":[7],"logprobs":[[-0.5,[]]]}'
+    ),
+    "more than was asked for": fake.garbage_after(
+        5, b'{"type":"tokens","sample":0,"position":5,"tokens":%s}' % str([7] * 40_000).encode()
+    ),
     "a gap in positions": fake.gap_after(5),
     "an engine error": fake.fail_after(5, "internal"),
     "its own loss": fake.fail_after(5, "worker_lost"),

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from penstock.errors import DeadlineExceeded, Overloaded, RetryableError, Stopping, WorkerLost
+from penstock.errors import DeadlineExceeded, Overloaded, RequestError, RetryableError, Stopping, WorkerLost
 from penstock.hop import Readiness
-from penstock.protocol import GenerateRequest, Sample, SamplingParams
+from penstock.protocol import GenerateRequest, Sample, SamplingParams, StepTiming
 from penstock.router.cluster import Cluster, Member, Worker
 from penstock.router.flow.admission import Bounds
 from penstock.router.flow.arrival import Arrival
@@ -47,6 +47,11 @@ def new_placer(session: aiohttp.ClientSession, cluster: Cluster, index: PrefixIn
 
 def just_arrived(tenant: Tenant = ANYONE) -> Arrival:
     return Arrival("r", tenant, Patience(1, 1, 1), asyncio.get_running_loop().time())
+
+
+REQUEST = GenerateRequest(
+    request_id="r", prompt=(1,) * 20, sampling=SamplingParams(max_tokens=20), samples=(Sample(0, 1),)
+)
 
 
 def test_what_resumes_is_placed_by_all_tokens_that_it_has_and_reads_only_from_its_own_revision() -> None:
@@ -386,6 +391,41 @@ def test_a_deadline_that_passes_is_no_workers_failure() -> None:
             await cluster.close()
 
     asyncio.run(test())
+
+
+def test_when_all_are_predicted_to_be_too_late_one_is_tried_now_and_then() -> None:
+    """Workers were slow, and are no longer: nothing but a prompt can show it."""
+
+    async def test() -> None:
+        async with one_decode_worker(max_streams=9) as (placer, cluster):
+            model, loop = cluster.books.model, asyncio.get_running_loop()
+
+            def step(seconds: float) -> None:
+                model.stepped("http://d", "", 64 * [StepTiming(20, 0, 0, seconds, 200)])
+
+            async def ask(longest_s: float = 2.0) -> bool:
+                try:
+                    placed = await placer.place(REQUEST, 1, Trial(), loop.time() + longest_s, just_arrived())
+                except RequestError:
+                    return False
+                placer.ended(placed)
+                return True
+
+            step(60.0)
+            placed = await placer.place(REQUEST, 1, Trial(), loop.time() + 600, just_arrived())
+            placer.computed(placed, None)
+            placer.ended(placed)
+            went = [loop.time() for _ in range(1000) if await asyncio.sleep(0.1, True) and await ask()]
+            assert went == pytest.approx([40, 80], abs=0.2), "a twentieth of the time"
+            await asyncio.sleep(40)
+            assert not await ask(9.0), "one that would be computed for longer in vain comes less often"
+            assert await ask()
+            for _ in range(20):
+                step(0.01)
+            assert await ask()
+            assert await ask()
+
+    run(test())
 
 
 @pytest.mark.parametrize(

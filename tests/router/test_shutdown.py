@@ -63,6 +63,23 @@ def test_new_requests_are_served_while_load_balancers_notice(start: Start) -> No
         assert answer.choices[0].message.content == TEXTS[0]
 
 
+def test_then_they_are_sent_elsewhere(start: Start, worker: FakeWorker, worker_loop: LoopThread) -> None:
+    """Not cut when the grace ends, after a part of their work."""
+    worker.gate = gate = hold(worker_loop)
+    with start(shutdown_grace_s=10) as (router, client):
+        stream = client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
+        next(stream)
+        terminate(router)
+        wait_until(lambda: ready_status(router) == 503, "unreadiness")
+        with pytest.raises(openai.InternalServerError, match="router is stopping") as caught:
+            client.chat.completions.create(model="tiny", messages=MESSAGES)
+        headers = caught.value.response.headers
+        assert (caught.value.code, headers["x-should-retry"]) == ("stopping", "true")
+        assert headers["connection"] == "close", "another router must be asked, not this one again"
+        worker_loop.call(gate.set)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == TEXTS[0]
+
+
 def test_after_the_grace_time_streams_end_in_an_error(
     start: Start, worker: FakeWorker, worker_loop: LoopThread
 ) -> None:
