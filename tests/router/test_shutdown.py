@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionChunk
 
 from penstock.listen import free_port
 from penstock.router.config import RouterConfig
@@ -45,9 +46,7 @@ def test_open_streams_finish_and_then_the_router_exits(
 ) -> None:
     worker.gate = gate = hold(worker_loop)
     with start(shutdown_grace_s=10) as (router, client):
-        stream = client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
-        next(stream)
-        terminate(router)
+        stream = stream_while_terminated(router, client)
         wait_until(lambda: ready_status(router) == 503, "unreadiness")
         worker_loop.call(gate.set)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == TEXTS[0]
@@ -67,9 +66,7 @@ def test_then_they_are_sent_elsewhere(start: Start, worker: FakeWorker, worker_l
     """Not cut when the grace ends, after a part of their work."""
     worker.gate = gate = hold(worker_loop)
     with start(shutdown_grace_s=10) as (router, client):
-        stream = client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
-        next(stream)
-        terminate(router)
+        stream = stream_while_terminated(router, client)
         wait_until(lambda: ready_status(router) == 503, "unreadiness")
         with pytest.raises(openai.InternalServerError, match="router is stopping") as caught:
             client.chat.completions.create(model="tiny", messages=MESSAGES)
@@ -85,15 +82,21 @@ def test_after_the_grace_time_streams_end_in_an_error(
 ) -> None:
     worker.gate = hold(worker_loop)
     with start(shutdown_grace_s=0.3) as (router, client):
-        stream = client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
-        next(stream)
-        terminate(router)
+        stream = stream_while_terminated(router, client)
         with pytest.raises(openai.APIError, match="router is stopping") as caught:
             list(stream)
         assert caught.value.code == "stopping"
         router.process.join(5)
         assert router.process.exitcode == 0
     wait_until(lambda: worker.cancelled == 1, "the cancellation at the worker", timeout_s=1)
+
+
+def stream_while_terminated(router: Running, client: openai.OpenAI) -> "openai.Stream[ChatCompletionChunk]":
+    """A stream that has begun when the router is told to stop."""
+    stream = client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
+    next(stream)
+    terminate(router)
+    return stream
 
 
 def terminate(router: Running) -> None:
