@@ -69,6 +69,7 @@ class Engine:
         self.runner = runner
         self.new_hasher = new_hasher
         self.eos_ids = runner.decoder.config.eos_ids
+        self.vocab_size = runner.decoder.config.vocab_size
         self.max_context_tokens = runner.decoder.max_context_tokens
         poison = runner.poison if config.poison else None
         self.pool = BlockPool(len(runner.kv), poison=poison)

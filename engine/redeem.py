@@ -220,6 +220,11 @@ class Redeemer:
         request = pull.request
         if len(ticket.first_tokens) != len(request.wire.samples):
             raise PrefillLost(f"{len(ticket.first_tokens)} first tokens for {len(request.wire.samples)} samples")
+        for first in ticket.first_tokens:
+            if first.token >= self._engine.vocab_size:
+                raise PrefillLost(f"first token {first.token} of a vocabulary of {self._engine.vocab_size}")
+            if (first.logprob is None) != (request.wire.sampling.logprobs is None):
+                raise PrefillLost("a first token whose log-probability is missing, or was not asked for")
         pull.last_seen = True
         request.cached_tokens = min(ticket.cached_tokens, len(request.prompt))
         request.prefilled_tokens = len(request.prompt) - request.cached_tokens

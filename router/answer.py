@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from penstock.errors import WorkerLost
-from penstock.protocol import Sample, SamplingParams, TokenLogprob, Tokens
+from penstock.protocol import FinishReason, Sample, SamplingParams, TokenLogprob, Tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -18,15 +18,20 @@ class Answer:
     is_cut: bool = False
     """The router ended it; the worker does not know and would go on."""
 
-    def take(self, frame: Tokens, sampling: SamplingParams) -> tuple[Sequence[int], Sequence[TokenLogprob]]:
+    def take(
+        self, frame: Tokens, sampling: SamplingParams, vocab_size: int
+    ) -> tuple[Sequence[int], Sequence[TokenLogprob]]:
         """The tokens of `frame` that are new here, and their log-probabilities (empty when not asked for).
 
         After a resume a worker may send positions again; they are dropped. Raises WorkerLost when positions or
-        log-probabilities are missing, and when there is more than `sampling` asks for.
+        log-probabilities are missing, for a token that the model does not have, and when there is more than `sampling`
+        asks for.
         """
         known = len(self.output) - frame.position
         if known < 0:
             raise WorkerLost(f"tokens from position {frame.position} of sample {self.index}, at {len(self.output)}")
+        if max(frame.tokens, default=0) >= vocab_size:
+            raise WorkerLost(f"token {max(frame.tokens)} of a vocabulary of {vocab_size}")
         if len(frame.logprobs) != (0 if sampling.logprobs is None else len(frame.tokens)):
             raise WorkerLost(f"{len(frame.logprobs)} log-probabilities with {len(frame.tokens)} tokens")
         tokens = frame.tokens[known:]
@@ -34,6 +39,17 @@ class Answer:
             raise WorkerLost(f"more than the {sampling.max_tokens} tokens that sample {self.index} may have")
         self.output.extend(tokens)
         return tokens, frame.logprobs[known:]
+
+    def finish(self, reason: FinishReason, sampling: SamplingParams, end_ids: frozenset[int]) -> None:
+        """The worker says that it ended. Raises WorkerLost where it cannot have; a worker may know end tokens that this
+        router does not, but for a request that ignores them there is none."""
+        if reason == "length":
+            may_be = len(self.output) >= sampling.max_tokens
+        else:
+            may_be = bool(self.output) and (self.output[-1] in end_ids or not sampling.ignore_eos)
+        if not may_be:
+            raise WorkerLost(f"sample {self.index} cannot have ended by {reason!r} after {len(self.output)} tokens")
+        self.finish_reason = reason
 
     def ends_by_output(self, sampling: SamplingParams, end_ids: frozenset[int]) -> bool:
         """Sets the finish reason that follows from the output itself, in case the frame saying so was lost."""

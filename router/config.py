@@ -76,7 +76,10 @@ class RouterConfig(LogConfig, TraceConfig):
         unit="seconds",
     )
     max_queued: int = option(
-        4096, "Most prompts that wait for their turn; then the tenant with most waiting makes room.", unit="requests"
+        4096,
+        "Most prompts that wait for their turn; then the tenant with most waiting makes room; who came back as told "
+        "does not before there are twice as many.",
+        unit="requests",
     )
     max_queued_tokens: int = option(
         16_000_000,

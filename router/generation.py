@@ -41,6 +41,24 @@ from penstock.router.placer import Placer
 from penstock.router.trial import Trial
 from penstock.telemetry.trace import current
 
+_KINDS: dict[str, type[RetryableError]] = {
+    kind.code: kind
+    for kind in (
+        PrefillDied,
+        PrefillLost,
+        PrefillRefused,
+        TransferError,
+        Overloaded,
+        WorkerLost,
+        DeadlineExceeded,
+        Stopping,
+    )
+}
+_CLOCKS_S = 1.0
+"""A worker's deadline passes no earlier than so long before the router's, which it was told."""
+_MAX_LINE_BYTES = 2**20
+"""Longest frame of an answer: some tokens, with their log-probabilities."""
+
 
 class Started(msgspec.Struct, frozen=True):
     """A decode worker has taken the request. Comes again after every re-placement."""
@@ -79,6 +97,7 @@ class Generation:
         prompt: list[int],
         sampling: SamplingParams,
         end_ids: frozenset[int],
+        vocab_size: int,
         seeds: list[int],
         first_choice: int = 0,
         salt: str = "",
@@ -96,6 +115,7 @@ class Generation:
         self._placer = placer
         self._sampling = sampling
         self._end_ids = end_ids
+        self._vocab_size = vocab_size
         self._first_choice = first_choice
         self._deadline = deadline
         self._arrival = arrival
@@ -159,7 +179,8 @@ class Generation:
     async def _attempt(self, answers: list[Answer], placed: Placed) -> AsyncGenerator[Event, None]:
         """One call to one decode worker, to its last frame or to a RetryableError."""
         by_index = {answer.index: answer for answer in answers}
-        async with open_hop(self._placer.session, f"{placed.decode}/generate", self._body(answers, placed)) as hop:
+        url, body = f"{placed.decode}/generate", self._body(answers, placed)
+        async with open_hop(self._placer.session, url, body, max_line_bytes=_MAX_LINE_BYTES) as hop:
             self._placer.expectations.accepted(placed, hop.accepted.generation)
             yield Started(self, placed.decode, placed.prefill)
             while not isinstance(frame := await hop.next(), Done):
@@ -179,7 +200,7 @@ class Generation:
 
     def _event(self, frame: Frame, by_index: dict[int, Answer], placed: Placed) -> Event | None:
         if isinstance(frame, Error):
-            raise _failure(frame)
+            raise self._failure(frame, placed)
         if not isinstance(frame, (Tokens, Finished)):
             raise WorkerLost(f"{placed.decode} sent an unexpected {type(frame).__name__} frame")
         answer = by_index.get(frame.sample)
@@ -188,11 +209,11 @@ class Generation:
         if answer.finish_reason is not None:
             return None
         if isinstance(frame, Finished):
-            answer.finish_reason = frame.reason
+            answer.finish(frame.reason, self._sampling, self._end_ids)
             return Ended(self._first_choice + answer.index, frame.reason)
         if frame.cached_tokens is not None and self.cached_tokens is None:
-            self.cached_tokens = frame.cached_tokens
-        tokens, logprobs = answer.take(frame, self._sampling)
+            self.cached_tokens = min(frame.cached_tokens, len(self.prompt))
+        tokens, logprobs = answer.take(frame, self._sampling, self._vocab_size)
         placed.reservation.produced(len(tokens))
         placed.num_output += len(tokens)
         return Output(self._first_choice + answer.index, tuple(tokens), tuple(logprobs)) if tokens else None
@@ -200,7 +221,7 @@ class Generation:
     def _done(self, frame: Done, placed: Placed, answers: list[Answer]) -> None:
         self._placer.expectations.finished(placed, frame)
         if self.cached_tokens is None and not placed.is_resume:
-            self.cached_tokens = frame.cached_tokens
+            self.cached_tokens = min(frame.cached_tokens, len(self.prompt))
         self._placer.expectations.learned(placed, [answer.output for answer in answers])
 
     def _body(self, answers: list[Answer], placed: Placed) -> GenerateRequest:
@@ -219,20 +240,9 @@ class Generation:
             source_as_of=placed.source_as_of,
         )
 
-
-def _failure(frame: Error) -> RetryableError:
-    """The error that a stream's last frame tells of."""
-    kinds: dict[str, type[RetryableError]] = {
-        kind.code: kind
-        for kind in (
-            PrefillDied,
-            PrefillLost,
-            PrefillRefused,
-            TransferError,
-            Overloaded,
-            WorkerLost,
-            DeadlineExceeded,
-            Stopping,
-        )
-    }
-    return kinds.get(frame.code, RetryableError)(frame.message, retry_after_s=frame.retry_after_s)
+    def _failure(self, frame: Error, placed: Placed) -> RetryableError:
+        """The error that a stream's last frame tells of."""
+        remaining_s = self._deadline - asyncio.get_running_loop().time()
+        if frame.code == DeadlineExceeded.code and remaining_s > _CLOCKS_S:
+            return WorkerLost(f"{placed.decode} gave up {remaining_s:.3g} s before the deadline: {frame.message}")
+        return _KINDS.get(frame.code, RetryableError)(frame.message, retry_after_s=frame.retry_after_s)

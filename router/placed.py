@@ -41,6 +41,8 @@ class Placed:
     num_output: int = 0
     priority: int = 0
     """Among the worker's requests."""
+    is_test: bool = False
+    """It was predicted to be too late (turns.Retest)."""
     is_resume: bool = False
     is_accepted: bool = False
     is_computed: bool = False

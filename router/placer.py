@@ -142,7 +142,7 @@ class Placer:
     def computed(self, placed: Placed, cached_tokens: int | None) -> None:
         """The first token came, with what was really found in a cache. Calls after the first are ignored."""
         if not placed.is_computed:
-            self._retest.computed(asyncio.get_running_loop().time())
+            self._retest.computed(asyncio.get_running_loop().time(), tested=placed.is_test)
             self.expectations.computed(placed, cached_tokens)
             self.gate.changed()
 
@@ -150,6 +150,8 @@ class Placer:
         """In whatever way. Call once. The tenant pays for what was done."""
         placed.reservation.release()
         self.expectations.ended(placed)
+        if placed.is_test and not placed.is_computed:
+            self._retest.in_vain(asyncio.get_running_loop().time())
         prompt_work = placed.work - placed.output_work if placed.is_computed else 0.0
         self.gate.done(placed.tenant, prompt_work + work_of(0, placed.num_output) - placed.work)
 
@@ -200,16 +202,20 @@ class Placer:
                     lambda wanted: self._choose(wanted, job.trial, cluster), latest, cluster, self._room, turn
                 )
 
+            is_test = False
             try:
                 found = take(turn)
             except RequestError:
                 if not self._retest.is_due(turn, asyncio.get_running_loop().time()):
                     raise
-                found = take(replace(turn, remaining_s=math.inf))
+                found, is_test = take(replace(turn, remaining_s=math.inf)), True
             if not isinstance(found, Placement):
                 return found
             placed = self._book(found, latest, cluster, job, claim.tenant)
             placed.work, placed.output_work = claim.work, output_work
+            if is_test:
+                placed.is_test = True
+                self._retest.begins()
             return placed
 
         with current().span("queue", tenant=arrival.tenant.name):

@@ -262,7 +262,7 @@ class Gate(Generic[T]):
             if waiter.claim.arrival.came_back and not is_long and len(queue) <= 2 * most.requests:
                 return
             self._remove(entry)
-            said = f"prompts of {most.prompt_tokens} tokens" if is_long else f"{most.requests} requests"
+            said = f"prompts of {most.prompt_tokens} tokens" if is_long else f"{len(queue)} requests"
             error = self._admission.crowded_out(waiter.claim.arrival, entry.work, said, now)
             if not waiter.result.done():  # else its task was cancelled, and has not run since
                 waiter.result.set_exception(error)

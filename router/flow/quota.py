@@ -100,7 +100,7 @@ class Spending:
         if tenant.tokens_per_minute is not None and num_tokens > tenant.tokens_per_minute:
             raise RequestError(
                 f"prompt and answer may have {num_tokens} tokens, but the quota of {tenant.name} is "
-                f"{tenant.tokens_per_minute} tokens per minute: ask for a shorter answer",
+                f"{tenant.tokens_per_minute} tokens per minute: ask for less",
                 code="rate_limit_exceeded",
                 status=429,
             )

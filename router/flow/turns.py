@@ -43,22 +43,28 @@ class Turn:
 
 class Retest:
     """Lets a prompt that is predicted to be too late through now and then: while none is computed, nobody would see
-    that workers have become faster. In vain they take at most a twentieth of one worker's time."""
+    that workers have become faster. One at a time, and one after another while they are in time. In vain those of one
+    router take at most a twentieth of one worker's time."""
 
     def __init__(self) -> None:
-        self._computed_s = self._next_s = -math.inf
-
-    def computed(self, now_s: float) -> None:
-        """A prompt was."""
-        self._computed_s = now_s
+        self._since_s = -math.inf
+        """When a prompt was computed, or a tested one was not; infinite while one is tested."""
 
     def is_due(self, turn: Turn, now_s: float) -> bool:
-        """For a prompt that was refused; true when it shall go all the same."""
-        pause_s = _PAUSE * max(_LEAST_S, turn.remaining_s)
-        if now_s < max(self._computed_s + pause_s, self._next_s):
-            return False
-        self._next_s = now_s + pause_s
-        return True
+        """For a prompt that was refused; true when it may go all the same."""
+        return now_s - self._since_s >= _PAUSE * max(_LEAST_S, turn.remaining_s)
+
+    def begins(self) -> None:
+        """One goes."""
+        self._since_s = math.inf
+
+    def computed(self, now_s: float, *, tested: bool) -> None:
+        """A prompt was, before its client's deadline."""
+        self._since_s = -math.inf if tested else max(self._since_s, now_s)
+
+    def in_vain(self, now_s: float) -> None:
+        """The tested one has ended without a token."""
+        self._since_s = now_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,7 @@ def _call(
             prompt=prompt,
             sampling=sampling,
             end_ids=end_ids,
+            vocab_size=model.vocab_size,
             seeds=sample_seeds(request.seed, num_samples),
             first_choice=number * num_samples,
             salt=salt,

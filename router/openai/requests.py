@@ -139,7 +139,8 @@ def decode_request(body: bytes, kind: type[R]) -> R:
     except NO_JSON as error:
         field, reason = find_fault(body) or ("", str(error))
         where = f": {field}" if field else ""
-        message = f"the request body is not valid JSON in UTF-8{where}: {reason}"
+        what = "nests too deeply" if isinstance(error, RecursionError) else "is not valid JSON in UTF-8"
+        message = f"the request body {what}{where}: {reason}"
         raise RequestError(message, field=field or None) from error
     finally:
         gc.enable()

@@ -15,7 +15,7 @@ PenstockError
     ├── Overloaded        no capacity within the request's deadline
     ├── TransferError     a KV transfer failed
     ├── DeadlineExceeded  the request's deadline passed before its answer was complete
-    └── Stopping          the process is shutting down and its grace time is over
+    └── Stopping          the process is shutting down
 """
 
 
@@ -111,7 +111,7 @@ class DeadlineExceeded(RetryableError):
 
 
 class Stopping(RetryableError):
-    """The process is shutting down and its grace time is over."""
+    """The process is shutting down: it takes no new request, or its grace time is over."""
 
     code = "stopping"
 

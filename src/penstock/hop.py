@@ -15,7 +15,7 @@ import msgspec
 
 from penstock.errors import Overloaded, RequestError, WorkerLost, WorkerSilent, reason_of
 from penstock.post import Answer, Posts
-from penstock.protocol import SILENT_S, STUCK_FACTOR, STUCK_S, Accepted, Error, Frame, Heartbeat, decode_frame
+from penstock.protocol import SILENT_S, STUCK_FACTOR, STUCK_S, Accepted, Error, Frame, Heartbeat, Pause, decode_frame
 from penstock.silence import LATE_S, HeardWithin
 from penstock.telemetry.trace import current
 
@@ -25,7 +25,7 @@ NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for other bytes than it expects."""
 
 _MOST_REFUSAL_BYTES = 2**20
-_Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+_Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 
 
 class Refusal(msgspec.Struct):
@@ -34,7 +34,7 @@ class Refusal(msgspec.Struct):
     message: str
     code: str = "invalid_request"
     field: str | None = None
-    retry_after_s: float | None = None
+    retry_after_s: Pause | None = None
 
 
 class Readiness(msgspec.Struct):
@@ -101,15 +101,18 @@ class Hop:
 
 
 @asynccontextmanager
-async def open_hop(session: aiohttp.ClientSession, url: str, body: msgspec.Struct) -> AsyncIterator[Hop]:
-    """Posts `body` to `url` and yields the stream once its first frame is there.
+async def open_hop(
+    session: aiohttp.ClientSession, url: str, body: msgspec.Struct, *, max_line_bytes: int = MAX_LINE_BYTES
+) -> AsyncIterator[Hop]:
+    """Posts `body` to `url` and yields the stream once its first frame is there. No frame may be longer than
+    `max_line_bytes`.
 
     Raises RequestError (the worker refused it with 4xx), Overloaded (503) or WorkerLost. The call is a span of the
     current trace, which continues at the worker.
     """
     with current().span(url.rpartition("/")[2], "client", url=url) as span:
         answer = await _post(session, url, body, span.headers)
-        reader = _FrameReader(url, answer)
+        reader = _FrameReader(url, answer, max_line_bytes)
         try:
             if answer.status != 200:
                 await _raise_refusal(url, answer)
@@ -141,9 +144,10 @@ class _FrameReader:
     (A timeout around each frame and a `readline` cost 20 us of CPU more per token, measured.)
     """
 
-    def __init__(self, url: str, answer: Answer) -> None:
+    def __init__(self, url: str, answer: Answer, max_line_bytes: int) -> None:
         self._url = url
         self._answer = answer
+        self._max_line_bytes = max_line_bytes
         self._loop = asyncio.get_running_loop()
         self._lines: deque[bytes] = deque()
         self._begun: list[bytes] = []
@@ -193,8 +197,8 @@ class _FrameReader:
             self._begun.clear()
         if rest:
             self._begun.append(rest)
-        if max(sum(map(len, self._begun)), *map(len, lines), 0) > MAX_LINE_BYTES:
-            raise WorkerLost(f"{self._url} sent a frame of over {MAX_LINE_BYTES} bytes")
+        if max(sum(map(len, self._begun)), *map(len, lines), 0) > self._max_line_bytes:
+            raise WorkerLost(f"{self._url} sent a frame of over {self._max_line_bytes} bytes")
         self._lines.extend(lines)
 
     def _look(self) -> None:

@@ -25,6 +25,7 @@ _INT32 = 2**31 - 1
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=_INT32)]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 FinishReason: TypeAlias = Literal["stop", "length"]
+Pause: TypeAlias = Annotated[float, Meta(ge=0, le=86_400)]
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -180,17 +181,17 @@ class Finished(Struct, frozen=True, tag="finished"):
 class Done(Struct, frozen=True, tag="done", kw_only=True, omit_defaults=True):
     """Last frame of a good `/generate` stream, after every sample finished."""
 
-    cached_tokens: int = 0
+    cached_tokens: Count = 0
     """Prompt tokens that nobody had to compute for this request."""
-    prefilled_tokens: int = 0
+    prefilled_tokens: Count = 0
     """Prompt tokens that the prefill worker computed."""
-    pulled_blocks: int = 0
-    pulled_bytes: int = 0
-    pulls: int = 0
+    pulled_blocks: Count = 0
+    pulled_bytes: Count = 0
+    pulls: Count = 0
     """Times that reading these blocks began with none being read."""
-    pull_s: float = 0.0
+    pull_s: Annotated[float, Meta(ge=0)] = 0.0
     """Seconds in which they were being read."""
-    sourced_blocks: int = 0
+    sourced_blocks: Count = 0
     """Of the pulled blocks, those that were in the cache of the request's `source`."""
 
 
@@ -199,7 +200,7 @@ class Error(Struct, frozen=True, tag="error", kw_only=True, omit_defaults=True):
 
     code: str
     message: str
-    retry_after_s: float | None = None
+    retry_after_s: Pause | None = None
 
 
 class Ticket(Struct, frozen=True, tag="ticket", kw_only=True, omit_defaults=True):
@@ -214,7 +215,7 @@ class Ticket(Struct, frozen=True, tag="ticket", kw_only=True, omit_defaults=True
     """Index of the first ticketed block within the sequence (token position / block size)."""
     blocks: tuple[BlockTicket, ...]
     last: bool = False
-    cached_tokens: int = 0
+    cached_tokens: Count = 0
     first_tokens: tuple[FirstToken, ...] = ()
     """On the last ticket: one per sample."""
     aux: bytes = b""

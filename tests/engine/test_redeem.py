@@ -3,13 +3,14 @@
 import random
 import time
 
+import msgspec
 import pytest
 import torch
 
 from penstock.engine.engine import Engine
 from penstock.engine.sequence import Role
 from penstock.errors import PrefillLost
-from penstock.protocol import Accepted, Error, GenerateRequest, Ticket
+from penstock.protocol import Accepted, Error, FirstToken, GenerateRequest, Ticket, TokenLogprob
 from tests.engine.harness import GENERATION, RecordingRunner, collect, make_engine, prompt, request, run
 from tests.engine.pair import Pair
 from tests.engine.test_engine import logits_of
@@ -229,6 +230,29 @@ def test_a_lost_prefill_ends_in_a_retryable_error_and_keeps_what_was_verified() 
         again = run(decode.engine, request("again", PROMPT))["again"]
         assert again.done is not None
         assert again.done.cached_tokens >= 32
+
+
+@pytest.mark.parametrize(
+    "first",
+    [FirstToken(2**31 - 1), FirstToken(7, TokenLogprob(-0.5)), None],
+    ids=["of no vocabulary", "an unasked log-probability", "none"],
+)
+def test_first_tokens_that_cannot_be_true_are_the_prefill_workers_fault(first: FirstToken | None) -> None:
+    with Pair() as pair:
+        decode = pair.decode
+        decode.engine.add(request("a", PROMPT), Role.PULL)
+        decode.redeemer.arrived("a", Accepted(GENERATION, pair.prefill.peer))
+        pair.prefill.engine.add(request("a", PROMPT), Role.PREFILL)
+        while pair.prefill.engine.step():
+            pass
+        for out in pair.prefill.engine.outputs:
+            assert isinstance(out.frame, Ticket)
+            first_tokens = (first,) if first else ()
+            changed = msgspec.structs.replace(out.frame, first_tokens=first_tokens) if out.frame.last else out.frame
+            decode.redeemer.arrived("a", changed)
+        answer = collect(decode.engine)["a"]
+        assert answer.tokens == {}
+        assert [getattr(frame, "code", "") for frame in answer.others] == ["prefill_lost"]
 
 
 def race(fence: bool) -> tuple[int, int, int]:

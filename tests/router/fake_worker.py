@@ -270,6 +270,17 @@ def garbage_after(num_tokens: int, line: bytes = b'{"type":"tokens","sample":"ze
     return script
 
 
+def pad(num_bytes: int) -> Script:
+    """Begins with a heartbeat of more than so many bytes; then all is as it should be."""
+
+    async def script(stream: Stream) -> None:
+        await stream.accept()
+        await stream.raw(b" " * num_bytes + encode_line(Heartbeat(1, 0.0, 1.0)))
+        await stream.finish()
+
+    return script
+
+
 def gap_after(num_tokens: int) -> Script:
     """Leaves out a position."""
 

@@ -56,7 +56,7 @@ def test_every_sampling_field_reaches_the_worker(client: openai.OpenAI, worker: 
         presence_penalty=-0.25,
         frequency_penalty=0.75,
         logit_bias={"7": -100, "8": 2.5},
-        max_completion_tokens=50,
+        max_completion_tokens=20,
         logprobs=True,
         top_logprobs=4,
         extra_body={
@@ -75,7 +75,7 @@ def test_every_sampling_field_reaches_the_worker(client: openai.OpenAI, worker: 
     assert (sent.temperature, sent.top_p, sent.top_k, sent.min_p) == (0.5, 0.9, 40, 0.05)
     assert (sent.presence_penalty, sent.frequency_penalty, sent.repetition_penalty) == (-0.25, 0.75, 1.1)
     assert (sent.logit_bias, sent.stop_token_ids, sent.ignore_eos) == ({7: -100, 8: 2.5}, (9, 10), True)
-    assert (sent.max_tokens, sent.min_tokens, sent.logprobs) == (50, 2, 4)
+    assert (sent.max_tokens, sent.min_tokens, sent.logprobs) == (20, 2, 4)
     assert (request.salt, request.priority) == (opaque_salt("", "tenant"), -3)
 
 
@@ -124,6 +124,14 @@ def test_the_limit_ends_an_answer_with_length(client: openai.OpenAI) -> None:
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 5
     assert TEXTS[0].startswith(answer.choices[0].message.content or "?")
+
+
+def test_no_more_of_a_prompt_is_cached_than_it_has(client: openai.OpenAI, worker: FakeWorker) -> None:
+    worker.cached_tokens = 2**40
+    usage = client.chat.completions.create(model="tiny", messages=HELLO).usage
+    assert usage is not None
+    assert usage.prompt_tokens_details is not None
+    assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens
 
 
 @pytest.mark.parametrize(("stop", "found"), [("water", "water"), ([" rivers", "你好"], "你好"), ("T", "T")])

@@ -58,7 +58,14 @@ def test_a_worker_is_chosen_from_its_first_ready_answer_on() -> None:
 
 
 @pytest.mark.parametrize(
-    "nonsense", [b"{", b'{"ready": true, "max_context_tokens": -5}', b'{"model": "\xff"}', b'{"x": ' + b"[" * 100_000]
+    "nonsense",
+    [
+        b"{",
+        b'{"ready": true, "max_context_tokens": -5}',
+        b'{"ready": true, "step_tokens": 1%s}' % (400 * b"0"),
+        b'{"model": "\xff"}',
+        b'{"x": ' + b"[" * 100_000,
+    ],
 )
 def test_a_worker_that_talks_nonsense_is_not_ready_until_it_talks_sense(nonsense: bytes) -> None:
     async def test(cluster: Cluster, worker: FakeWorker) -> None:

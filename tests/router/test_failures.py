@@ -26,7 +26,14 @@ BREAKS = {
     "garbage": fake.garbage_after(5),
     "a token below zero": fake.garbage_after(5, b'{"type":"tokens","sample":0,"position":5,"tokens":[-7]}'),
     "a token beyond all": fake.garbage_after(5, b'{"type":"tokens","sample":0,"position":5,"tokens":[%d]}' % 2**70),
+    "a token beyond the model's": fake.garbage_after(
+        5, b'{"type":"tokens","sample":0,"position":5,"tokens":[2147483647]}'
+    ),
     "an unknown end": fake.garbage_after(5, b'{"type":"finished","sample":0,"reason":"banana"}'),
+    "an end before the last token": fake.garbage_after(5, b'{"type":"finished","sample":0,"reason":"length"}'),
+    "an end before the first token": fake.garbage_after(0, b'{"type":"finished","sample":0,"reason":"stop"}'),
+    "a deadline that is far": fake.fail_after(5, "deadline_exceeded"),
+    "a frame of more than a mebibyte": fake.pad(2**20),
     "unasked log-probabilities": fake.garbage_after(
         5, b'{"type":"tokens","sample":0,"position":5,"tokens":[7],"logprobs":[[-0.5,[]]]}'
     ),
@@ -60,6 +67,26 @@ def test_a_broken_stream_goes_on_elsewhere(
     assert time.monotonic() - started < 2, "promise 4"
     assert not worker.scripts
     assert len(worker.requests) == 2
+
+
+def test_an_end_that_was_to_be_ignored_is_none(
+    client_of_two: openai.OpenAI, worker: FakeWorker, second_worker: FakeWorker
+) -> None:
+    whole = stream_text(client_of_two, max_tokens=9, extra_body={"ignore_eos": True})
+    second_worker.scripts = worker.scripts
+    worker.scripts.append(fake.garbage_after(5, b'{"type":"finished","sample":0,"reason":"stop"}'))
+    assert stream_text(client_of_two, max_tokens=9, extra_body={"ignore_eos": True}) == whole
+
+
+def test_log_probabilities_that_are_missing_come_from_elsewhere(
+    client_of_two: openai.OpenAI, worker: FakeWorker, second_worker: FakeWorker, outputs: list[list[int]]
+) -> None:
+    second_worker.scripts = worker.scripts
+    line = b'{"type":"tokens","sample":0,"position":5,"tokens":[%d]}' % outputs[0][5]
+    worker.scripts.append(fake.garbage_after(5, line))
+    stream = client_of_two.chat.completions.create(model="tiny", messages=MESSAGES, stream=True, logprobs=True)
+    logprobs = [len(choice.logprobs.content) for chunk in stream for choice in chunk.choices if choice.logprobs]
+    assert sum(logprobs) == len(outputs[0]) - 1, "all but the end token"
 
 
 def test_an_answer_goes_on_only_with_the_weights_that_it_began_with(

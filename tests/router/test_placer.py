@@ -428,6 +428,47 @@ def test_when_all_are_predicted_to_be_too_late_one_is_tried_now_and_then() -> No
     run(test())
 
 
+def test_such_prompts_are_tried_one_after_another_while_they_are_in_time() -> None:
+    async def test() -> None:
+        async with one_decode_worker(max_streams=9) as (placer, cluster):
+            cluster.books.model.stepped("http://d", "", 64 * [StepTiming(20, 0, 0, 60.0, 200)])
+            loop = asyncio.get_running_loop()
+
+            async def go(at: float) -> Placed:
+                await asyncio.sleep(at - loop.time())
+                return await placer.place(REQUEST, 1, Trial(), at + 2, just_arrived())
+
+            first = await go(0)
+            with pytest.raises(RequestError):
+                await go(1)
+            placer.computed(first, None)
+            second = await go(1)
+            placer.ended(first)
+            with pytest.raises(RequestError):
+                await go(100)
+            placer.ended(second)
+            with pytest.raises(RequestError):
+                await go(139.9)
+            await go(140)
+
+    run(test())
+
+
+def test_one_that_shall_be_tried_and_finds_workers_full_waits_for_them() -> None:
+    async def test() -> None:
+        async with one_decode_worker(max_streams=1) as (placer, cluster):
+            first = await place_one(placer)
+            cluster.books.model.stepped("http://d", "", 64 * [StepTiming(20, 0, 0, 60.0, 200)])
+            loop = asyncio.get_running_loop()
+            waiting = asyncio.ensure_future(placer.place(REQUEST, 1, Trial(), loop.time() + 2, just_arrived()))
+            await asyncio.sleep(1)
+            assert not waiting.done()
+            placer.ended(first)
+            assert (await waiting).is_test
+
+    run(test())
+
+
 @pytest.mark.parametrize(
     ("first", "had", "priorities"),
     [(Tenant(name="light"), 1e6, (1, 0)), (Tenant(name="urgent", priority=-1), 0.0, (0, -2))],

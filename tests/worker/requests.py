@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import aiohttp
 from msgspec import Struct
 
-from penstock.hop import Hop, new_session, open_hop
+from penstock.hop import MAX_LINE_BYTES, Hop, new_session, open_hop
 from penstock.protocol import Done, Error, GenerateRequest, Sample, SamplingParams
 
 T = TypeVar("T")
@@ -29,9 +29,9 @@ def request(
 
 
 @asynccontextmanager
-async def call(url: str, body: Struct) -> AsyncIterator[Hop]:
+async def call(url: str, body: Struct, *, max_line_bytes: int = MAX_LINE_BYTES) -> AsyncIterator[Hop]:
     """One streaming call, closed at the end."""
-    async with new_session() as session, open_hop(session, url, body) as hop:
+    async with new_session() as session, open_hop(session, url, body, max_line_bytes=max_line_bytes) as hop:
         yield hop
 
 

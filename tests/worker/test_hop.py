@@ -11,6 +11,7 @@ from aiohttp import web
 
 from penstock import hop
 from penstock.errors import Overloaded, WorkerLost, WorkerSilent
+from penstock.hop import MAX_LINE_BYTES
 from penstock.protocol import Accepted, BlockTicket, Ticket, encode_line
 from tests.worker.requests import call, request, run
 
@@ -29,7 +30,9 @@ async def serving(answer: Callable[[web.Request], Awaitable[web.StreamResponse]]
         await runner.cleanup()
 
 
-async def read_tickets(*lines: bytes, pieces: int = 1, pause_s: float = 0.0, path: str = "/prefill") -> list[object]:
+async def read_tickets(
+    *lines: bytes, pieces: int = 1, pause_s: float = 0.0, path: str = "/prefill", max_line_bytes: int = MAX_LINE_BYTES
+) -> list[object]:
     """What a hop reads from a server that answers calls of /prefill with an accepted frame and `lines`, each in so many
     pieces with a pause after each."""
 
@@ -45,7 +48,7 @@ async def read_tickets(*lines: bytes, pieces: int = 1, pause_s: float = 0.0, pat
         return response
 
     frames: list[object] = []
-    async with serving(answer) as url, call(url + path, request()) as stream:
+    async with serving(answer) as url, call(url + path, request(), max_line_bytes=max_line_bytes) as stream:
         async for frame in stream.frames():
             frames.append(frame)
             if len(frames) == len(lines):
@@ -61,10 +64,9 @@ def test_a_ticket_of_five_mebibytes_is_read() -> None:
     assert run(lambda: read_tickets(line)) == [ticket]
 
 
-def test_a_line_over_the_limit_is_a_lost_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hop, "MAX_LINE_BYTES", 1000)
+def test_a_line_over_the_limit_is_a_lost_worker() -> None:
     with pytest.raises(WorkerLost, match="over 1000 bytes"):
-        run(lambda: read_tickets(b"x" * 2000 + b"\n"))
+        run(lambda: read_tickets(b"x" * 2000 + b"\n", max_line_bytes=1000))
 
 
 def test_lines_that_come_in_pieces_and_pieces_that_hold_lines_are_the_same_frames() -> None:
@@ -135,13 +137,26 @@ def test_a_worker_that_takes_the_call_and_says_nothing_is_silent(monkeypatch: py
         run(ask)
 
 
-@pytest.mark.parametrize("line", [b"{", b'{"type":"error","code":"\xff"}', b'{"type":"error","x":' + b"[" * 100_000])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b'{"type":"error","code":"\xff"}',
+        b'{"type":"error","x":' + b"[" * 100_000,
+        b'{"type":"error","code":"overloaded","message":"","retry_after_s":1e308}',
+        b'{"type":"done","cached_tokens":-5}',
+        b'{"type":"done","pulls":1' + b"0" * 400 + b"}",
+        b'{"type":"ticket","generation":"g","first_position":0,"blocks":[],"cached_tokens":-5}',
+    ],
+)
 def test_a_line_that_is_no_frame_is_a_lost_worker(line: bytes) -> None:
     with pytest.raises(WorkerLost, match="a frame that is not of this protocol"):
         run(lambda: read_tickets(line + b"\n"))
 
 
-@pytest.mark.parametrize("body", [b"busy", b'{"message": "\xff"}', b'{"x": ' + b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body", [b"busy", b'{"message": "\xff"}', b'{"x": ' + b"[" * 100_000, b'{"message": "", "retry_after_s": 1e308}']
+)
 def test_a_refusal_that_no_worker_would_give_is_not_the_clients_fault(body: bytes) -> None:
     with pytest.raises(Overloaded, match="answered HTTP 400 without saying why"):
         run(lambda: refused_with(body))

@@ -59,6 +59,15 @@ def test_what_a_cancelled_request_was_to_compute_is_held_against_nobody() -> Non
         claims.check()
 
 
+def test_late_first_tokens_count_also_where_a_block_that_is_under_way_was_not_found() -> None:
+    journal = Journal(CostModel())
+    relied = PlacementRequest(2000, {"p1": 1000}, pending=frozenset({"p1"}))
+    for number in range(10 * WINDOW):
+        decision = place(journal, f"{number}", relied)
+        journal.came_true(decision, 9 * predicted(decision)[0], 1000 - 16)
+    assert journal.alarms == ("ttft",)
+
+
 def test_a_decision_is_found_with_what_came_of_it() -> None:
     journal = Journal(CostModel())
     decision = place(journal)
