@@ -223,8 +223,9 @@ class Redeemer:
         for first in ticket.first_tokens:
             if first.token >= self._engine.vocab_size:
                 raise PrefillLost(f"first token {first.token} of a vocabulary of {self._engine.vocab_size}")
-            if (first.logprob is None) != (request.wire.sampling.logprobs is None):
-                raise PrefillLost("a first token whose log-probability is missing, or was not asked for")
+            asked = request.wire.sampling.logprobs
+            if (first.logprob is None) != (asked is None) or (first.logprob and len(first.logprob.top) > (asked or 0)):
+                raise PrefillLost("a first token without the log-probabilities that were asked for, or with others")
         pull.last_seen = True
         request.cached_tokens = min(ticket.cached_tokens, len(request.prompt))
         request.prefilled_tokens = len(request.prompt) - request.cached_tokens

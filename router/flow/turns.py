@@ -43,8 +43,8 @@ class Turn:
 
 class Retest:
     """Lets a prompt that is predicted to be too late through now and then: while none is computed, nobody would see
-    that workers have become faster. One at a time, and one after another while they are in time. In vain those of one
-    router take at most a twentieth of one worker's time."""
+    that workers have become faster. One goes when none was computed, or tried in vain, for 20 times as long as its
+    client waits, and at once after one that was in time."""
 
     def __init__(self) -> None:
         self._since_s = -math.inf

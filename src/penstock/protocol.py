@@ -21,6 +21,8 @@ STUCK_S = 5.0
 """A step longer than max(STUCK_S, STUCK_FACTOR * predicted) is stuck."""
 STUCK_FACTOR = 4.0
 
+_MAX_MESSAGE = 2000
+"""Characters: an error may quote what another worker sent."""
 _INT32 = 2**31 - 1
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=_INT32)]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
@@ -313,6 +315,6 @@ def error_frame(error: Exception) -> Error:
     """The last frame of a stream that fails with `error`."""
     return Error(
         code=getattr(error, "code", None) or "internal",
-        message=reason_of(error),
+        message=reason_of(error)[:_MAX_MESSAGE],
         retry_after_s=getattr(error, "retry_after_s", None),
     )

@@ -233,22 +233,26 @@ def test_a_lost_prefill_ends_in_a_retryable_error_and_keeps_what_was_verified() 
 
 
 @pytest.mark.parametrize(
-    "first",
-    [FirstToken(2**31 - 1), FirstToken(7, TokenLogprob(-0.5)), None],
-    ids=["of no vocabulary", "an unasked log-probability", "none"],
+    ("first", "asked"),
+    [
+        (FirstToken(2**31 - 1), None),
+        (FirstToken(7, TokenLogprob(-0.5)), None),
+        (FirstToken(7), 0),
+        (FirstToken(7, TokenLogprob(-0.5, 3 * ((7, -0.5),))), 2),
+    ],
+    ids=["of no vocabulary", "with an unasked log-probability", "without", "with more alternatives"],
 )
-def test_first_tokens_that_cannot_be_true_are_the_prefill_workers_fault(first: FirstToken | None) -> None:
+def test_first_tokens_that_cannot_be_true_are_the_prefill_workers_fault(first: FirstToken, asked: int | None) -> None:
     with Pair() as pair:
         decode = pair.decode
-        decode.engine.add(request("a", PROMPT), Role.PULL)
+        decode.engine.add(request("a", PROMPT, logprobs=asked), Role.PULL)
         decode.redeemer.arrived("a", Accepted(GENERATION, pair.prefill.peer))
-        pair.prefill.engine.add(request("a", PROMPT), Role.PREFILL)
+        pair.prefill.engine.add(request("a", PROMPT, logprobs=asked), Role.PREFILL)
         while pair.prefill.engine.step():
             pass
         for out in pair.prefill.engine.outputs:
             assert isinstance(out.frame, Ticket)
-            first_tokens = (first,) if first else ()
-            changed = msgspec.structs.replace(out.frame, first_tokens=first_tokens) if out.frame.last else out.frame
+            changed = msgspec.structs.replace(out.frame, first_tokens=(first,)) if out.frame.last else out.frame
             decode.redeemer.arrived("a", changed)
         answer = collect(decode.engine)["a"]
         assert answer.tokens == {}

@@ -126,6 +126,15 @@ def test_the_limit_ends_an_answer_with_length(client: openai.OpenAI) -> None:
     assert TEXTS[0].startswith(answer.choices[0].message.content or "?")
 
 
+def test_a_stop_token_ends_also_where_end_tokens_are_ignored(
+    client: openai.OpenAI, outputs: list[list[int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    extra = {"ignore_eos": True, "stop_token_ids": outputs[0][-1:]}
+    answer = client.chat.completions.create(model="tiny", messages=HELLO, extra_body=extra)
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (TEXTS[0], "stop")
+    assert "failed a request" not in caplog.text
+
+
 def test_no_more_of_a_prompt_is_cached_than_it_has(client: openai.OpenAI, worker: FakeWorker) -> None:
     worker.cached_tokens = 2**40
     usage = client.chat.completions.create(model="tiny", messages=HELLO).usage

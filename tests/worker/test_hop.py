@@ -10,9 +10,9 @@ import pytest
 from aiohttp import web
 
 from penstock import hop
-from penstock.errors import Overloaded, WorkerLost, WorkerSilent
+from penstock.errors import Overloaded, PrefillLost, WorkerLost, WorkerSilent
 from penstock.hop import MAX_LINE_BYTES
-from penstock.protocol import Accepted, BlockTicket, Ticket, encode_line
+from penstock.protocol import Accepted, BlockTicket, Ticket, encode_line, error_frame
 from tests.worker.requests import call, request, run
 
 
@@ -152,6 +152,10 @@ def test_a_worker_that_takes_the_call_and_says_nothing_is_silent(monkeypatch: py
 def test_a_line_that_is_no_frame_is_a_lost_worker(line: bytes) -> None:
     with pytest.raises(WorkerLost, match="a frame that is not of this protocol"):
         run(lambda: read_tickets(line + b"\n"))
+
+
+def test_an_error_that_quotes_another_worker_stays_short() -> None:
+    assert len(encode_line(error_frame(PrefillLost("x" * 2**20)))) < 2**12
 
 
 @pytest.mark.parametrize(
