@@ -54,7 +54,8 @@ def command_line() -> str:
         "# The command line\n",
         "Every flag can also be set in the environment: `--kv-bytes` is `PENSTOCK_FLAG_KV_BYTES`. A flag wins.",
         "A variable of that form that is no command's is refused, with the nearest that is. `penstock up` passes its",
-        "environment on, so that `PENSTOCK_FLAG_MAX_WAIT_S=5 penstock up` sets a flag of its routers.\n",
+        "environment on, so that `PENSTOCK_FLAG_MAX_WAIT_S=5 penstock up` sets a flag of its routers. Their",
+        "`--shutdown-grace-s` is 1 s there unless the environment says otherwise.\n",
         "Sizes take suffixes, as in `512MiB`. What is True or False needs no value to be True: `--log-requests`, or",
         "`--log-requests true`; `--prefix-cache false` turns off what is on.\n",
     ]

@@ -135,9 +135,12 @@ def _add_operation(app: FastAPI, services: Services) -> None:
         return Response(found.render() + beside, media_type="text/plain; version=0.0.4")
 
     async def drain(request: Request) -> Response:
-        """Nothing turns it back, so it is not for everyone who may ask the model."""
-        if not is_from_this_machine(request.scope):
-            raise HTTPException(403, "/drain is taken from this machine only; SIGTERM drains as well")
+        """Nothing turns it back, so it is neither for everyone who may ask the model nor for web pages that this
+        machine's browser shows."""
+        if not is_from_this_machine(request.scope) or "origin" in request.headers:
+            raise HTTPException(
+                403, "/drain is taken from this machine only, and not from web pages; SIGTERM drains as well"
+            )
         services.draining = True
         return Response(msgspec.json.encode({"running": len(services.lifelines)}), media_type=JSON)
 

@@ -94,8 +94,10 @@ class ClientConnection(HttpToolsProtocol):
         except HttpParserUpgrade:
             self._refuse_http("CONNECT is for proxies")
             return
-        except HttpParserError as error:  # TLS, HTTP/2, two lengths
-            self._refuse_http(str(error))
+        except HttpParserError as error:
+            other = data.startswith((b"\x16", b"PRI "))
+            hint = "; TLS and HTTP/2 are not spoken here, so URLs begin with http://" if other else ""
+            self._refuse_http(f"{error}{hint}")
             return
         if self._received_bytes > self.limits.max_header_bytes:
             if self._in_headers:
@@ -220,11 +222,8 @@ class ClientConnection(HttpToolsProtocol):
             self.transport.close()  # it never asked for anything
 
     def _refuse_http(self, why: str) -> None:
-        said = (
-            f"this is no valid HTTP/1.1 request: {why}; TLS and HTTP/2 are not spoken here, so URLs begin with http://"
-        )
         log.warning("a client's request is not valid HTTP/1.1, and refused: %s", why)
-        self._refuse(RequestError(said, code="invalid_http"))
+        self._refuse(RequestError(f"this is no valid HTTP/1.1 request: {why}", code="invalid_http"))
 
     def _refuse_headers(self) -> None:
         most = self.limits.max_header_bytes

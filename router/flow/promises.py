@@ -18,8 +18,6 @@ EARLY_S = 0.05
 _GRACE_S = 2.0
 _GRACE = 0.25
 """A client may come so much later than it was told, in seconds and as a part of its wait."""
-_LEAST_TRUST = 0.1
-"""Some staggering remains even where hardly anybody has come back so far."""
 _LEARNING = 0.05
 
 
@@ -103,4 +101,4 @@ class Promises:
                     break
 
     def _learn(self, came: float) -> None:
-        self.trust = max(_LEAST_TRUST, self.trust + _LEARNING * (came - self.trust))
+        self.trust += _LEARNING * (came - self.trust)

@@ -125,6 +125,7 @@ def test_key_file_and_flags_of_the_environment_reach_the_router(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PENSTOCK_FLAG_DEFAULT_MAX_TOKENS", "4")
+    monkeypatch.setenv("PENSTOCK_FLAG_SHUTDOWN_GRACE_S", "7")
     key, digest = new_key()
     (tmp_path / "keys.toml").write_text(f'[me]\nkey_sha256 = ["{digest}"]\n')
     flags = ("--port", "0", "--prefill", "0", "--kv-bytes", "8MiB", "--keys", str(tmp_path / "keys.toml"))
@@ -134,6 +135,9 @@ def test_key_file_and_flags_of_the_environment_reach_the_router(
             first_model(url)
         model = first_model(url, key)
         assert ask(url, model, QUESTION, lambda _: None, key=key, ignore_eos=True).usage["completion_tokens"] == 4
+        [router] = [process for process in up.descendants() if "router" in process.cmdline()]
+        assert router.environ()["PENSTOCK_FLAG_SHUTDOWN_GRACE_S"] == "7"
+        assert "--shutdown-grace-s" not in " ".join(router.cmdline()), "a flag would win"
         up.stop()
 
 

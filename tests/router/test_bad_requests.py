@@ -339,7 +339,7 @@ BEGUN = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00", "Invalid method", id="TLS"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00", "TLS and HTTP/2 are not spoken", id="TLS"),
         pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2 are not spoken", id="HTTP/2"),
         pytest.param(b"GET /v1/models HTTP/2.0\r\nhost: x\r\n\r\n", "version 2.0", id="HTTP/2 as text"),
         pytest.param(b"GET / HTTP/9.9\r\n\r\n", "Invalid HTTP version", id="HTTP/9.9"),
@@ -381,6 +381,7 @@ def test_what_is_no_http_is_refused_in_openai_s_form(
     error = json.loads(body)["error"]
     assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_http")
     assert why in error["message"]
+    assert ("TLS" in error["message"]) is said.startswith((b"\x16", b"PRI"))
 
 
 def test_of_http_1_0_no_host_is_asked(router: RunningRouter) -> None:

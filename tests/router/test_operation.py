@@ -91,10 +91,19 @@ def test_the_log_tells_of_dead_and_missing_workers(model_folder: Path, caplog: p
         wait_until(lambda: "no decode worker is named" in caplog.text, "the line")
 
 
-@pytest.mark.parametrize("peer", ["10.0.0.9", "2001:db8::9", "127.0.0.1, 10.0.0.9"])
-def test_only_this_machine_may_drain_the_router(router: RunningRouter, peer: str) -> None:
-    """As behind a proxy of this machine, which says whom it speaks for."""
-    asked = urllib.request.Request(f"{router.url}/drain", method="POST", headers={"x-forwarded-for": peer})
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("x-forwarded-for", "10.0.0.9"),
+        ("x-forwarded-for", "2001:db8::9"),
+        ("x-forwarded-for", "127.0.0.1, 10.0.0.9"),
+        ("origin", "http://127.0.0.1:8000"),
+        ("origin", "null"),
+    ],
+)
+def test_only_this_machine_may_drain_the_router(router: RunningRouter, name: str, said: str) -> None:
+    """As behind a proxy of this machine, which says whom it speaks for; or from a web page that is shown there."""
+    asked = urllib.request.Request(f"{router.url}/drain", method="POST", headers={name: said})
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(asked, timeout=5)
     with caught.value as answer:

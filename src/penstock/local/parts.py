@@ -70,7 +70,8 @@ class RouterPart:
         log = await self.logs.open(self.name)
         command = [sys.executable, "-m", "penstock.local.tether", str(os.getpid()), "router", *self.flags]
         secrets = {f"PENSTOCK_FLAG_{name}": value for name, value in self.secrets.items()}
-        process = _spawn(command, log, os.environ | secrets)
+        grace = {"PENSTOCK_FLAG_SHUTDOWN_GRACE_S": f"{GRACE_S}"}  # unless the user's own environment has another
+        process = _spawn(command, log, grace | os.environ | secrets)
         child = Child(self.name, process.pid)
         child.watch(_watch(process, child))
         child.watch(_poll_ready(self.url, child))
@@ -124,7 +125,6 @@ def _router_flags(config: LocalConfig, workers: list[WorkerPart], port: int) -> 
         "port": port,
         "prefill": ",".join(part.url for part in workers if part.config.role == "prefill"),
         "decode": ",".join(part.url for part in workers if part.config.role == "decode"),
-        "shutdown-grace-s": GRACE_S,
         "policy": config.policy,
     }
     if config.keys:

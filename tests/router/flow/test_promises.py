@@ -55,6 +55,15 @@ def test_clients_that_never_come_back_soon_hold_no_places() -> None:
     assert promises.amount(100) < 0.1 * 25
 
 
+def test_a_flood_that_ignores_what_it_is_told_makes_nobody_wait_longer() -> None:
+    """350 requests a second, of which none comes back, where 20 are served."""
+    promises = Promises()
+    for number in range(20_000):
+        now_s = number / 350
+        told_s = promises.make(b"%d" % number, 1, wait_s=1 + promises.amount(now_s) / 20, now_s=now_s)
+    assert told_s < 1.1
+
+
 def test_only_so_many_are_booked() -> None:
     promises = Promises(most=2)
     assert [promises.make(name, 1, wait_s=5, now_s=0) for name in (b"a", b"b", b"c")] == [5, 5, 5]
